@@ -1,0 +1,1 @@
+"""How the weights of a network travelled between its checkpoints."""

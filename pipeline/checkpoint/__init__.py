@@ -1,0 +1,1 @@
+"""What a checkpoint is: names, headers, shards, roles of tensors. Pure functions and data."""

@@ -1,0 +1,89 @@
+"""From the name of a checkpoint to where it stands in training.
+
+Names are read by a table of patterns, as data; `EXAMPLES` says what each is there for and is
+what the tests run. All patterns that match contribute, so `stage1-step140000-tokens294B` gives
+stage, step and tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_COUNT = r"(\d+(?:\.\d+)?)([kmbt]?)(?![a-z0-9])"
+
+# The first pattern of a list that matches is taken; a match starts at a word's start.
+_PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
+    field: tuple(re.compile(rf"(?<![a-z0-9]){prefix}{_COUNT}", re.IGNORECASE) for prefix in prefixes)
+    for field, prefixes in {
+        "stage": (r"stage[-_]?",),
+        "step": (
+            r"(?:global[-_]?)?steps?[-_]?",
+            r"checkpoint[-_]?",
+            r"ckpt[-_]?",
+            r"iter(?:ation)?[-_]?",
+            r"epoch[-_]?",
+        ),
+        "tokens": (r"tokens?[-_]?",),
+    }.items()
+}
+_BARE_NUMBER = re.compile(r"\d+")
+
+EXAMPLES: dict[str, tuple[int | None, int | None, float | None]] = {
+    # name: (stage, step, tokens)
+    "step0": (None, 0, None),
+    "step143000": (None, 143_000, None),
+    "step-160000": (None, 160_000, None),
+    "global_step5000": (None, 5000, None),
+    "checkpoint-500": (None, 500, None),
+    "ckpt_100": (None, 100, None),
+    "ckpt_007": (None, 7, None),
+    "epoch_3": (None, 3, None),
+    "iter_0001000": (None, 1000, None),
+    "step1000-tokens4B": (None, 1000, 4e9),
+    "stage1-step140000-tokens294B": (1, 140_000, 294e9),
+    "stage1-step-40000": (1, 40_000, None),
+    "step-480k-token-1007B": (None, 480_000, 1007e9),
+    "intermediate-step-1431k-3T": (None, 1_431_000, None),
+    "000250": (None, 250, None),
+    "main": (None, None, None),
+    "stepping-stone": (None, None, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a checkpoint stands in its training run, as far as its name tells."""
+
+    stage: int | None
+    step: int | None
+    tokens: float | None
+
+    @property
+    def is_known(self) -> bool:
+        """True if the name orders the checkpoint at all."""
+        return self.step is not None or self.tokens is not None
+
+    @property
+    def order(self) -> tuple[float, float, float]:
+        """Sort key: by stage, then step, then tokens, unknown ones first."""
+        return tuple(
+            -1.0 if value is None else float(value) for value in (self.stage, self.step, self.tokens)
+        )  # type: ignore[return-value]
+
+
+def position(name: str) -> Position:
+    """Return the stage, step and tokens that a checkpoint's name states."""
+    found = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
+    if found["step"] is None and _BARE_NUMBER.fullmatch(name):
+        found["step"] = float(name)
+    stage, step = (None if found[key] is None else round(found[key]) for key in ("stage", "step"))
+    return Position(stage, step, found["tokens"])
+
+
+def _first(patterns: tuple[re.Pattern[str], ...], name: str) -> float | None:
+    for pattern in patterns:
+        if match := pattern.search(name):
+            return float(match[1]) * _SCALE[match[2].lower()]
+    return None

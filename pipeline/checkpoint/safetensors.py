@@ -1,0 +1,142 @@
+"""The header of a safetensors file: an 8-byte length, then JSON, then the values.
+
+The format's rules are checked here one by one, because the header decides which bytes of the
+file are taken for which tensor: a header that lies must fail, not be read.
+Source: the format's README (huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.errors import FormatError, quoted
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself enforces
+# Hub statistics quoted by huggingface_hub: 97 % of headers are shorter than 100 kB, so that
+# one read is enough for nearly all files.
+FIRST_READ_BYTES = 100_000
+_MAX_DIMENSIONS = 64  # far above any real tensor; bounds the work on a hostile shape
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Absolute offset of the first byte."""
+    stop: int
+    """Absolute offset one past the last byte."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(
+    read: Callable[[int, int], bytes], size: int, where: str
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a file, reading its head only.
+
+    Args:
+        read: gives the bytes [start, stop) of the file.
+        size: the file's size in bytes.
+        where: the file's name for error messages.
+
+    Raises:
+        FormatError: the header breaks a rule of the format.
+    """
+    if size < LENGTH_BYTES:
+        raise _broken(where, f"a header length of {LENGTH_BYTES} bytes", f"{size} bytes in all")
+    head = read(0, min(size, FIRST_READ_BYTES))
+    (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
+    stop = LENGTH_BYTES + length
+    if length > MAX_HEADER_BYTES:
+        raise _broken(where, f"a header of at most {MAX_HEADER_BYTES:,} bytes", f"{length:,}")
+    if stop > size:
+        raise _broken(where, f"a header within the file's {size:,} bytes", f"{length:,} bytes")
+    if stop > len(head):
+        head += read(len(head), stop)
+    return parse_header(head[LENGTH_BYTES:stop], size, where)
+
+
+def parse_header(header: bytes, size: int, where: str) -> dict[str, StoredTensor]:
+    """Return the tensors that a header's JSON names, checked against the file's size.
+
+    Raises:
+        FormatError: not JSON, a wrong type, an unknown dtype, or offsets that overlap, leave
+            holes, or do not fit the shape, the dtype or the file.
+    """
+    data_start = LENGTH_BYTES + len(header)
+    entries = _json_object(header, where)
+    entries.pop("__metadata__", None)
+    tensors = {name: _entry(name, entry, data_start, where) for name, entry in entries.items()}
+    expected = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != expected:
+            what = "overlaps the one before it" if tensor.start < expected else "leaves a hole"
+            raise _broken(
+                where, f"tensor {quoted(name)} to start at {expected:,}", f"{tensor.start:,} ({what})"
+            )
+        expected = tensor.stop
+    if expected != size:
+        raise _broken(where, f"tensors that end with the file at {size:,}", f"{expected:,}")
+    return tensors
+
+
+def _json_object(header: bytes, where: str) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key appears twice")
+        return found
+
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise _broken(where, "a JSON header", quoted(error)) from None
+    if not isinstance(entries, dict):
+        raise _broken(where, "a JSON object as header", f"a {type(entries).__name__}")
+    return entries
+
+
+def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
+    label = f"tensor {quoted(name)}"
+    if not isinstance(entry, dict):
+        raise _broken(where, f"{label} described by an object", f"a {type(entry).__name__}")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise _broken(where, f"a known dtype for {label}", quoted(dtype))
+    if not _is_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise _broken(where, f"a shape for {label}", quoted(shape))
+    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _broken(where, f"two ascending data_offsets for {label}", quoted(offsets))
+    bits = math.prod(shape) * DTYPES[dtype].bits
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise _broken(
+            where,
+            f"{quoted(bits // 8)} bytes for {label} of {dtype} {quoted(shape)}",
+            f"{offsets[1] - offsets[0]:,}",
+        )
+    return StoredTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
+    )
+
+
+def _broken(where: str, expected: str, found: str) -> FormatError:
+    return FormatError(
+        f"{where}: not a valid safetensors file: expected {expected}, found {found}",
+        "the file is truncated or damaged: fetch it again, or leave the checkpoint out",
+    )

@@ -1,0 +1,101 @@
+"""Every error this project raises on purpose.
+
+    HallmarksError                  anything else that went wrong            exit 1
+    ├── RequestError                the request cannot be met; nothing was written   exit 2
+    │   ├── SourceNotFound          no such repository, revision or path
+    │   ├── NothingMatches          the selection leaves too few checkpoints or tensors
+    │   ├── PlanDoesNotFit          the memory budget is too small
+    │   ├── StoreUnusable           the store cannot be written, or another driver holds the run
+    │   ├── QueryError              DuckDB refused a query
+    │   └── FormatError             a header, an index or a listing is malformed
+    ├── ReadError                   bytes that were planned could not be read
+    │   ├── TransientReadError      may succeed when tried again
+    │   │   └── AccessExpired       the signed address is no longer valid; ask for a new one
+    │   └── SourceChanged           the bytes are not those that were planned
+    ├── TileLost                    a worker died while it held a tile
+    └── Interrupted                 SIGINT or SIGTERM                         exit 130
+
+An error says in one line what, where, expected and found; `hint` says what cures it.
+All of them cross process borders: `__reduce__` rebuilds them from message and hint alone.
+Outside text (names, server answers) goes into a message only through `quoted`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HallmarksError(Exception):
+    """Base of all; `message` is one line, `hint` (may be empty) names a cure."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.hint)
+
+
+class RequestError(HallmarksError, ValueError):
+    """The request is wrong; found before anything was written."""
+
+    exit_code = 2
+
+
+class SourceNotFound(RequestError):
+    """No such repository, revision or path, or no right to see it."""
+
+
+class NothingMatches(RequestError):
+    """The selection leaves fewer than two checkpoints, or no tensor."""
+
+
+class PlanDoesNotFit(RequestError):
+    """The memory budget is below the least that would do."""
+
+
+class StoreUnusable(RequestError):
+    """The store cannot be written or read, or another driver holds the run."""
+
+
+class QueryError(RequestError):
+    """DuckDB refused a query."""
+
+
+class FormatError(RequestError):
+    """A header, an index or a listing does not keep to its format."""
+
+
+class ReadError(HallmarksError, OSError):
+    """Planned bytes could not be read."""
+
+
+class TransientReadError(ReadError):
+    """Reading failed in a way that may pass: worth another attempt."""
+
+
+class AccessExpired(TransientReadError):
+    """A signed address is no longer valid; the driver makes a new one."""
+
+
+class SourceChanged(ReadError):
+    """A file is not the one that was planned: another size, time or tag."""
+
+
+class TileLost(HallmarksError):
+    """A worker died while it held a tile."""
+
+
+class Interrupted(HallmarksError):
+    """SIGINT or SIGTERM arrived; everything finished is kept."""
+
+    exit_code = 130
+
+
+def quoted(text: object, limit: int = 120) -> str:
+    """Return outside text fit for a one-line message: escaped, in quotes, at most `limit` long."""
+    shown = repr(str(text))
+    return shown if len(shown) <= limit else shown[: limit - 2] + "…'"

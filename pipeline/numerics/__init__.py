@@ -1,0 +1,1 @@
+"""Figures of a trajectory, as pure functions of its Gram matrix."""

@@ -1,0 +1,205 @@
+"""The same tensors in all checkpoints: which are comparable, and where each lies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.checkpoint.roles import Part, Role, parts, reason_to_leave_out, role
+from pipeline.checkpoint.safetensors import StoredTensor, read_header
+from pipeline.checkpoint.shards import weight_files
+from pipeline.errors import FormatError, NothingMatches, quoted
+from pipeline.plan.request import Request
+from pipeline.plan.select import Selected
+from pipeline.sources.base import File, Source
+
+_HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedTensor:
+    """One tensor that all checkpoints hold in the same shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    role: Role
+    parts: tuple[Part, ...]
+    dtypes: tuple[str, ...]
+    """Stored format at each checkpoint."""
+    files: tuple[int, ...]
+    """Index into the plan's files, at each checkpoint."""
+    starts: tuple[int, ...]
+    """Absolute offset of the first byte in that file, at each checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutTensor:
+    """A tensor that is not analysed, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    files: tuple[File, ...]
+    tensors: tuple[AlignedTensor, ...]
+    """In the order in which the first checkpoint stores them."""
+    left_out: tuple[LeftOutTensor, ...]
+    bytes: tuple[int, ...]
+    """Size of all weight files of each checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What one checkpoint stores: tensor name → (index of its file, place in it)."""
+
+    files: tuple[File, ...]
+    tensors: dict[str, tuple[int, StoredTensor]]
+    config: File | None
+
+
+def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> Alignment:
+    """Read all headers and return the tensors that are comparable throughout.
+
+    Raises:
+        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+        NothingMatches: no tensor is left.
+    """
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        contents = list(pool.map(lambda entry: _contents(source, entry), checkpoints))
+    config = _config(source, contents[0].config)
+    offsets = _running_sum([len(entry.files) for entry in contents])
+    tensors: list[AlignedTensor] = []
+    left_out: list[LeftOutTensor] = []
+    for name in _names_in_storage_order(contents):
+        stored = [entry.tensors.get(name) for entry in contents]
+        first = next(found[1] for found in stored if found is not None)
+        reason = _reason(name, stored, checkpoints, request)
+        if reason is not None:
+            left_out.append(LeftOutTensor(name, first.shape, first.dtype, role(name), reason))
+            continue
+        present = [found for found in stored if found is not None]
+        tensors.append(
+            AlignedTensor(
+                name=name,
+                shape=first.shape,
+                numel=first.numel,
+                role=role(name),
+                parts=parts(name, first.shape, role(name).component, config),
+                dtypes=tuple(place.dtype for _, place in present),
+                files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
+                starts=tuple(place.start for _, place in present),
+            )
+        )
+    if not tensors:
+        raise _no_tensor(request, left_out)
+    files = tuple(file for entry in contents for file in entry.files)
+    sizes = tuple(sum(file.size for file in entry.files) for entry in contents)
+    return Alignment(files, tuple(tensors), tuple(left_out), sizes)
+
+
+def _contents(source: Source, checkpoint: Selected) -> _Contents:
+    candidate = checkpoint.candidate
+    where = f"{source.label}@{candidate.name}" if candidate.commit else f"{source.label}/{candidate.name}"
+    listing = {file.path: file for file in source.files(candidate)}
+    names = weight_files(
+        listing.keys(), lambda path: source.read(listing[path], 0, listing[path].size), where
+    )
+    if not names:
+        raise FormatError(
+            f"{where}: expected safetensors files, found none among {len(listing)} files",
+            "leave this checkpoint out with --revisions or --steps",
+        )
+    files = tuple(listing[name] for name in names)
+    tensors: dict[str, tuple[int, StoredTensor]] = {}
+    for index, file in enumerate(files):
+        header = read_header(
+            lambda start, stop, file=file: source.read(file, start, stop), file.size, file.where
+        )
+        for name, place in header.items():
+            if name in tensors:
+                other = files[tensors[name][0]].path
+                raise FormatError(f"{file.where}: tensor {quoted(name)} is also in {quoted(other)}")
+            tensors[name] = (index, place)
+    return _Contents(files, tensors, listing.get("config.json"))
+
+
+def _config(source: Source, file: File | None) -> dict:
+    """Return the contents of a `config.json`: it says how fused tensors are laid out."""
+    if file is None or file.size > 1 << 20:
+        return {}
+    try:
+        config = json.loads(source.read(file, 0, file.size))
+    except (ValueError, RecursionError):
+        raise FormatError(f"{file.where}: not valid JSON") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _names_in_storage_order(contents: Sequence[_Contents]) -> list[str]:
+    """Return all tensor names: neighbours in the first checkpoint's files are neighbours here.
+
+    Neighbours in one tile are then read by one range.
+    """
+    order: dict[str, None] = {}
+    for entry in contents:
+        places = entry.tensors
+        order.update(
+            dict.fromkeys(sorted(places, key=lambda name: (places[name][0], places[name][1].start)))
+        )
+    return list(order)
+
+
+def _reason(
+    name: str,
+    stored: Sequence[tuple[int, StoredTensor] | None],
+    checkpoints: Sequence[Selected],
+    request: Request,
+) -> str | None:
+    shapes = {found[1].shape for found in stored if found is not None}
+    for checkpoint, found in zip(checkpoints, stored, strict=True):
+        if found is not None:
+            reason = reason_to_leave_out(name, found[1].dtype, found[1].shape)
+            if reason is not None:
+                return reason
+    if any(re.search(pattern, name) for pattern in request.exclude):
+        return "excluded by --exclude"
+    if request.include and not any(re.search(pattern, name) for pattern in request.include):
+        return "not matched by --include"
+    absent = [c for c, found in zip(checkpoints, stored, strict=True) if found is None]
+    if absent:
+        return f"absent from {len(absent)} checkpoints, first {absent[0].candidate.name}"
+    if len(shapes) > 1:
+        first = stored[0][1].shape if stored[0] else ()
+        other, changed = next(
+            (checkpoint, found[1].shape)
+            for checkpoint, found in zip(checkpoints, stored, strict=True)
+            if found is not None and found[1].shape != first
+        )
+        return f"shape changed from {list(first)} to {list(changed)} at {other.candidate.name}"
+    return None
+
+
+def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:
+    shown = "; ".join(f"{quoted(entry.name, 60)}: {entry.reason}" for entry in left_out[:2])
+    return NothingMatches(
+        f"{request.source}: no tensor is left of {len(left_out)} ({shown})",
+        "check --include and --exclude"
+        if request.include or request.exclude
+        else "are these checkpoints of the same network?",
+    )
+
+
+def _running_sum(counts: Sequence[int]) -> list[int]:
+    sums, total = [], 0
+    for count in counts:
+        sums.append(total)
+        total += count
+    return sums

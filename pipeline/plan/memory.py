@@ -1,0 +1,135 @@
+"""The memory that a worker will need, projected before anything is read.
+
+Integer arithmetic only. The projection is checked against the measured peak by the tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PlanDoesNotFit
+from pipeline.numerics.pieces import PIECE
+from pipeline.plan.align import AlignedTensor
+from pipeline.plan.slices import ROW_ALIGNMENT, width
+from pipeline.plan.tiles import Tile
+
+IDLE_BYTES = 300 << 20
+"""What a process with torch, numpy and pyarrow takes before it has read anything (measured:
+0.26 GiB with torch 2.13.0 for the CPU). Not part of the budget."""
+
+PREFERRED_ROW_BYTES = 1 << 20
+"""Larger rows gain nothing here (4.3 GB from the page cache on 2 cores: 0.16 s with rows of 256 KiB
+to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at 1 GB/s."""
+
+PREFERRED_SLICE_BYTES = 256 << 20
+"""Bound on a slice of very many checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How a worker's budget is spent. All in bytes, all per worker."""
+
+    budget: int
+    row_bytes: int
+    """One checkpoint's share of a slice."""
+    projected: int
+    """The most that the worker takes beyond an idle process."""
+    least: int
+    """The smallest budget that would do."""
+
+
+def project(
+    tensors: Sequence[AlignedTensor], tiles: Sequence[Tile], budget: int, calls: int
+) -> Memory:
+    """Return how `calls` tiles side by side fit into a worker's budget.
+
+    Raises:
+        PlanDoesNotFit: they do not; the error says the least that would.
+    """
+    num_checkpoints = len(tensors[0].dtypes)
+    fixed = calls * (
+        _scratch_bytes(tensors) + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
+    )
+    widest = max(width(tensor) for tensor in tensors)
+    longest = max(
+        sum(
+            (fragment.stop - fragment.first) * width(tensors[fragment.tensor]) + widest
+            for fragment in tile.fragments
+        )
+        for tile in tiles
+    )
+    least_row = _aligned(min(PIECE * widest, longest))
+    least = fixed + calls * num_checkpoints * least_row
+    if budget < least:
+        raise PlanDoesNotFit(
+            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints and {calls}"
+            f" tiles side by side need at least {show_size(least, up=True)}",
+            f"use --memory {show_size(least, up=True)}, or fewer checkpoints with --steps",
+        )
+    preferred = max(least_row, min(PREFERRED_ROW_BYTES, PREFERRED_SLICE_BYTES // num_checkpoints))
+    affordable = (budget - fixed) // (calls * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
+    row_bytes = min(preferred, affordable, _aligned(longest))
+    return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)
+
+
+def _scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
+    """Values, their gathered part, increments and samples of one piece, and its product."""
+    num_checkpoints = len(tensors[0].dtypes)
+    value = max(4, max(width(tensor) for tensor in tensors))
+    # values and gathered part as stored or in float32, increments in float32, samples of the
+    # rounding energy (1/16 of the elements, four arrays), the float64 route (a quarter of it)
+    per_element = 2 * value + 4 + 4 + 4
+    return num_checkpoints * PIECE * per_element + 4 * num_checkpoints**2
+
+
+def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], num_checkpoints: int) -> int:
+    """Accumulators (8 n² bytes a part) and the file that they become (a triangle, held twice)."""
+    num_parts = sum(len(tensors[fragment.tensor].parts) for fragment in tile.fragments)
+    return 2 * 8 * num_checkpoints**2 * num_parts
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
+def total_memory() -> int:
+    """Return the memory of this machine or container, whichever is less, in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):
+            continue  # no such controller, or "max"
+    return total
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size such as `2GiB`, `500MB` or `1.5g` states.
+
+    Raises:
+        ValueError: not a size.
+    """
+    lowered = text.strip().lower()
+    unit = lowered.lstrip("0123456789.").strip()
+    number = float(lowered[: len(lowered) - len(lowered.lstrip("0123456789."))])
+    key = unit.removesuffix("b")
+    if key not in _UNITS or number <= 0 or number * _UNITS[key] >= 2**63:
+        raise ValueError(text)
+    return int(number * _UNITS[key])
+
+
+def show_size(num_bytes: int, up: bool = False) -> str:
+    """Return a size for people, in a form that `parse_size` reads; `up`: never less than it is."""
+    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= scale:
+            tenths = -(-10 * num_bytes // scale) if up else round(10 * num_bytes / scale)
+            return f"{tenths // 10}.{tenths % 10}{unit}"
+    return f"{num_bytes}B"

@@ -1,0 +1,135 @@
+"""The plan: everything that decides the figures, as one printable value.
+
+Everything after it is a loop over its tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.numerics.pieces import CHUNK, PIECE
+from pipeline.plan.align import AlignedTensor, Alignment, LeftOutTensor, align
+from pipeline.plan.request import Request, check_run_name, run_name_from
+from pipeline.plan.select import LeftOut, Selection, select
+from pipeline.plan.tiles import Tile, divide, tile_bytes
+from pipeline.sources import open_source
+from pipeline.sources.base import File, Source
+
+RESULT_FORMAT = 1
+"""Raised when the arithmetic or the result files change: results of before are not taken up."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCheckpoint:
+    name: str
+    commit: str | None
+    step: int | None
+    elapsed: float | None
+    tokens: float | None
+    stage: int | None
+    bytes: int
+    dtype: str
+    """The format that most of its weights are stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be read and computed."""
+
+    run: str
+    source: str
+    checkpoints: tuple[PlannedCheckpoint, ...]
+    left_out_checkpoints: tuple[LeftOut, ...]
+    files: tuple[File, ...] = field(repr=False)
+    tensors: tuple[AlignedTensor, ...] = field(repr=False)
+    left_out_tensors: tuple[LeftOutTensor, ...] = field(repr=False)
+    tiles: tuple[Tile, ...] = field(repr=False)
+    digest: str
+    """Of all that decides the figures; results are kept under it."""
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of weights to read."""
+        return sum(tile.bytes for tile in self.tiles)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of one checkpoint that are analysed."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+
+def make_plan(
+    request: Request, source: Source | None = None, least_tile_bytes: int | None = None
+) -> tuple[Plan, Source]:
+    """Return the plan for a request, and the source that it was made from.
+
+    Args:
+        source: what to plan on; default: what the request names.
+        least_tile_bytes: bytes of a tile; default: the rule of `tiles.py`.
+
+    Raises:
+        RequestError: nothing can be planned; nothing was written.
+    """
+    source = source or open_source(request.source)
+    run = check_run_name(request.run) if request.run else run_name_from(source.run_name)
+    selection = select(source.candidates(), request)
+    alignment = align(source, selection.checkpoints, request)
+    tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(selection.checkpoints)))
+    plan = Plan(
+        run=run,
+        source=source.label,
+        checkpoints=_checkpoints(selection, alignment),
+        left_out_checkpoints=selection.left_out,
+        files=alignment.files,
+        tensors=alignment.tensors,
+        left_out_tensors=alignment.left_out,
+        tiles=tiles,
+        digest=_digest(source.label, selection, alignment, tiles),
+    )
+    return plan, source
+
+
+def _checkpoints(selection: Selection, alignment: Alignment) -> tuple[PlannedCheckpoint, ...]:
+    found = []
+    for k, entry in enumerate(selection.checkpoints):
+        numels: Counter[str] = Counter()
+        for tensor in alignment.tensors:
+            numels[tensor.dtypes[k]] += tensor.numel
+        found.append(
+            PlannedCheckpoint(
+                name=entry.candidate.name,
+                commit=entry.candidate.commit,
+                step=entry.position.step,
+                elapsed=entry.elapsed,
+                tokens=entry.position.tokens,
+                stage=entry.position.stage,
+                bytes=alignment.bytes[k],
+                dtype=numels.most_common(1)[0][0],
+            )
+        )
+    return tuple(found)
+
+
+def _digest(
+    label: str, selection: Selection, alignment: Alignment, tiles: tuple[Tile, ...]
+) -> str:
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value).encode() + b"\n")
+
+    add([RESULT_FORMAT, PIECE, CHUNK, label])
+    for entry in selection.checkpoints:
+        add([entry.candidate.name, entry.candidate.commit, entry.elapsed])
+    for file in alignment.files:
+        add([file.path, file.size, file.identity])
+    for tensor in alignment.tensors:
+        parts = [(part.label, part.period, part.start, part.stop) for part in tensor.parts]
+        add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
+    for tile in tiles:
+        add(tile.name)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,127 @@
+"""Which of a source's candidates are the checkpoints, and in which order."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.checkpoint.names import Position, position
+from pipeline.errors import NothingMatches, quoted
+from pipeline.plan.request import Request
+from pipeline.sources.base import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A checkpoint or tensor that is not analysed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """One checkpoint of the trajectory."""
+
+    candidate: Candidate
+    position: Position
+    elapsed: float | None
+    """Training time in steps, continued over stages whose numbering restarts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    checkpoints: tuple[Selected, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def select(candidates: Sequence[Candidate], request: Request) -> Selection:
+    """Return the checkpoints that the request keeps, in order of stage, step and tokens.
+
+    Training time is counted before the request's own selection, so that leaving checkpoints out
+    does not change when the others were.
+
+    Raises:
+        NothingMatches: fewer than two are left.
+    """
+    ordered, left_out = _ordered(candidates)
+    kept = []
+    for entry in ordered:
+        reason = _unwanted(entry, request)
+        if reason is None:
+            kept.append(entry)
+        else:
+            left_out.append(LeftOut(entry.candidate.name, reason))
+    if len(kept) < 2:
+        raise _too_few(kept, left_out, candidates, request)
+    return Selection(tuple(kept), tuple(left_out))
+
+
+def _ordered(candidates: Sequence[Candidate]) -> tuple[list[Selected], list[LeftOut]]:
+    left_out: list[LeftOut] = []
+    at: dict[tuple[float, float, float], tuple[Candidate, Position]] = {}
+    for candidate in sorted(candidates, key=lambda candidate: candidate.name):
+        where = position(candidate.name)
+        if not where.is_known:
+            left_out.append(LeftOut(candidate.name, "its name states no step"))
+        elif where.order in at:
+            first = at[where.order][0]
+            same = first.commit is not None and first.commit == candidate.commit
+            why = "the same commit as" if same else "the same step as"
+            left_out.append(LeftOut(candidate.name, f"{why} {first.name}, which is taken"))
+        else:
+            at[where.order] = (candidate, where)
+    entries = [at[order] for order in sorted(at)]
+    times = elapsed_times([where for _, where in entries])
+    return [
+        Selected(candidate, where, time)
+        for (candidate, where), time in zip(entries, times, strict=True)
+    ], left_out
+
+
+def elapsed_times(positions: Sequence[Position]) -> list[float | None]:
+    """Return the training time of ordered positions: steps, counted on where a stage restarts."""
+    times: list[float | None] = []
+    offset, last = 0.0, None
+    stage: int | None = None
+    for where in positions:
+        if where.step is None:
+            times.append(None)
+            continue
+        if last is not None and where.stage != stage and offset + where.step <= last:
+            offset = last
+        stage, last = where.stage, offset + where.step
+        times.append(last)
+    return times
+
+
+def _unwanted(entry: Selected, request: Request) -> str | None:
+    name = entry.candidate.name
+    if request.revisions and not any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in request.revisions
+    ):
+        return "not matched by --revisions"
+    step = entry.position.step
+    if request.steps is not None and (step is None or step not in request.steps):
+        return "outside --steps"
+    return None
+
+
+def _too_few(
+    kept: list[Selected],
+    left_out: list[LeftOut],
+    candidates: Sequence[Candidate],
+    request: Request,
+) -> NothingMatches:
+    found = f"{len(kept)} of the {len(candidates)} candidates"
+    if kept:
+        found += f" ({quoted(kept[0].candidate.name)})"
+    names = ", ".join(quoted(entry.name, 40) for entry in left_out[:3])
+    if request.revisions or request.steps:
+        hint = "widen --revisions or --steps" + (f"; there are {names}, …" if names else "")
+    elif left_out:
+        hint = f"checkpoint names must state a step, like step1000 or checkpoint-500; found {names}"
+    else:
+        hint = "a checkpoint is a branch, a tag or a sub-directory with safetensors files"
+    return NothingMatches(f"{request.source}: expected at least 2 checkpoints, found {found}", hint)

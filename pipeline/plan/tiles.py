@@ -1,0 +1,95 @@
+"""Tiles: the unit of scheduling, of resuming and of result files.
+
+A tile is a run of elements of one or several aligned tensors, times all checkpoints. The
+division is a function of the checkpoints and the request alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.numerics.pieces import CHUNK
+from pipeline.plan.align import AlignedTensor
+
+MIN_TILE_BYTES = 64 << 20
+"""A tile reads at least this much, so that what a tile costs beside its work (a call, a file: a few
+milliseconds) is little against reading it."""
+
+BYTES_PER_RESULT_BYTE = 1000
+"""A tile reads at least this many times its result for one part. With 935 checkpoints of 29 GB a
+result is 7 MB: tiles of 64 MiB would make 400,000 files of 2.8 TB, this rule 4,000 of 27 GB."""
+
+MAX_RESULT_BYTES = 128 << 20
+"""Bound on the accumulators of a tile of many small tensors (8 n² bytes each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The elements [first, stop) of one tensor."""
+
+    tensor: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    index: int
+    fragments: tuple[Fragment, ...]
+    bytes: int
+    """What the tile reads, over all checkpoints."""
+    name: str
+    """Digest of what the tile is; its result file is called so."""
+
+
+def bytes_per_element(tensor: AlignedTensor) -> int:
+    """Return the stored size of one element, summed over the checkpoints."""
+    return sum(DTYPES[dtype].itemsize for dtype in tensor.dtypes)
+
+
+def tile_bytes(num_checkpoints: int) -> int:
+    """Return how much a tile reads at least, unless it is what is left of its tensors."""
+    return max(MIN_TILE_BYTES, BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2)
+
+
+def divide(tensors: Sequence[AlignedTensor], least_bytes: int) -> tuple[Tile, ...]:
+    """Return the tiles that cover every element of every tensor once, in order.
+
+    Large tensors are cut at multiples of CHUNK elements; small ones share a tile.
+    """
+    if not tensors:
+        return ()
+    result_bytes = 8 * len(tensors[0].dtypes) ** 2
+    tiles: list[tuple[Fragment, ...]] = []
+    current: list[Fragment] = []
+    num_bytes = num_results = 0
+    for index, tensor in enumerate(tensors):
+        size, first = bytes_per_element(tensor), 0
+        num_results += len(tensor.parts)
+        while first < tensor.numel:
+            wanted = -(-(least_bytes - num_bytes) // size)
+            stop = min(tensor.numel, first + -(-wanted // CHUNK) * CHUNK)
+            current.append(Fragment(index, first, stop))
+            num_bytes += (stop - first) * size
+            first = stop
+            if num_bytes >= least_bytes or num_results * result_bytes >= MAX_RESULT_BYTES:
+                tiles.append(tuple(current))
+                current, num_bytes, num_results = [], 0, len(tensor.parts)
+    if current:
+        tiles.append(tuple(current))
+    return tuple(_tile(index, fragments, tensors) for index, fragments in enumerate(tiles))
+
+
+def _tile(index: int, fragments: tuple[Fragment, ...], tensors: Sequence[AlignedTensor]) -> Tile:
+    digest = hashlib.sha256(str(index).encode())
+    for fragment in fragments:
+        tensor = tensors[fragment.tensor]
+        digest.update(f"\n{tensor.name!r} {fragment.first} {fragment.stop}".encode())
+    num_bytes = sum(
+        (fragment.stop - fragment.first) * bytes_per_element(tensors[fragment.tensor])
+        for fragment in fragments
+    )
+    return Tile(index, fragments, num_bytes, f"{index:06d}-{digest.hexdigest()[:16]}")

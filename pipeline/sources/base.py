@@ -1,0 +1,75 @@
+"""What every kind of source offers: candidates, files, small reads, and access for workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.sources.http import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that may be a checkpoint: a branch, a tag, a folder."""
+
+    name: str
+    commit: str | None
+    """What the name was resolved to; every later read is of this. None where nothing is versioned."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a checkpoint, pinned."""
+
+    checkpoint: Candidate
+    path: str
+    """Relative to the checkpoint."""
+    where: str
+    """For people: `org/name@commit/path`, or the path on disk."""
+    size: int
+    identity: str
+    """What a change of the contents would change: content hash, or size and time of change."""
+
+
+class Access(Protocol):
+    """How a worker reaches one file. Picklable; shows no secret."""
+
+    where: str
+
+    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the file's bytes from `start` on.
+
+        Raises:
+            ReadError: the bytes could not be had; nothing is known of the buffer then.
+        """
+        ...
+
+    @property
+    def reads_at_once(self) -> int:
+        """How many reads of this kind are worth having in flight together in one tile."""
+        ...
+
+
+class Source(Protocol):
+    """One SOURCE argument. Lives in the driver only."""
+
+    label: str
+    """Name for people and for `runs.source`."""
+    run_name: str
+    """Default name of the run."""
+
+    def candidates(self) -> list[Candidate]:
+        """Return everything that may be a checkpoint, in no order."""
+        ...
+
+    def files(self, candidate: Candidate) -> list[File]:
+        """Return all files of one candidate."""
+        ...
+
+    def read(self, file: File, start: int, stop: int) -> bytes:
+        """Return a few bytes of a file: headers, indexes, configurations."""
+        ...
+
+    def access(self, file: File) -> Access:
+        """Return fresh access to a file for a worker."""
+        ...

@@ -1,0 +1,1 @@
+"""Tests of the figures, against definitions on explicit weights."""

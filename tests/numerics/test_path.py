@@ -1,0 +1,115 @@
+"""The columns of the view `path`, against the explicit weights."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from pipeline.numerics.path import path, with_absent
+from pipeline.numerics.trajectory import Trajectory, present_increments
+from tests import reference
+from tests.numerics.examples import EXAMPLES, straight, walk
+from tests.numerics.test_trajectory import repeatable, small_weights, trajectory_of
+from tests.reference import Matrix
+
+COLUMNS = [
+    "norm", "displacement", "increment", "path_length", "update_angle_deg",
+    "angle_to_first_deg", "angle_to_last_deg", "apex_angle_next_deg", "apex_angle_last_deg",
+    "noise_floor_deg",
+]  # fmt: skip
+
+
+def assert_columns(found: dict[str, np.ndarray], weights: Matrix, rounding: np.ndarray) -> None:
+    expected = reference.path(weights, rounding)
+    assert list(found) == COLUMNS
+    for name, values in expected.items():
+        match name:
+            case "angle_to_first_deg" | "angle_to_last_deg":
+                tolerance = {"rtol": 1e-5, "atol": 1e-9}
+            case "update_angle_deg" | "apex_angle_next_deg" | "apex_angle_last_deg":
+                tolerance = {"rtol": 0, "atol": 1e-3}
+            case "noise_floor_deg":
+                tolerance = {"rtol": 1e-6, "atol": 0}
+            case _:
+                tolerance = {"rtol": 1e-6, "atol": 0}
+        np.testing.assert_allclose(found[name], values, **tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_columns(name: str) -> None:
+    weights = EXAMPLES[name]()
+    moves = np.diff(weights, axis=0, prepend=0)
+    rounding = np.random.default_rng(8).uniform(0, 0.2, len(weights)) * (moves**2).sum(axis=1).min()
+    assert_columns(path(trajectory_of(weights), rounding), weights, rounding)
+
+
+@repeatable
+@given(small_weights)
+def test_columns_of_whole_numbers(weights: Matrix) -> None:
+    rounding = np.full(len(weights), 0.05)
+    assert_columns(path(trajectory_of(weights), rounding), weights, rounding)
+
+
+def test_noise_floor_of_a_path_stored_in_few_digits() -> None:
+    # Rounding to a grid, as a storage dtype does: the floor must cover what it does to the angle.
+    grid, count = 2.0**-6, 20
+    exact = straight(count, 0.05)
+    stored = np.round(exact / grid) * grid
+    rounding = np.full(count, exact.shape[1] * grid**2 / 12)
+    columns = path(trajectory_of(stored), rounding)
+    inside = slice(1, -1)
+    ratio = columns["noise_floor_deg"][inside] / columns["update_angle_deg"][inside]
+    assert 0.9 < ratio.mean() < 1.6
+
+
+def test_noise_floor_is_at_most_90_degrees_and_never_below_the_products_error() -> None:
+    trajectory = trajectory_of(walk(4, 1e-3))
+    coarse = path(trajectory, np.full(4, 1.0))["noise_floor_deg"]
+    exact = path(trajectory, np.zeros(4))["noise_floor_deg"]
+    assert coarse[1] == coarse[2] == 90.0
+    assert exact[1] == pytest.approx(math.degrees(math.acos(1 - 2e-7)))
+
+
+def test_noise_floor_is_undefined_where_the_update_angle_is() -> None:
+    columns = path(trajectory_of(EXAMPLES["pauses"]()), np.full(12, 1e-6))
+    undefined = np.isnan(columns["update_angle_deg"])
+    assert undefined.sum() == 2 + 6  # both ends, and beside increments 4, 5, 9, 11
+    np.testing.assert_array_equal(np.isnan(columns["noise_floor_deg"]), undefined)
+
+
+def test_nothing_is_infinite_and_no_checkpoint_is_no_row() -> None:
+    nothing = Trajectory.from_increments(np.zeros((0, 0)), np.zeros(0, dtype=int))
+    assert all(values.shape == (0,) for values in path(nothing, np.zeros(0)).values())
+
+
+def test_absent_checkpoints_are_gaps() -> None:
+    weights = walk(9, 0.1)
+    absent = np.isin(np.arange(9), (0, 4, 8))
+    increments = present_increments(reference.increment_gram(weights), absent)
+    trajectory = Trajectory.from_increments(increments, np.arange(6))
+    columns = path(trajectory, np.zeros(6))
+    assert_columns(columns, weights[~absent], np.zeros(6))
+    spread = with_absent(columns, absent)
+    defined = {name: np.flatnonzero(~np.isnan(values)).tolist() for name, values in spread.items()}
+    present = [1, 2, 3, 5, 6, 7]
+    assert defined == {
+        "norm": present,
+        "displacement": present,
+        "increment": [2, 3, 6, 7],
+        "path_length": present,
+        "update_angle_deg": [2, 6],
+        "angle_to_first_deg": present,
+        "angle_to_last_deg": present,
+        "apex_angle_next_deg": [2, 5, 6],
+        "apex_angle_last_deg": [2, 3, 5, 6],
+        "noise_floor_deg": [2, 6],
+    }
+    assert spread["norm"][5] == columns["norm"][3]
+    assert all(not values.size for values in with_absent({"norm": np.zeros(0)}, absent[:0]).values())
+
+
+def test_without_absences_columns_stay_as_they_are() -> None:
+    columns = path(trajectory_of(walk(5, 0.1)), np.zeros(5))
+    for name, values in with_absent(columns, np.zeros(5, dtype=bool)).items():
+        np.testing.assert_array_equal(values, columns[name])
