@@ -1,0 +1,88 @@
+"""The same as the command line, in Python (docs/contract.md, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.analysis import Resources, Summary
+from pipeline.analysis import analyze as run_analysis
+from pipeline.plan.memory import parse_size
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.request import Request, StepRange
+from pipeline.store.query import Store
+
+
+def plan(
+    source: str,
+    *,
+    run: str | None = None,
+    revisions: Iterable[str] = (),
+    steps: str | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> Plan:
+    """Return what `analyze` would read and compute; reads headers only.
+
+    Arguments are the options of the command line.
+
+    Raises:
+        RequestError: nothing can be planned.
+    """
+    return make_plan(_request(source, run, revisions, steps, include, exclude))[0]
+
+
+def analyze(
+    source: str,
+    store: str = "hallmarks-store",
+    *,
+    run: str | None = None,
+    revisions: Iterable[str] = (),
+    steps: str | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    memory: str | int | None = None,
+    device: str = "auto",
+    executor: str = "ray",
+    address: str | None = None,
+    max_workers: int | None = None,
+    fresh: bool = False,
+) -> Summary:
+    """Analyse a source into a store and return the summary.
+
+    Arguments are the options of the command line.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        HallmarksError: something else failed; what was finished is kept.
+    """
+    request = _request(source, run, revisions, steps, include, exclude)
+    budget = parse_size(memory) if isinstance(memory, str) else memory
+    resources = Resources(budget, device, executor, address, max_workers)
+    return run_analysis(request, store, resources, fresh=fresh)
+
+
+def open_store(path: str = "hallmarks-store") -> Store:
+    """Return a store opened for queries.
+
+    Raises:
+        StoreUnusable: there is no store, or no finished run in it.
+    """
+    return Store(path)
+
+
+def _request(
+    source: str,
+    run: str | None,
+    revisions: Iterable[str],
+    steps: str | None,
+    include: Iterable[str],
+    exclude: Iterable[str],
+) -> Request:
+    return Request(
+        source,
+        run,
+        tuple(revisions),
+        StepRange.parse(steps) if steps else None,
+        tuple(include),
+        tuple(exclude),
+    )

@@ -1,0 +1,213 @@
+"""One worker: pulls the slices of a tile, adds them up, and puts the result where it belongs.
+
+The same in every executor. Where a tile runs, how many run side by side and how much of one is
+held at once decide nothing about its bits.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import Interrupted, RequestError
+from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
+from pipeline.numerics.partial import TileResult
+from pipeline.plan.memory import Memory
+from pipeline.plan.plan import Plan
+from pipeline.plan.slices import Placed, Slice, slices, spans
+from pipeline.sources.base import Access
+from pipeline.sources.http import Transport
+
+_READERS = 32  # threads that wait for network reads, shared by all tiles of the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A finished tile: its result is in the store."""
+
+    tile: int
+    bytes: int
+    pull_seconds: float
+    gram_seconds: float
+    device: str
+
+
+class Sink(Protocol):
+    """Where results go. Picklable."""
+
+    def put(self, tile_name: str, result: TileResult) -> None: ...
+
+
+class Worker:
+    """Computes tiles, several side by side when called from several threads.
+
+    One more call than `threads` may be under way: it pulls while the others compute.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:
+        self._plan, self._sink, self._memory = plan, sink, memory
+        self._device = torch.device(device)
+        self._computing = threading.Semaphore(threads)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
+        self._transport = Transport()
+        self._local = threading.local()
+        self._cancelled = threading.Event()
+        self._pinned = ExitStack()
+        self._pinned.enter_context(one_thread_products())
+
+    def close(self) -> None:
+        """Restore what the process had set."""
+        self._cancelled.set()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._pinned.close()
+
+    def run(self, index: int, accesses: Mapping[int, Access]) -> Receipt:
+        """Compute one tile and put its result.
+
+        Args:
+            index: the tile's number in the plan.
+            accesses: how to reach each file that the tile reads, by the file's number.
+
+        Raises:
+            ReadError: bytes could not be had.
+        """
+        tile, tensors = self._plan.tiles[index], self._plan.tensors
+        accumulators = {
+            (fragment.tensor, number): PartAccumulator(
+                part, tensors[fragment.tensor].numel, tensors[fragment.tensor].dtypes
+            )
+            for fragment in tile.fragments
+            for number, part in enumerate(tensors[fragment.tensor].parts)
+        }
+        pull_seconds = gram_seconds = 0.0
+        for piece in slices(tile, tensors, self._memory.row_bytes):
+            started = time.perf_counter()
+            block = self._pull(piece, accesses)
+            pulled = time.perf_counter()
+            with self._computing:
+                computing = time.perf_counter()
+                self._add(piece, block, accumulators)
+            pull_seconds += pulled - started
+            gram_seconds += time.perf_counter() - computing
+        parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
+        device = device_name(self._device)
+        self._sink.put(tile.name, TileResult(parts, device))
+        return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
+
+    def _pull(self, piece: Slice, accesses: Mapping[int, Access]) -> NDArray[np.uint8]:
+        """Return the slice's table of bytes, one row per checkpoint."""
+        block = self._block(piece.row_bytes)
+        reads = [
+            (accesses[span.file], span.start, memoryview(block[row])[span.column :][: span.stop - span.start])
+            for row in range(len(block))
+            for span in spans(piece, self._plan.tensors, row)
+        ]  # fmt: skip
+
+        def read(access: Access, start: int, buffer: memoryview) -> None:
+            if self._cancelled.is_set():
+                raise Interrupted("stopped")
+            access.read_into(self._transport, start, buffer)
+
+        if all(access.reads_at_once == 1 for access, _, _ in reads):
+            for access, start, buffer in reads:
+                read(access, start, buffer)
+        else:
+            pending = [self._readers.submit(read, *request) for request in reads]
+            try:
+                for future in pending:
+                    future.result()
+            finally:
+                # no thread may write into the block once it is used for something else
+                for future in pending:
+                    if not future.cancel():
+                        future.exception()
+        return block
+
+    def _block(self, row_bytes: int) -> NDArray[np.uint8]:
+        """Return this thread's table; it is used again for the next slice."""
+        count = len(self._plan.checkpoints)
+        flat = getattr(self._local, "flat", None)
+        if flat is None:
+            size = count * self._memory.row_bytes
+            pinned = self._device.type == "cuda"
+            flat = self._local.flat = torch.empty(size, dtype=torch.uint8, pin_memory=pinned).numpy()
+            self._local.scratch = Scratch(count, self._device)
+        return flat[: count * row_bytes].reshape(count, row_bytes)
+
+    def _add(
+        self,
+        piece: Slice,
+        block: NDArray[np.uint8],
+        accumulators: dict[tuple[int, int], PartAccumulator],
+    ) -> None:
+        table = torch.from_numpy(block)
+        if self._device.type == "cuda":
+            table = table.to(self._device, non_blocking=True)
+        for placed in piece.placed:
+            tensor = self._plan.tensors[placed.fragment.tensor]
+            values = _typed(table, placed, tensor.dtypes)
+            stored = _rows(block, placed, tensor.dtypes)
+            for number in range(len(tensor.parts)):
+                accumulator = accumulators[placed.fragment.tensor, number]
+                accumulator.add_bytes(stored, placed.fragment.first)
+                accumulator.add_values(values, placed.fragment.first, self._local.scratch)
+
+
+def _typed(
+    table: torch.Tensor, placed: Placed, dtypes: tuple[str, ...]
+) -> torch.Tensor | list[torch.Tensor]:
+    """Return a fragment's values: one table if all checkpoints store it alike, else rows."""
+    length = placed.fragment.stop - placed.fragment.first
+    if len(set(dtypes)) == 1:
+        dtype = TORCH_DTYPES[dtypes[0]]
+        return table[:, placed.column : placed.column + length * dtype.itemsize].view(dtype)
+    return [
+        row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize].view(
+            TORCH_DTYPES[dtype]
+        )
+        for row, dtype in zip(table, dtypes, strict=True)
+    ]
+
+
+def _rows(
+    block: NDArray[np.uint8], placed: Placed, dtypes: tuple[str, ...]
+) -> list[NDArray[np.uint8]]:
+    length = placed.fragment.stop - placed.fragment.first
+    return [
+        row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize]
+        for row, dtype in zip(block, dtypes, strict=True)
+    ]
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device that `--device` means on this machine.
+
+    Raises:
+        RequestError: `cuda` where there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise RequestError("--device cuda: this machine has no CUDA device", "use --device cpu")
+    return "cuda" if wanted in ("cuda", "auto") and has_cuda else "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the processor or card, as results carry it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "cpu " + torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,272 @@
+"""From values to partial Gram matrices, piece by piece: difference first, multiply second.
+
+The Gram matrix is taken of the rows θ_0, Δ_1, …, Δ_T, where Δ_k = θ_k − θ_{k−1}: the same cost
+as of the θ_k, and no cancellation (docs/method.md, §1). Products are float32 over at most PIECE
+elements, sums beyond that float64, in the order of the pieces.
+
+On the CPU the product is NumPy's: it knows `a @ a.T` for a symmetric product and does half the
+work (measured on one core, 64 to 935 rows: 160-225 against 95-105 GFLOP/s of torch.mm), and no
+process-wide precision setting reaches it. Elsewhere it is torch's, with TF32 off.
+
+Letters: K rows (checkpoints or increments), M elements of a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from pipeline.checkpoint.roles import Part
+from pipeline.numerics.partial import DIGEST_WORDS, PartialGram
+from pipeline.numerics.pieces import CHUNK, PIECE, piece_bounds
+from pipeline.numerics.rounding import (
+    COARSEST_FIRST,
+    MIN_SAMPLED,
+    NUM_SUMS,
+    SAMPLED_EVERY,
+    exponent_sums,
+    represented,
+)
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+LEAST_MEAN_SQUARE = 1e-30
+"""Below it squares of single elements near float32's smallest normal number, 1.2e-38: the piece is
+done in float64."""
+
+EXACT_COLUMNS = PIECE // 8  # columns of one float64 product: bounds what that route allocates
+
+
+@contextmanager
+def one_thread_products() -> Iterator[None]:
+    """Pin what decides the bits of a product, for this process, and restore it.
+
+    One BLAS thread: with 65 rows 1-3 threads agree in bits but 4 differ. No TF32 and no bf16
+    passes, whatever the process had set. Cores are filled with tiles side by side instead.
+    """
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+class Scratch:
+    """Working memory for the pieces of one thread."""
+
+    def __init__(self, num_checkpoints: int, device: torch.device) -> None:
+        self.num_checkpoints = num_checkpoints
+        self.device = device
+        self._values: dict[torch.dtype, Tensor] = {}
+        self._increments = self._flat(torch.float32)
+        self.product = torch.empty((num_checkpoints, num_checkpoints), device=device)
+
+    def values(self, dtype: torch.dtype, length: int) -> Tensor:
+        """Return an uninitialised (K, length) table of values."""
+        if dtype not in self._values:
+            self._values[dtype] = self._flat(dtype)
+        return self._shaped(self._values[dtype], length)
+
+    def increments(self, length: int) -> Tensor:
+        """Return an uninitialised (K, length) table of float32 rows of the increment basis."""
+        return self._shaped(self._increments, length)
+
+    def _flat(self, dtype: torch.dtype) -> Tensor:
+        return torch.empty(self.num_checkpoints * PIECE, dtype=dtype, device=self.device)
+
+    def _shaped(self, flat: Tensor, length: int) -> Tensor:
+        return flat[: self.num_checkpoints * length].view(self.num_checkpoints, length)
+
+
+class PartAccumulator:
+    """Adds up one part of one fragment, slice after slice in ascending order."""
+
+    def __init__(self, part: Part, numel: int, dtypes: Sequence[str]) -> None:
+        """`numel` and `dtypes` are the whole tensor's: its elements and format per checkpoint."""
+        count = len(dtypes)
+        self._part = part
+        self._stored = dtypes[0] if len(set(dtypes)) == 1 else None
+        self._dtypes = dtypes
+        self._every = SAMPLED_EVERY if numel >= MIN_SAMPLED else 1
+        self._gram = np.zeros((count, count))
+        self._non_finite = np.zeros(count, np.int64)
+        self._sums = np.zeros((count, NUM_SUMS))
+        self._represented = np.ones((count, len(COARSEST_FIRST)), bool)
+        self._numel = self._sampled = 0
+        self._digests = np.zeros((count, DIGEST_WORDS), np.uint64)
+        self._hashers: list[xxhash.xxh3_128] = []
+        self._chunk = -1
+
+    def add_values(self, rows: Sequence[Tensor] | Tensor, first: int, scratch: Scratch) -> None:
+        """Add the Gram matrix of the elements [first, …) of the tensor.
+
+        Args:
+            rows: values as stored: (K, N), or K rows of N where the formats differ.
+            first: index in the tensor of the first element.
+        """
+        stop = first + len(rows[0])
+        for start, end in piece_bounds(first, stop):
+            columns = _columns(self._part, start, end)
+            if columns is not None:
+                self._add_piece(_decoded(rows, start - first, end - first, scratch), columns, scratch)
+
+    def add_bytes(self, rows: Sequence[NDArray[np.uint8]], first: int) -> None:
+        """Add the stored bytes of the elements [first, …) of the tensor to the digests.
+
+        A digest is the sum over chunks of elements of xxh3-128, seeded by the chunk's number.
+        """
+        sizes = [TORCH_DTYPES[dtype].itemsize for dtype in self._dtypes]
+        stop = first + len(rows[0]) // sizes[0]
+        start = first
+        while start < stop:
+            end = min(stop, start - start % CHUNK + CHUNK)
+            if start // CHUNK != self._chunk:
+                self._finish_chunk()
+                self._chunk = start // CHUNK
+                self._hashers = [xxhash.xxh3_128(seed=self._chunk) for _ in rows]
+            runs = _runs(self._part, start, end)
+            for hasher, row, size in zip(self._hashers, rows, sizes, strict=True):
+                for run_first, run_stop in runs:
+                    hasher.update(row[(run_first - first) * size : (run_stop - first) * size])
+            start = end
+
+    def result(self) -> PartialGram:
+        """Return the sum over everything added."""
+        self._finish_chunk()
+        return PartialGram(
+            self._gram,
+            self._digests,
+            self._non_finite,
+            self._sums,
+            self._represented,
+            self._numel,
+            self._sampled,
+        )
+
+    def _finish_chunk(self) -> None:
+        for row, hasher in enumerate(self._hashers):
+            self._digests[row] += np.frombuffer(hasher.digest(), ">u8").astype(np.uint64)
+        self._hashers = []
+
+    def _add_piece(self, values: Tensor, columns: slice | Tensor, scratch: Scratch) -> None:
+        if isinstance(columns, slice):
+            values = values[:, columns]
+        else:
+            values = values.index_select(1, columns.to(values.device))
+        increments = scratch.increments(values.shape[1])
+        increments[0] = values[0]
+        if values.dtype == torch.float64:
+            increments[1:] = values[1:] - values[:-1]
+        else:
+            torch.sub(values[1:], values[:-1], out=increments[1:])
+        gram = _float32_gram(increments, scratch.product)
+        if gram is None:
+            gram, finite, non_finite = _exact_gram(values)
+            self._non_finite += non_finite
+            values = torch.where(finite.to(values.device), values, 0)
+        self._gram += gram
+        self._numel += values.shape[1]
+        self._sample(values[:, :: self._every])
+
+    def _sample(self, sample: Tensor) -> None:
+        self._sampled += sample.shape[1]
+        self._sums += exponent_sums(sample)
+        if self._stored is not None:
+            self._represented = represented(sample, self._stored, self._represented)
+            return
+        for row, dtype in enumerate(self._dtypes):
+            self._represented[row] = represented(
+                sample[row : row + 1], dtype, self._represented[row : row + 1]
+            )
+
+
+def _columns(part: Part, start: int, end: int) -> slice | Tensor | None:
+    """Return which columns of the tensor's elements [start, end) belong to the part."""
+    if part.stop - part.start == part.period:
+        return slice(None)
+    offsets = np.arange(start, end) % part.period
+    found = np.flatnonzero((offsets >= part.start) & (offsets < part.stop))
+    if not found.size:
+        return None
+    if found[-1] - found[0] + 1 == found.size:
+        return slice(int(found[0]), int(found[-1]) + 1)
+    return torch.from_numpy(found)
+
+
+def _runs(part: Part, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the runs of the tensor's elements [start, end) that belong to the part."""
+    if part.stop - part.start == part.period:
+        return [(start, end)]
+    base = start - start % part.period
+    runs = (
+        (max(start, origin + part.start), min(end, origin + part.stop))
+        for origin in range(base, end, part.period)
+    )
+    return [run for run in runs if run[0] < run[1]]
+
+
+def _decoded(
+    rows: Sequence[Tensor] | Tensor, start: int, end: int, scratch: Scratch
+) -> Tensor:
+    """Return (K, M) values in float32, or float64 where any checkpoint stores that."""
+    if isinstance(rows, Tensor):
+        if rows.dtype in (torch.float32, torch.float64):
+            return rows[:, start:end]
+        return scratch.values(torch.float32, end - start).copy_(rows[:, start:end])
+    wide = any(row.dtype == torch.float64 for row in rows)
+    values = scratch.values(torch.float64 if wide else torch.float32, end - start)
+    for target, row in zip(values, rows, strict=True):
+        target.copy_(row[start:end])
+    return values
+
+
+def _float32_gram(increments: Tensor, product: Tensor) -> NDArray | None:
+    """Return the (K, K) product in float32, or None where float32 cannot hold it.
+
+    That is where a diagonal entry is not finite (a value is not, or a square overflows) or so
+    small that squares underflow.
+    """
+    if increments.device.type == "cpu":
+        rows, gram = increments.numpy(), product.numpy()
+        np.matmul(rows, rows.T, out=gram)
+    else:
+        gram = torch.mm(increments, increments.T, out=product).cpu().numpy()
+    diagonal = np.diagonal(gram)
+    if not np.isfinite(diagonal).all():
+        return None
+    tiny = np.flatnonzero(diagonal < LEAST_MEAN_SQUARE * increments.shape[1])
+    if tiny.size and bool(increments[torch.from_numpy(tiny).to(increments.device)].any()):
+        return None
+    return gram
+
+
+def _exact_gram(values: Tensor) -> tuple[NDArray, Tensor, NDArray]:
+    """Return the (K, K) product in float64, which (K, 1) rows are finite, and (K,) counts.
+
+    A checkpoint with a value that is not finite is absent: its row is zero, and the next
+    increment is taken from the last finite checkpoint (docs/method.md, §3, `non_finite`).
+    """
+    non_finite = (~torch.isfinite(values)).sum(dim=1).cpu()
+    present = torch.nonzero(non_finite == 0)[:, 0]
+    gram = np.zeros((len(values), len(values)))
+    if len(present):
+        inner = np.zeros((len(present), len(present)))
+        for start in range(0, values.shape[1], EXACT_COLUMNS):
+            rows = values[:, start : start + EXACT_COLUMNS][present.to(values.device)].double()
+            rows[1:] -= rows[:-1].clone()
+            inner += (rows @ rows.T).cpu().numpy()
+        gram[np.ix_(present, present)] = inner
+    return gram, (non_finite == 0)[:, None], non_finite.numpy()

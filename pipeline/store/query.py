@@ -1,0 +1,98 @@
+"""Reading a store: DuckDB over the views."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import QueryError, StoreUnusable, quoted
+from pipeline.store.folder import Folder
+
+_VIEWS = files("pipeline.store").joinpath("views/views.sql")
+
+
+def views_sql() -> str:
+    """Return the text of `views.sql`, which every store holds too."""
+    return _VIEWS.read_text()
+
+
+class Store:
+    """A store opened for reading."""
+
+    def __init__(self, path: str) -> None:
+        """Open a store.
+
+        Raises:
+            StoreUnusable: there is no store, or no run in it.
+        """
+        self._folder = Folder(path)
+        if not self._folder.exists:
+            raise StoreUnusable(f"no such store: {path}", "name it with --store DIRECTORY")
+        if not self._folder.list("runs"):
+            raise StoreUnusable(f"no finished run in {path}", "hallmarks analyze makes one")
+        self._connection = duckdb.connect()
+        root = self._folder.root.replace("'", "''")
+        self._connection.execute(f"SET file_search_path = '{root}'")
+        self._connection.execute(views_sql())
+
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """Return the answer to a query over the views.
+
+        Raises:
+            QueryError: DuckDB refused it.
+        """
+        try:
+            relation = self._connection.sql(query)
+        except duckdb.Error as error:
+            raise QueryError(f"query refused: {_one_line(error)}") from None
+        if relation is None:
+            raise QueryError("the query gives no rows", "ask with SELECT, FROM, SHOW or DESCRIBE")
+        return relation
+
+    def runs(self) -> duckdb.DuckDBPyRelation:
+        """Return the rows of the view `runs`."""
+        return self.sql("FROM runs ORDER BY run")
+
+    def trajectory_map(
+        self,
+        run: str,
+        scope: str = "model",
+        *,
+        layer: int | None = None,
+        component: str | None = None,
+        tensor: str | None = None,
+        relative: bool = False,
+    ) -> NDArray[np.float64]:
+        """Return the cosines of all pairs of checkpoints, (K, K); NaN where undefined.
+
+        Args:
+            relative: of the displacements from checkpoint 0.
+
+        Raises:
+            QueryError: there is no such group, or the keys leave several.
+        """
+        column = "relative_cosine" if relative else "cosine"
+        rows = self._connection.execute(
+            f"SELECT i, j, {column} FROM similarity WHERE run = ? AND scope = ?"
+            " AND layer IS NOT DISTINCT FROM ? AND (? IS NULL OR component = ?)"
+            " AND (? IS NULL OR tensor = ?)",
+            [run, scope, layer, component, component, tensor, tensor],
+        ).fetchnumpy()
+        count = int(rows["j"].max()) + 1 if len(rows["j"]) else 0
+        if count * (count + 1) // 2 != len(rows["i"]) or not count:
+            raise QueryError(
+                f"run {quoted(run)}: expected one group of scope {quoted(scope)}, found"
+                f" {'none' if not count else 'several'}",
+                "name layer, component and tensor as the view `similarity` shows them",
+            )
+        square = np.full((count, count), np.nan)
+        values = np.ma.filled(rows[column], np.nan)
+        square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
+        return square
+
+
+def _one_line(error: duckdb.Error) -> str:
+    return " ".join(str(error).split())[:400]

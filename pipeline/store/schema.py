@@ -1,0 +1,134 @@
+"""The tables of a run: the columns of the files that the views are made from.
+
+`group_id` numbers the groups of a run; `groups` says what each is.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_key = pa.dictionary(pa.int32(), pa.string())
+_common = [("attempt", _key)]
+_grouped = [("attempt", _key), ("group_id", pa.int32())]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "runs": pa.schema(
+        [
+            ("attempt", pa.string()),
+            ("plan", pa.string()),
+            ("source", pa.string()),
+            ("created_at", pa.timestamp("us", tz="UTC")),
+            ("version", pa.string()),
+            ("checkpoints", pa.int64()),
+            ("tensors", pa.int64()),
+            ("parameters", pa.int64()),
+            ("fraction", pa.float64()),
+            ("bytes_total", pa.int64()),
+            ("bytes_read", pa.int64()),
+            ("seconds", pa.float64()),
+            ("device", pa.string()),
+            ("complete", pa.bool_()),
+            ("settings", pa.string()),
+        ]
+    ),
+    "checkpoints": pa.schema(
+        [
+            *_common,
+            ("k", pa.int32()),
+            ("name", pa.string()),
+            ("source", pa.string()),
+            ("commit", pa.string()),
+            ("step", pa.int64()),
+            ("elapsed", pa.float64()),
+            ("tokens", pa.float64()),
+            ("stage", pa.int32()),
+            ("bytes", pa.int64()),
+            ("dtype", pa.string()),
+        ]
+    ),
+    "tensors": pa.schema(
+        [
+            *_common,
+            ("tensor", pa.string()),
+            ("stack", pa.string()),
+            ("layer", pa.int32()),
+            ("component", pa.string()),
+            ("expert", pa.int32()),
+            ("kind", pa.string()),
+            ("shape", pa.list_(pa.int64())),
+            ("numel", pa.int64()),
+            ("dtype", pa.string()),
+            ("included", pa.bool_()),
+            ("reason", pa.string()),
+        ]
+    ),
+    "groups": pa.schema(
+        [
+            *_grouped,
+            ("scope", pa.string()),
+            ("stack", pa.string()),
+            ("layer", pa.int32()),
+            ("component", pa.string()),
+            ("tensor", pa.string()),
+            ("head", pa.int32()),
+            ("expert", pa.int32()),
+        ]
+    ),
+    "similarity": pa.schema(
+        [
+            *_grouped,
+            ("i", pa.int32()),
+            ("j", pa.int32()),
+            ("dot", pa.float64()),
+            ("relative_dot", pa.float64()),
+            ("squared_distance", pa.float64()),
+        ]
+    ),
+    "path": pa.schema(
+        [
+            *_grouped,
+            ("k", pa.int32()),
+            *[
+                (name, pa.float64())
+                for name in (
+                    "norm",
+                    "displacement",
+                    "increment",
+                    "path_length",
+                    "update_angle_deg",
+                    "angle_to_first_deg",
+                    "angle_to_last_deg",
+                    "apex_angle_next_deg",
+                    "apex_angle_last_deg",
+                    "noise_floor_deg",
+                )
+            ],
+        ]
+    ),
+    "indicators": pa.schema(
+        [
+            *_grouped,
+            ("indicator", _key),
+            ("value", pa.float64()),
+            ("stderr", pa.float64()),
+            ("null_value", pa.float64()),
+        ]
+    ),
+    "spectrum": pa.schema(
+        [
+            *_grouped,
+            ("basis", _key),
+            ("rank", pa.int32()),
+            ("eigenvalue", pa.float64()),
+            ("share", pa.float64()),
+        ]
+    ),
+    "projection": pa.schema(
+        [*_grouped, ("k", pa.int32()), *[(f"pc{c}", pa.float64()) for c in (1, 2, 3)]]
+    ),
+}
+
+BYTE_STREAM_SPLIT = {
+    table: tuple(field.name for field in schema if field.type == pa.float64())
+    for table, schema in SCHEMAS.items()
+}

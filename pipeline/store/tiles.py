@@ -1,0 +1,119 @@
+"""Result files of tiles, kept until the run's tables are written: what resuming stands on.
+
+They are safetensors files (no pickle) under `_tiles/run=<run>/<plan digest>/`, named by what the
+tile is. A checksum over the arrays shows a file that the disk or a copy has damaged; such a tile
+is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pipeline.errors import FormatError
+from pipeline.numerics.partial import PartialGram, TileResult
+from pipeline.store.folder import Folder
+
+_ARRAYS = ("increments", "digests", "non_finite", "exponent_sums", "represented")
+
+
+class TileFolder:
+    """The result files of one plan. Picklable: workers put their results themselves."""
+
+    def __init__(self, folder: Folder, run: str, plan_digest: str) -> None:
+        self._folder = folder
+        self._prefix = f"_tiles/run={run}/{plan_digest}"
+
+    def put(self, tile_name: str, result: TileResult) -> None:
+        """Write a tile's result unless it is there: of two workers on one tile the first wins."""
+        self._folder.create(self._path(tile_name), encode(result))
+
+    def get(self, tile_name: str) -> TileResult | None:
+        """Return a tile's result; a damaged file is removed and counts as absent."""
+        data = self._folder.read(self._path(tile_name))
+        if data is None:
+            return None
+        try:
+            return decode(data)
+        except FormatError:
+            self._folder.delete([self._path(tile_name)])
+            return None
+
+    def finished(self) -> set[str]:
+        """Return the names of the tiles that have a result."""
+        paths = self._folder.list(self._prefix)
+        return {path.rpartition("/")[2].removesuffix(".safetensors") for path in paths}
+
+    def _path(self, tile_name: str) -> str:
+        return f"{self._prefix}/{tile_name}.safetensors"
+
+
+def discard(folder: Folder, run: str) -> None:
+    """Remove the result files of a run, of whatever plan."""
+    paths = folder.list(f"_tiles/run={run}")
+    folder.delete([path for path in paths if path.endswith(".safetensors")])
+
+
+def encode(result: TileResult) -> bytes:
+    """Return a result as the bytes of a safetensors file; of the Gram matrix one triangle."""
+    arrays: dict[str, NDArray[Any]] = {}
+    parts: list[list[int]] = []
+    for (tensor, part), partial in result.parts.items():
+        upper = np.triu_indices(len(partial.increments))
+        for name in _ARRAYS:
+            array = getattr(partial, name)
+            array = array[upper] if name == "increments" else array
+            arrays[f"{tensor}.{part}.{name}"] = np.ascontiguousarray(array)
+        parts.append([tensor, part, partial.numel, partial.sampled])
+    metadata = {
+        "parts": json.dumps(parts),
+        "device": result.device,
+        "checksum": _checksum(arrays, result.device),
+    }
+    return save(arrays, metadata)
+
+
+def decode(data: bytes) -> TileResult:
+    """Return the result that a file's bytes hold.
+
+    Raises:
+        FormatError: not such a file, or its checksum does not hold.
+    """
+    try:
+        arrays = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        if metadata["checksum"] != _checksum(arrays, metadata["device"]):
+            raise ValueError("checksum")
+        parts = {
+            (tensor, part): _partial(arrays, f"{tensor}.{part}", numel, sampled)
+            for tensor, part, numel, sampled in json.loads(metadata["parts"])
+        }
+        return TileResult(parts, metadata["device"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
+
+
+def _partial(
+    arrays: dict[str, NDArray[Any]], key: str, numel: int, sampled: int
+) -> PartialGram:
+    found = {name: arrays[f"{key}.{name}"] for name in _ARRAYS}
+    count = len(found["non_finite"])
+    increments = np.zeros((count, count))
+    increments[np.triu_indices(count)] = found["increments"]
+    found["increments"] = np.triu(increments) + np.triu(increments, 1).T
+    return PartialGram(numel=numel, sampled=sampled, **found)
+
+
+def _checksum(arrays: dict[str, NDArray[Any]], device: str) -> str:
+    digest = hashlib.sha256(device.encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{name} {arrays[name].shape} {arrays[name].dtype}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
