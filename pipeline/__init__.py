@@ -5,6 +5,22 @@
     pipeline.open_store("results").sql("FROM indicators WHERE scope = 'model'").show()
 """
 
-from pipeline.api import analyze, open_store, plan
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.api import analyze, open_store, plan
 
 __all__ = ["analyze", "open_store", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions when first used: they bring torch, which takes a second."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    from pipeline import api
+
+    # `plan` is also the name of a sub-package, which an import of it would put in its place
+    globals().update({public: getattr(api, public) for public in __all__})
+    return globals()[name]

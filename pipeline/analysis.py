@@ -16,7 +16,7 @@ from pipeline.execute.worker import Receipt, Worker, available_cores, choose_dev
 from pipeline.numerics.gram import one_thread_products
 from pipeline.plan.memory import Memory, project, total_memory
 from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.request import Request
+from pipeline.plan.request import Request, Resources
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import reduce
 from pipeline.sources.base import Access, Source
@@ -29,20 +29,6 @@ from pipeline.store.write import RunWriter
 DEFAULT_SHARE_OF_MEMORY = 0.5
 """Of the machine's or container's memory, over all workers: the rest is for the page cache, for
 Ray and for whatever else runs there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the figures do not depend on: where and with how much they are computed."""
-
-    memory: int | None = None
-    """Budget of one worker in bytes; default: a share of the machine's."""
-    device: str = "auto"
-    executor: str = "ray"
-    address: str | None = None
-    max_workers: int | None = None
-    threads: int | None = None
-    """Tiles computed side by side in this process (`local`); default: one per core."""
 
 
 class Progress(Protocol):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.analysis import Resources, Summary
+from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
 from pipeline.plan.memory import parse_size
 from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.request import Request, StepRange
+from pipeline.plan.request import Request, Resources, StepRange
 from pipeline.store.query import Store
 
 

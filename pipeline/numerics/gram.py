@@ -241,7 +241,8 @@ def _float32_gram(increments: Tensor, product: Tensor) -> NDArray | None:
     """
     if increments.device.type == "cpu":
         rows, gram = increments.numpy(), product.numpy()
-        np.matmul(rows, rows.T, out=gram)
+        with np.errstate(all="ignore"):  # looked for below
+            np.matmul(rows, rows.T, out=gram)
     else:
         gram = torch.mm(increments, increments.T, out=product).cpu().numpy()
     diagonal = np.diagonal(gram)

@@ -88,7 +88,7 @@ def make_plan(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
-        digest=_digest(source.label, selection, alignment, tiles),
+        digest=_digest(selection, alignment, tiles),
     )
     return plan, source
 
@@ -114,15 +114,14 @@ def _checkpoints(selection: Selection, alignment: Alignment) -> tuple[PlannedChe
     return tuple(found)
 
 
-def _digest(
-    label: str, selection: Selection, alignment: Alignment, tiles: tuple[Tile, ...]
-) -> str:
+def _digest(selection: Selection, alignment: Alignment, tiles: tuple[Tile, ...]) -> str:
+    """Files count by what is in them: a store or a source that moved is still the same plan."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
         digest.update(json.dumps(value).encode() + b"\n")
 
-    add([RESULT_FORMAT, PIECE, CHUNK, label])
+    add([RESULT_FORMAT, PIECE, CHUNK])
     for entry in selection.checkpoints:
         add([entry.candidate.name, entry.candidate.commit, entry.elapsed])
     for file in alignment.files:

@@ -1,4 +1,4 @@
-"""What the user asked for, as far as it decides which weights are analysed."""
+"""What the user asked for: what decides the figures, and what does not."""
 
 from __future__ import annotations
 
@@ -71,6 +71,20 @@ class Request:
                     raise RequestError(
                         f"{option} {quoted(pattern)} is not a regular expression: {error}"
                     ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the figures do not depend on: where and with how much they are computed."""
+
+    memory: int | None = None
+    """Budget of one worker in bytes; default: a share of the machine's."""
+    device: str = "auto"
+    executor: str = "ray"
+    address: str | None = None
+    max_workers: int | None = None
+    threads: int | None = None
+    """Tiles computed side by side in this process (`local`); default: one per core."""
 
 
 def check_run_name(name: str) -> str:

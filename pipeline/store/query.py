@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
+from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import QueryError, StoreUnusable, quoted
 from pipeline.store.folder import Folder
 
+_ROWS_AT_ONCE = 10_000
 _VIEWS = files("pipeline.store").joinpath("views/views.sql")
 
 
@@ -51,6 +55,15 @@ class Store:
         if relation is None:
             raise QueryError("the query gives no rows", "ask with SELECT, FROM, SHOW or DESCRIBE")
         return relation
+
+    def rows(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """Return the columns and the rows of an answer, which is not held in memory as a whole.
+
+        Raises:
+            QueryError: DuckDB refused the query.
+        """
+        relation = self.sql(query)
+        return relation.columns, _fetched(relation)
 
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return the rows of the view `runs`."""
@@ -94,5 +107,14 @@ class Store:
         return square
 
 
-def _one_line(error: duckdb.Error) -> str:
+def _fetched(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
+    # through Arrow: DuckDB's own rows want another package for times with a zone
+    try:
+        for batch in relation.to_arrow_reader(_ROWS_AT_ONCE):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise QueryError(f"query failed: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400]

@@ -41,7 +41,7 @@ JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k);
 
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
--- distance 0, and then a cosine of exactly 1.
+-- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
 WITH lengths AS (
     SELECT run, attempt, group_id, k, norm, displacement
@@ -50,10 +50,10 @@ WITH lengths AS (
 )
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
     ci.step AS step_i, cj.step AS step_j, s.dot,
-    CASE WHEN pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
+    CASE WHEN s.dot IS NULL OR pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.dot / (pi.norm * pj.norm))) END AS cosine,
     s.relative_dot,
-    CASE WHEN pi.displacement * pj.displacement = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
+    CASE WHEN s.dot IS NULL OR pi.displacement * pj.displacement = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.relative_dot / (pi.displacement * pj.displacement)))
         END AS relative_cosine,
     sqrt(s.squared_distance) AS distance

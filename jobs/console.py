@@ -1,0 +1,190 @@
+"""What a user sees of a command: results, errors, progress, and how it ends.
+
+Results go to standard output, everything else to standard error. Errors are one line and a hint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from pipeline.errors import HallmarksError, Interrupted
+from pipeline.execute.queue import Lost
+from pipeline.plan.memory import show_size
+from pipeline.plan.plan import Plan
+
+EXIT_INCOMPLETE = 3
+LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command to its exit code (docs/contract.md, §1)."""
+    debug = "--debug" in sys.argv
+    try:
+        code = command.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        code = _report(error.format_message(), _usage_hint(error), 2)
+    except (Interrupted, KeyboardInterrupt, click.exceptions.Abort):
+        # Threads may still wait for a read; nothing of theirs is worth waiting for.
+        _leave(Interrupted.exit_code)
+    except HallmarksError as error:
+        if debug:
+            traceback.print_exc()
+        code = _report(error.message, error.hint, error.exit_code)
+    except BrokenPipeError:
+        _leave(1)  # the reader of a pipe has gone: nobody is there to be told
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:300]
+        code = _report(f"{type(error).__name__}: {text}", "--debug shows where", 1)
+    sys.exit(code or 0)
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return code
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context is not None else ""
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Result:
+    """Standard output, kept for the result alone while `claimed`."""
+
+    def __init__(self) -> None:
+        self._descriptor = 1
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Send whatever a library prints on standard output to standard error meanwhile."""
+        sys.stdout.flush()
+        self._descriptor = os.dup(1)
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(self._descriptor, 1)
+            os.close(self._descriptor)
+            self._descriptor = 1
+
+    def print_json(self, value: Mapping[str, Any]) -> None:
+        """Print one line."""
+        line = json.dumps(value, allow_nan=False) + "\n"
+        os.write(self._descriptor, line.encode())
+
+
+def stop_on_signals() -> None:
+    """Make SIGINT and SIGTERM end the job: the message at once, then what is needed to end well.
+
+    Called again once Ray has started, since Ray installs handlers of its own. A second signal
+    ends the process without waiting.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(signal.SIGINT, _stop_now)
+    signal.signal(signal.SIGTERM, _stop_now)
+    name = signal.Signals(number).name
+    os.write(2, f"\ninterrupted ({name}): finished tiles are kept; the same command goes on\n".encode())
+    raise Interrupted(name)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    os._exit(Interrupted.exit_code)
+
+
+class JobProgress:
+    """A live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._done = self._total = self._resumed = 0
+        self._started = self._last_line = time.monotonic()
+
+    def planned(self, plan: Plan, finished_bytes: int) -> None:
+        stop_on_signals()
+        self._done = self._resumed = finished_bytes
+        self._total, self._started = plan.bytes_total, time.monotonic()
+        resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
+        self._say(
+            f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.tensors)} tensors,"
+            f" {show_size(plan.bytes_total)} in {len(plan.tiles)} tiles{resumed}"
+        )
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("reading"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, completed=finished_bytes)
+
+    def tile_done(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            rate = (self._done - self._resumed) / max(1e-9, time.monotonic() - self._started)
+            left = (self._total - self._done) / max(1.0, rate)
+            self._say(
+                f"{show_size(self._done)} of {show_size(self._total)},"
+                f" {show_size(int(rate))}/s, {left:.0f} s left"
+            )
+
+    def tile_lost(self, lost: Lost) -> None:
+        self._say(f"tile {lost.tile} failed for good: {lost.error.message}")
+
+    def reducing(self) -> None:
+        self.close()
+        self._say("reducing and writing")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,47 @@
+"""`hallmarks demo`: train a small language model, analyse it, show what there is to see."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from jobs.analyze import analyze
+from jobs.console import run, stop_on_signals
+from jobs.language_model import train
+from jobs.options import debug_option
+
+
+@click.command()
+@click.option(
+    "--store",
+    default="hallmarks-demo",
+    show_default=True,
+    metavar="DIR",
+    help="Where results live; the demo keeps a store of its own unless told otherwise.",
+)
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@debug_option
+@click.pass_context
+def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
+    """Train a small language model for about 40 checkpoints and analyse how its weights moved."""
+    del debug
+    stop_on_signals()
+    with tempfile.TemporaryDirectory(prefix="hallmarks-demo-") as folder:
+        checkpoints = Path(folder) / "demo"
+        click.echo("training a small language model on the Python language reference …", err=True)
+        train(checkpoints, on_checkpoint=_told)
+        arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
+        return context.invoke(
+            analyze, **analyze.make_context("analyze", [*arguments, "--fresh"]).params
+        )
+
+
+def _told(step: int, loss: float) -> None:
+    if step == 0 or step >= 100:
+        click.echo(f"  step {step:>5}  loss {loss:.3f}", err=True)
+
+
+if __name__ == "__main__":
+    run(demo)

@@ -1,0 +1,91 @@
+"""The options that `plan` and `analyze` share, and what they become (docs/contract.md, §1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipeline.plan.memory import parse_size
+from pipeline.plan.request import Request, Resources, StepRange
+
+
+class Size(click.ParamType):
+    """Bytes, written as people write them."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a size, such as 2GiB or 500MB", param, ctx)
+
+
+_SELECTION = [
+    click.argument("source"),
+    click.option("--run", metavar="NAME", help="Name of the run in the store."),
+    click.option(
+        "--revisions",
+        multiple=True,
+        metavar="GLOB",
+        help="Only checkpoints whose name matches, e.g. 'step*'; repeatable.",
+    ),
+    click.option(
+        "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B, multiples of EVERY."
+    ),
+    click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
+    click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
+]
+_RESOURCES = [
+    click.option("--memory", type=Size(), help="Budget of one worker's working memory, e.g. 2GiB."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option(
+        "--executor",
+        type=click.Choice(["ray", "local"]),
+        default="ray",
+        show_default=True,
+        help="local: in this process, without Ray.",
+    ),
+    click.option("--address", help="Ray cluster to use; default RAY_ADDRESS, else one of its own."),
+    click.option("--max-workers", type=click.IntRange(min=1), help="At most so many workers."),
+]
+_OUTPUT = [
+    click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+    click.option("--debug", is_flag=True, help="Tracebacks instead of one-line errors."),
+]
+store_option = click.option(
+    "--store", default="hallmarks-store", show_default=True, metavar="DIR", help="Where results live."
+)
+debug_option = _OUTPUT[1]
+
+
+def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the shared options to a command."""
+    for option in reversed([*_SELECTION, *_RESOURCES, *_OUTPUT]):
+        command = option(command)
+    return command
+
+
+def request_from(options: dict[str, Any]) -> Request:
+    """Return what decides the figures."""
+    return Request(
+        source=options["source"],
+        run=options["run"],
+        revisions=options["revisions"],
+        steps=StepRange.parse(options["steps"]) if options["steps"] else None,
+        include=options["include"],
+        exclude=options["exclude"],
+    )
+
+
+def resources_from(options: dict[str, Any]) -> Resources:
+    """Return what the figures do not depend on."""
+    return Resources(
+        memory=options["memory"],
+        device=options["device"],
+        executor=options["executor"],
+        address=options["address"],
+        max_workers=options["max_workers"],
+    )

@@ -1,0 +1,22 @@
+"""Fixtures that several modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Whatever the user has set must not reach a test, and no test may reach the network.
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "RAY_"))]:
+    del os.environ[name]
+os.environ["HF_ENDPOINT"] = "http://localhost:9"  # the discard port: nothing answers
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of really trained checkpoints, by name (tests/trained.py)."""
+    from tests.trained import write_all
+
+    return write_all(tmp_path_factory.mktemp("trained"))
