@@ -20,6 +20,7 @@ from pipeline.errors import FormatError
 from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
 
+_ABOUT = "hallmarks"
 _ARRAYS = ("increments", "digests", "non_finite", "exponent_sums", "represented")
 
 
@@ -71,12 +72,13 @@ def encode(result: TileResult) -> bytes:
             array = array[upper] if name == "increments" else array
             arrays[f"{tensor}.{part}.{name}"] = np.ascontiguousarray(array)
         parts.append([tensor, part, partial.numel, partial.sampled])
-    metadata = {
-        "parts": json.dumps(parts),
+    about = {
+        "parts": parts,
         "device": result.device,
         "checksum": _checksum(arrays, result.device),
     }
-    return save(arrays, metadata)
+    # one entry: the library writes several in no fixed order, and equal results shall be equal files
+    return save(arrays, {_ABOUT: json.dumps(about)})
 
 
 def decode(data: bytes) -> TileResult:
@@ -88,14 +90,14 @@ def decode(data: bytes) -> TileResult:
     try:
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        if metadata["checksum"] != _checksum(arrays, metadata["device"]):
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
+        if about["checksum"] != _checksum(arrays, about["device"]):
             raise ValueError("checksum")
         parts = {
             (tensor, part): _partial(arrays, f"{tensor}.{part}", numel, sampled)
-            for tensor, part, numel, sampled in json.loads(metadata["parts"])
+            for tensor, part, numel, sampled in about["parts"]
         }
-        return TileResult(parts, metadata["device"])
+        return TileResult(parts, about["device"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
 

@@ -1,0 +1,243 @@
+"""The same bits, whatever the memory, the threads, the executor, or what was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import TransientReadError
+from pipeline.execute.local import run_local
+from pipeline.execute.queue import Lost
+from pipeline.execute.worker import Receipt, Worker
+from pipeline.numerics.partial import TileResult
+from pipeline.plan.memory import project
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.request import Request
+from pipeline.sources.base import Source
+from pipeline.store.query import Store
+from pipeline.store.tiles import encode
+from tests.suites import trajectory, write_suite
+
+VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
+
+
+class Kept:
+    """A sink that keeps results as the bytes of their files."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def put(self, tile_name: str, result: TileResult) -> None:
+        self.files[tile_name] = encode(result)
+
+
+def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, bytes]:
+    """Return every tile's result file, computed in this process."""
+    kept = Kept()
+    memory = project(plan.tensors, plan.tiles, budget, threads + 1)
+    worker = Worker(plan, kept, "cpu", threads, memory)
+    accesses = {number: source.access(file) for number, file in enumerate(plan.files)}
+    tiles = [tile.index for tile in plan.tiles]
+    outcomes = list(run_local(worker, threads + 1, tiles, lambda _: accesses))
+    assert sorted(outcome.tile for outcome in outcomes) == tiles
+    return kept.files
+
+
+@pytest.mark.parametrize("count", [64, 65, 154, 155])
+def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
+    """n = 65 is where a BLAS with four threads gives other bits than with one."""
+    rows = trajectory("walk", count, 300_000, 0.1).astype(np.float32)
+    suite = {"layers.0.mlp.up_proj.weight": rows, "norm.weight": rows[:, :300]}
+    plan, source = make_plan(
+        Request(str(write_suite(tmp_path / "suite", suite, "F16"))), least_tile_bytes=1 << 24
+    )
+    assert len(plan.tiles) > 1
+    least = project(plan.tensors, plan.tiles, 1 << 40, 2).least
+    expected = results(plan, source, 1, least)
+    assert project(plan.tensors, plan.tiles, least, 2).row_bytes < 1 << 16
+    torch.set_float32_matmul_precision("medium")  # what a careless user may have set
+    try:
+        for threads in (1, 2, 3, 4):
+            assert results(plan, source, threads, 1 << 32) == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.get_num_threads() > 0
+
+
+def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+    rows = trajectory("walk", 3, 1000, 0.1)
+    plan, source = make_plan(Request(str(write_suite(tmp_path / "suite", {"w": rows}))))
+
+    class Failing:
+        where, reads_at_once, times = "there", 1, 0
+
+        def read_into(self, transport: object, start: int, buffer: memoryview) -> None:
+            del transport, start, buffer
+            self.times += 1
+            raise TransientReadError("cut off")
+
+    failing = Failing()
+    memory = project(plan.tensors, plan.tiles, 1 << 30, 2)
+    worker = Worker(plan, Kept(), "cpu", 1, memory)
+    accesses = {0: failing, 1: source.access(plan.files[1]), 2: source.access(plan.files[2])}
+    (outcome,) = run_local(worker, 2, [0], lambda _: accesses)  # type: ignore
+    assert isinstance(outcome, Lost)
+    assert outcome.error.message == "cut off"
+    assert failing.times == 3
+    assert not isinstance(outcome, Receipt)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen checkpoints of 12 million float32 weights: twelve tiles of 64 MiB."""
+    directory = tmp_path_factory.mktemp("large") / "suite"
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(12_000_000, generator=generator)
+    for k in range(16):
+        folder = directory / f"step{k}"
+        folder.mkdir(parents=True)
+        save_file({"layers.0.w.weight": weights.view(3000, 4000)}, folder / "model.safetensors")
+        weights += 0.1 * torch.randn(1_000_000, generator=generator).repeat(12)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def undisturbed(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    store = tmp_path_factory.mktemp("undisturbed")
+    run_command(large, store, "--executor", "local")
+    return everything(store)
+
+
+def command(directory: Path, store: Path, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs.analyze", str(directory)),
+        *("--store", str(store), "--run", "r", *options),
+    ]
+
+
+def run_command(directory: Path, store: Path, *options: str) -> dict:
+    done = subprocess.run(
+        command(directory, store, "--json", *options), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def everything(path: Path) -> dict[str, list]:
+    """Return all rows of all views, sorted by their text."""
+    store = Store(str(path))
+    return {view: sorted(store.sql(f"FROM {view}").fetchall(), key=repr) for view in VIEWS}
+
+
+def started(directory: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the job and return once it has finished a tile or two."""
+    process = subprocess.Popen(
+        command(directory, store, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(store.glob("_tiles/run=r/*/*.safetensors"))) >= 2:
+            return process
+        time.sleep(0.002)
+    raise AssertionError(f"no tile was finished: {process.communicate()}")
+
+
+@pytest.fixture(params=[signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> Iterator[Path]:
+    """A store in which a job was stopped half-way."""
+    process = started(large, tmp_path, "--executor", "local")
+    os.kill(process.pid, request.param)
+    _, errors = process.communicate(timeout=30)
+    if request.param == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+    yield tmp_path
+
+
+def test_a_killed_job_goes_on_where_it_stopped(
+    interrupted: Path, large: Path, undisturbed: dict[str, list]
+) -> None:
+    summary = run_command(large, interrupted, "--executor", "local", "--memory", "150MB")
+    assert summary["resumed_tiles"] >= 2
+    assert summary["bytes_read"] < summary["bytes_total"]
+    assert everything(interrupted) == undisturbed
+    assert not list(interrupted.glob("_tiles/**/*.safetensors"))
+
+
+def test_a_damaged_result_is_done_again(
+    large: Path, tmp_path: Path, undisturbed: dict[str, list]
+) -> None:
+    process = started(large, tmp_path, "--executor", "local")
+    process.kill()
+    process.communicate()
+    damaged = next(tmp_path.glob("_tiles/run=r/*/*.safetensors"))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    run_command(large, tmp_path, "--executor", "local")
+    assert everything(tmp_path) == undisturbed
+
+
+def test_fresh_discards_what_was_left(large: Path, tmp_path: Path) -> None:
+    process = started(large, tmp_path, "--executor", "local")
+    process.kill()
+    process.communicate()
+    summary = run_command(large, tmp_path, "--executor", "local", "--fresh")
+    assert summary["resumed_tiles"] == 0
+    assert summary["bytes_read"] == summary["bytes_total"]
+
+
+def test_a_complete_run_is_not_read_again(large: Path, tmp_path: Path) -> None:
+    first = run_command(large, tmp_path, "--executor", "local")
+    again = run_command(large, tmp_path, "--executor", "local")
+    assert again["already_complete"]
+    assert again["bytes_read"] == 0
+    assert again["mds"] == first["mds"]
+
+
+@pytest.mark.ray
+def test_ray_gives_the_same_bits_and_one_line(
+    large: Path, tmp_path: Path, undisturbed: dict[str, list]
+) -> None:
+    """Killed with its Ray, then resumed on Ray; nothing but the result on standard output."""
+    process = started(large, tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    done = subprocess.run(
+        command(large, tmp_path, "--json"), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    summary = json.loads(done.stdout)
+    assert summary["executor"] == "ray"
+    assert summary["resumed_tiles"] >= 2
+    assert everything(tmp_path) == undisturbed
+
+
+@pytest.mark.ray
+def test_ray_is_interrupted_in_time(large: Path, tmp_path: Path) -> None:
+    process = started(large, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
