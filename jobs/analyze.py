@@ -92,7 +92,7 @@ def _print_summary(summary: Summary) -> None:
         console.print(f"incomplete: {reason}", markup=False)
     console.print(f"results: {summary.store}", markup=False)
     console.print(
-        f"ask: hallmarks sql --store {summary.store} \"SELECT layer, component, value FROM"
+        f'ask: hallmarks sql --store {summary.store} "SELECT layer, component, value FROM'
         " indicators WHERE scope = 'layer_component' AND indicator = 'relative_mds'\"",
         markup=False,
     )

@@ -120,7 +120,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, _stop_now)
     signal.signal(signal.SIGTERM, _stop_now)
     name = signal.Signals(number).name
-    os.write(2, f"\ninterrupted ({name}): finished tiles are kept; the same command goes on\n".encode())
+    os.write(
+        2, f"\ninterrupted ({name}): finished tiles are kept; the same command goes on\n".encode()
+    )
     raise Interrupted(name)
 
 

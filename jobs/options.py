@@ -56,7 +56,11 @@ _OUTPUT = [
     click.option("--debug", is_flag=True, help="Tracebacks instead of one-line errors."),
 ]
 store_option = click.option(
-    "--store", default="hallmarks-store", show_default=True, metavar="DIR", help="Where results live."
+    "--store",
+    default="hallmarks-store",
+    show_default=True,
+    metavar="DIR",
+    help="Where results live.",
 )
 debug_option = _OUTPUT[1]
 

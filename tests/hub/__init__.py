@@ -1,0 +1,17 @@
+"""A Hub on loopback: what the real `huggingface_hub` client and range reads need of one.
+
+    hub = Hub()
+    commit = hub.repository("org/model").commit({"model.safetensors": data}, branch="step0")
+    with hub.serve() as endpoint:                     # http://localhost:PORT → HF_ENDPOINT
+        ...
+    assert hub.count("refs") == 1
+
+Files of weights are answered with a redirect to a second host name (127.0.0.1) and a signed,
+expiring address, as the Hub's are. Every request is recorded; `hub.faults` makes answers go wrong.
+"""
+
+from tests.hub.faults import Fault, Faults
+from tests.hub.repository import Repository
+from tests.hub.server import Hub, Record
+
+__all__ = ["Fault", "Faults", "Hub", "Record", "Repository"]

@@ -1,0 +1,71 @@
+"""Answers that go wrong, by rule."""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+import threading
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+Action = Literal[
+    "status", "stall", "truncate", "reset", "ignore_range", "wrong_etag", "wrong_content_range",
+    "wrong_total", "changed_file",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rule: which answers go wrong, and how."""
+
+    action: Action
+    kind: str = "cdn"
+    """Kind of request, as records name it."""
+    path: str = "*"
+    """Glob over the path of the file within its repository."""
+    occurrences: Collection[int] | None = None
+    """Which of the matching requests, counted from 0; default: all."""
+    probability: float = 1.0
+    status: int = 503
+    headers: dict[str, str] = field(default_factory=dict)
+    after_bytes: int = 0
+    """stall, truncate, reset: bytes of the body that are sent first."""
+    seconds: float = 0.0
+    """stall: for how long."""
+
+
+class Faults:
+    """The rules in force; the first that applies to a request is used."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.applied: list[tuple[Fault, str]] = []
+        self._rules: list[Fault] = []
+        self._seen: Counter[int] = Counter()
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def add(self, fault: Fault) -> None:
+        with self._lock:
+            self._rules.append(fault)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rules.clear()
+            self._seen.clear()
+            self.applied.clear()
+
+    def choose(self, kind: str, path: str) -> Fault | None:
+        """Return the fault to apply to a request, and note that it was."""
+        with self._lock:
+            for number, rule in enumerate(self._rules):
+                if rule.kind != kind or not fnmatch.fnmatch(path, rule.path):
+                    continue
+                occurrence = self._seen[number]
+                self._seen[number] += 1
+                wanted = rule.occurrences is None or occurrence in rule.occurrences
+                if wanted and self._random.random() < rule.probability:
+                    self.applied.append((rule, path))
+                    return rule
+        return None
