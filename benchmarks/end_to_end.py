@@ -87,7 +87,9 @@ def make_checkpoints(directory: Path, count: int) -> None:
 def measured(command: list[str]) -> tuple[str, float, float]:
     """Run a command; return its output, wall seconds, and peak GiB of its largest process."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     peak = 0
     while process.poll() is None:
         peak = max(peak, *(_resident(pid) for pid in _family(process.pid)), 0)

@@ -12,7 +12,7 @@ from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, run, stop_on_sign
 from jobs.options import request_from, resources_from, selection_and_resources, store_option
 from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
-from pipeline.plan.memory import show_size
+from pipeline.planning.memory import show_size
 from pipeline.store.query import Store
 
 _SHOWN = (

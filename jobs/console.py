@@ -29,8 +29,8 @@ from rich.progress import (
 
 from pipeline.errors import HallmarksError, Interrupted
 from pipeline.execute.queue import Lost
-from pipeline.plan.memory import show_size
-from pipeline.plan.plan import Plan
+from pipeline.planning.memory import show_size
+from pipeline.planning.plan import Plan
 
 EXIT_INCOMPLETE = 3
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.plan.memory import parse_size
-from pipeline.plan.request import Request, Resources, StepRange
+from pipeline.planning.memory import parse_size
+from pipeline.planning.request import Request, Resources, StepRange
 
 
 class Size(click.ParamType):

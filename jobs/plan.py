@@ -13,8 +13,8 @@ from jobs.console import Result, run
 from jobs.options import request_from, resources_from, selection_and_resources
 from pipeline.analysis import worker_memory
 from pipeline.execute.worker import available_cores
-from pipeline.plan.memory import IDLE_BYTES, Memory, show_size
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
+from pipeline.planning.plan import Plan, make_plan
 
 _NAMES_SHOWN = 5
 

@@ -1,8 +1,8 @@
 """How did the weights travel between the checkpoints of a training run?
 
-    import pipeline
-    pipeline.analyze("EleutherAI/pythia-70m", store="results")
-    pipeline.open_store("results").sql("FROM indicators WHERE scope = 'model'").show()
+import pipeline
+pipeline.analyze("EleutherAI/pythia-70m", store="results")
+pipeline.open_store("results").sql("FROM indicators WHERE scope = 'model'").show()
 """
 
 from __future__ import annotations
@@ -21,6 +21,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     from pipeline import api
 
-    # `plan` is also the name of a sub-package, which an import of it would put in its place
     globals().update({public: getattr(api, public) for public in __all__})
     return globals()[name]

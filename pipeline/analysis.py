@@ -14,9 +14,9 @@ from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
 from pipeline.numerics.gram import one_thread_products
-from pipeline.plan.memory import Memory, project, total_memory
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.request import Request, Resources
+from pipeline.planning.memory import Memory, project, total_memory
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import reduce
 from pipeline.sources.base import Access, Source
@@ -104,7 +104,7 @@ def analyze(
             if fresh:
                 discard(folder, plan.run)
             job.work_through(work)
-            return job.write(store, resources, started, workers, executor_name)
+            return job.write(store, started, workers, executor_name)
         finally:
             lease.release()
 
@@ -149,7 +149,6 @@ class _Job:
     def write(
         self,
         store: str,
-        resources: Resources,
         started: float,
         workers: int,
         executor: str,
@@ -269,9 +268,7 @@ def _finished(
 
 
 @contextlib.contextmanager
-def _executor(
-    plan: Plan, source: Source, resources: Resources
-) -> Iterator[tuple[_Work, int, str]]:
+def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tuple[_Work, int, str]]:
     """Yield how to work through tiles, on how many workers, and the executor's name.
 
     The plan is checked against the memory before anything is written.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
-from pipeline.plan.memory import parse_size
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.request import Request, Resources, StepRange
+from pipeline.planning.memory import parse_size
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.request import Request, Resources, StepRange
 from pipeline.store.query import Store
 
 

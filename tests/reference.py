@@ -233,9 +233,7 @@ def lasting_steps(weights: Matrix, steps: Vector, numbers: Vector) -> dict[str, 
     saturated[-1] = True
     settled = [norm(weights[-1] - row) <= 0.05 * norm(away[-1]) for row in weights]
     at = {"saturation_step": first_lasting(saturated), "settled_step": first_lasting(settled)}
-    return {
-        name: float(numbers[k] if math.isnan(steps[k]) else steps[k]) for name, k in at.items()
-    }
+    return {name: float(numbers[k] if math.isnan(steps[k]) else steps[k]) for name, k in at.items()}
 
 
 def time_weights(elapsed: Vector) -> list[float]:

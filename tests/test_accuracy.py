@@ -172,7 +172,9 @@ def test_copies_are_equal_wherever_they_are(tmp_path: Path) -> None:
         "SELECT cosine, relative_cosine, distance FROM similarity"
         " WHERE scope = 'model' AND i = 0 AND j = 1"
     ).fetchall()[0] == (1.0, None, 0.0)
-    assert store.sql("SELECT count(*) FROM path WHERE displacement = 0 AND scope = 'model'").fetchall()[0] == (2,)
+    assert store.sql(
+        "SELECT count(*) FROM path WHERE displacement = 0 AND scope = 'model'"
+    ).fetchall()[0] == (2,)
 
 
 def test_a_checkpoint_with_nan_is_absent_where_it_counts(tmp_path: Path) -> None:
@@ -239,9 +241,9 @@ def test_nothing_moves_and_zero_start(tmp_path: Path) -> None:
         "saturation_step",
         "lookahead_share",
     ):
-        assert store.sql(f"SELECT value FROM indicators WHERE {where} = '{name}'").fetchall()[0] == (
-            None,
-        )
+        assert store.sql(f"SELECT value FROM indicators WHERE {where} = '{name}'").fetchall()[
+            0
+        ] == (None,)
     assert store.sql(
         "SELECT value FROM indicators WHERE scope = 'layer' AND layer = 1 AND indicator = 'norm_ratio'"
     ).fetchall()[0] == (None,)

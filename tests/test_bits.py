@@ -21,9 +21,9 @@ from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker
 from pipeline.numerics.partial import TileResult
-from pipeline.plan.memory import project
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.request import Request
+from pipeline.planning.memory import project
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode

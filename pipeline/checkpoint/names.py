@@ -15,7 +15,9 @@ _COUNT = r"(\d+(?:\.\d+)?)([kmbt]?)(?![a-z0-9])"
 
 # The first pattern of a list that matches is taken; a match starts at a word's start.
 _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
-    field: tuple(re.compile(rf"(?<![a-z0-9]){prefix}{_COUNT}", re.IGNORECASE) for prefix in prefixes)
+    field: tuple(
+        re.compile(rf"(?<![a-z0-9]){prefix}{_COUNT}", re.IGNORECASE) for prefix in prefixes
+    )
     for field, prefixes in {
         "stage": (r"stage[-_]?",),
         "step": (
@@ -69,7 +71,8 @@ class Position:
     def order(self) -> tuple[float, float, float]:
         """Sort key: by stage, then step, then tokens, unknown ones first."""
         return tuple(
-            -1.0 if value is None else float(value) for value in (self.stage, self.step, self.tokens)
+            -1.0 if value is None else float(value)
+            for value in (self.stage, self.step, self.tokens)
         )  # type: ignore[return-value]
 
 

@@ -100,7 +100,7 @@ def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | 
     return next((reason for pattern, reason in _BUFFERS if pattern.search(name)), None)
 
 
-def parts(name: str, shape: tuple[int, ...], component: str, config: dict) -> tuple[Part, ...]:
+def parts(shape: tuple[int, ...], component: str, config: dict) -> tuple[Part, ...]:
     """Return the slices of a tensor by role: several if it is fused in a known layout, else one.
 
     Args:

@@ -84,7 +84,9 @@ def parse_header(header: bytes, size: int, where: str) -> dict[str, StoredTensor
         if tensor.start != expected:
             what = "overlaps the one before it" if tensor.start < expected else "leaves a hole"
             raise _broken(
-                where, f"tensor {quoted(name)} to start at {expected:,}", f"{tensor.start:,} ({what})"
+                where,
+                f"tensor {quoted(name)} to start at {expected:,}",
+                f"{tensor.start:,} ({what})",
             )
         expected = tensor.stop
     if expected != size:

@@ -20,8 +20,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.errors import HallmarksError, RequestError, TileLost
 from pipeline.execute.queue import Lost, TileQueue
 from pipeline.execute.worker import Receipt, Sink, Worker
-from pipeline.plan.memory import Memory
-from pipeline.plan.plan import Plan
+from pipeline.planning.memory import Memory
+from pipeline.planning.plan import Plan
 from pipeline.sources.base import Access
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
@@ -41,9 +41,7 @@ class Layout:
 class _Actor:
     """The worker as Ray sees it. No argument of the constructor is a secret."""
 
-    def __init__(
-        self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory
-    ) -> None:
+    def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:
         self._worker = Worker(plan, sink, device, threads, memory)
 
     def run(self, index: int, accesses: Mapping[int, Access]) -> Receipt:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pipeline.errors import Interrupted, RequestError
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
 from pipeline.numerics.partial import TileResult
-from pipeline.plan.memory import Memory
-from pipeline.plan.plan import Plan
-from pipeline.plan.slices import Placed, Slice, slices, spans
+from pipeline.planning.memory import Memory
+from pipeline.planning.plan import Plan
+from pipeline.planning.slices import Placed, Slice, slices, spans
 from pipeline.sources.base import Access
 from pipeline.sources.http import Transport
 
@@ -140,7 +140,9 @@ class Worker:
         if flat is None:
             size = count * self._memory.row_bytes
             pinned = self._device.type == "cuda"
-            flat = self._local.flat = torch.empty(size, dtype=torch.uint8, pin_memory=pinned).numpy()
+            flat = self._local.flat = torch.empty(
+                size, dtype=torch.uint8, pin_memory=pinned
+            ).numpy()
             self._local.scratch = Scratch(count, self._device)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 

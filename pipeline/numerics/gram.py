@@ -121,7 +121,9 @@ class PartAccumulator:
         for start, end in piece_bounds(first, stop):
             columns = _columns(self._part, start, end)
             if columns is not None:
-                self._add_piece(_decoded(rows, start - first, end - first, scratch), columns, scratch)
+                self._add_piece(
+                    _decoded(rows, start - first, end - first, scratch), columns, scratch
+                )
 
     def add_bytes(self, rows: Sequence[NDArray[np.uint8]], first: int) -> None:
         """Add the stored bytes of the elements [first, …) of the tensor to the digests.
@@ -218,9 +220,7 @@ def _runs(part: Part, start: int, end: int) -> list[tuple[int, int]]:
     return [run for run in runs if run[0] < run[1]]
 
 
-def _decoded(
-    rows: Sequence[Tensor] | Tensor, start: int, end: int, scratch: Scratch
-) -> Tensor:
+def _decoded(rows: Sequence[Tensor] | Tensor, start: int, end: int, scratch: Scratch) -> Tensor:
     """Return (K, M) values in float32, or float64 where any checkpoint stores that."""
     if isinstance(rows, Tensor):
         if rows.dtype in (torch.float32, torch.float64):

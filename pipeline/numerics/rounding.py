@@ -97,11 +97,7 @@ def energies(
         rows = np.array([dtype == stored for dtype in dtypes])
         candidates = COARSEST_FIRST[: COARSEST_FIRST.index(stored)]
         name = next(
-            (
-                name
-                for column, name in enumerate(candidates)
-                if represented[rows, column].all()
-            ),
+            (name for column, name in enumerate(candidates) if represented[rows, column].all()),
             stored,
         )
         column = 1 if name == "F16" else 0

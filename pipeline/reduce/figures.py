@@ -98,5 +98,3 @@ def _projection(found: Spectrum, absent: NDArray[np.bool_]) -> Array:
     projection = np.full((len(absent), 3), np.nan)
     projection[~absent] = found.projection
     return projection
-
-

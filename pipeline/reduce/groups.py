@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.plan.align import AlignedTensor
-from pipeline.plan.plan import Plan
+from pipeline.planning.align import AlignedTensor
+from pipeline.planning.plan import Plan
 
 SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor")
 _OUTSIDE_THE_BODY = frozenset({"embed", "position", "unembed"})

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.numerics.rounding import energies
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key, Member, members
 

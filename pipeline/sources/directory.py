@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
+from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.http import Transport
 
@@ -23,6 +23,7 @@ class LocalAccess:
     reads_at_once = 1
 
     def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
+        del transport  # local files need no connection
         self.read(start, buffer)
 
     def read(self, start: int, buffer: memoryview) -> None:

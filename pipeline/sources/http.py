@@ -72,9 +72,7 @@ class UrlAccess:
                     ) from None
                 time.sleep(_pause(failures, getattr(error, "retry_after", None)))
 
-    def _read_once(
-        self, transport: Transport, start: int, buffer: memoryview, done: int
-    ) -> int:
+    def _read_once(self, transport: Transport, start: int, buffer: memoryview, done: int) -> int:
         first, last = start + done, start + len(buffer) - 1
         headers = {**self.headers, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
         response = transport.pool.request(
@@ -96,9 +94,7 @@ class UrlAccess:
             if done < len(buffer):
                 response.close()  # a broken connection must not go back to the pool
 
-    def _check(
-        self, response: urllib3.BaseHTTPResponse, first: int, last: int, done: int
-    ) -> None:
+    def _check(self, response: urllib3.BaseHTTPResponse, first: int, last: int, done: int) -> None:
         status, span = response.status, f"{self.where}[{first}:{last + 1}]"
         if status == 206:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))

@@ -102,9 +102,7 @@ def decode(data: bytes) -> TileResult:
         raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
 
 
-def _partial(
-    arrays: dict[str, NDArray[Any]], key: str, numel: int, sampled: int
-) -> PartialGram:
+def _partial(arrays: dict[str, NDArray[Any]], key: str, numel: int, sampled: int) -> PartialGram:
     found = {name: arrays[f"{key}.{name}"] for name in _ARRAYS}
     count = len(found["non_finite"])
     increments = np.zeros((count, count))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.numerics.indicators import INDICATORS
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
 from pipeline.store.folder import Folder
@@ -70,7 +70,7 @@ class RunWriter:
         """Write what remains, then the row of `runs`, then remove earlier attempts."""
         self._append("checkpoints", _checkpoint_columns(plan))
         self._append("tensors", _tensor_columns(plan))
-        for table in list(self._batches):
+        for table in SCHEMAS.keys() - {"runs"}:
             self._flush(table)
         row = {name: [run_row.get(name)] for name in SCHEMAS["runs"].names}
         row["attempt"] = [self.attempt]
@@ -102,9 +102,10 @@ class RunWriter:
 
     def _flush(self, table: str) -> None:
         batches = self._batches.pop(table, [])
-        if not batches:
+        if not batches and self._files[table]:
             return
-        data = _parquet(pa.concat_tables(batches), table)
+        # a table without rows still gets a file: the views name all of them
+        data = _parquet(pa.concat_tables([SCHEMAS[table].empty_table(), *batches]), table)
         name = f"{self.attempt}-{self._files[table]:05d}.parquet"
         self._folder.replace(f"{table}/run={self._run}/{name}", data)
         self._files[table] += 1
@@ -123,7 +124,7 @@ def _parquet(table: pa.Table, name: str) -> bytes:
     Doubles as byte streams and keys as dictionaries: 10.9 MB where pyarrow's defaults give 14.9.
     """
     sink = pa.BufferOutputStream()
-    split = [column for column in BYTE_STREAM_SPLIT.get(name, ())]
+    split = BYTE_STREAM_SPLIT[name]
     pq.write_table(
         table,
         sink,
@@ -164,5 +165,3 @@ def _tensor_columns(plan: Plan) -> dict[str, Any]:
         "included": [reason is None for *_, reason in rows],
         "reason": [reason for *_, reason in rows],
     }
-
-

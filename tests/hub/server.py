@@ -224,9 +224,10 @@ class _CdnHandler(_Handler):
         fault = self.hub.faults.choose("cdn", path)
         status = 0
         expected = self.hub.signature(url.path, query.get("until", ""))
-        if not hmac.compare_digest(expected, query.get("Signature", "")):
-            status = 403
-        elif float(query["until"]) < time.time():
+        if (
+            not hmac.compare_digest(expected, query.get("Signature", ""))
+            or float(query["until"]) < time.time()
+        ):
             status = 403
         elif fault and fault.action == "status":
             status = fault.status

@@ -94,7 +94,7 @@ EXAMPLES: dict[str, Callable[[], Matrix]] = {
     "five from zero": lambda: from_zero(walk(5, 0.01)),
     "standing": lambda: standing(6),
     "all zeros": lambda: np.zeros((6, P)),
-    "late start": lambda: with_copies(walk(12, 0.1), {k: 0 for k in range(1, 6)}),
+    "late start": lambda: with_copies(walk(12, 0.1), dict.fromkeys(range(1, 6), 0)),
     "pauses": lambda: with_copies(walk(12, 0.1), {4: 3, 5: 3, 9: 8, 11: 10}),
     "copies": lambda: with_copies(walk(40, 1e-3), {9: 3, 20: 3, 21: 0, 30: 29, 39: 25}),
     "copies of small steps": lambda: with_copies(walk(12, 1e-5), {7: 2, 9: 0, 11: 4}),

@@ -62,7 +62,9 @@ def assert_figures(found: dict[str, float], expected: dict[str, float]) -> None:
 def test_indicators(name: str) -> None:
     weights = EXAMPLES[name]()
     times = schedule(len(weights))
-    assert_figures(indicators(trajectory_of(weights), *times), reference.indicators(weights, *times))
+    assert_figures(
+        indicators(trajectory_of(weights), *times), reference.indicators(weights, *times)
+    )
 
 
 @repeatable
@@ -70,7 +72,9 @@ def test_indicators(name: str) -> None:
 def test_indicators_of_whole_numbers(weights: Matrix, known: bool) -> None:
     elapsed, steps, numbers = schedule(len(weights))
     times = (elapsed, steps, numbers) if known else (elapsed * NAN, steps * NAN, numbers)
-    assert_figures(indicators(trajectory_of(weights), *times), reference.indicators(weights, *times))
+    assert_figures(
+        indicators(trajectory_of(weights), *times), reference.indicators(weights, *times)
+    )
 
 
 @pytest.mark.parametrize("absent", [(0, 1), (5,), (3, 4, 8), (11,), (0, 5, 10, 11)])

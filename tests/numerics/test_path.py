@@ -106,7 +106,9 @@ def test_absent_checkpoints_are_gaps() -> None:
         "noise_floor_deg": [2, 6],
     }
     assert spread["norm"][5] == columns["norm"][3]
-    assert all(not values.size for values in with_absent({"norm": np.zeros(0)}, absent[:0]).values())
+    assert all(
+        not values.size for values in with_absent({"norm": np.zeros(0)}, absent[:0]).values()
+    )
 
 
 def test_without_absences_columns_stay_as_they_are() -> None:

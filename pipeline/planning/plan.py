@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.numerics.pieces import CHUNK, PIECE
-from pipeline.plan.align import AlignedTensor, Alignment, LeftOutTensor, align
-from pipeline.plan.request import Request, check_run_name, run_name_from
-from pipeline.plan.select import LeftOut, Selection, select
-from pipeline.plan.tiles import Tile, divide, tile_bytes
+from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
+from pipeline.planning.request import Request, check_run_name, run_name_from
+from pipeline.planning.select import LeftOut, Selection, select
+from pipeline.planning.tiles import Tile, divide, tile_bytes
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 

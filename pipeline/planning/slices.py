@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.numerics.pieces import PIECE
-from pipeline.plan.align import AlignedTensor
-from pipeline.plan.tiles import Fragment, Tile
+from pipeline.planning.align import AlignedTensor
+from pipeline.planning.tiles import Fragment, Tile
 
 ROW_ALIGNMENT = 64
 

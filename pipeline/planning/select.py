@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.names import Position, position
 from pipeline.errors import NothingMatches, quoted
-from pipeline.plan.request import Request
+from pipeline.planning.request import Request
 from pipeline.sources.base import Candidate
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.numerics.pieces import CHUNK
-from pipeline.plan.align import AlignedTensor
+from pipeline.planning.align import AlignedTensor
 
 MIN_TILE_BYTES = 64 << 20
 """A tile reads at least this much, so that what a tile costs beside its work (a call, a file: a few

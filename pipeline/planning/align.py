@@ -12,8 +12,8 @@ from pipeline.checkpoint.roles import Part, Role, parts, reason_to_leave_out, ro
 from pipeline.checkpoint.safetensors import StoredTensor, read_header
 from pipeline.checkpoint.shards import weight_files
 from pipeline.errors import FormatError, NothingMatches, quoted
-from pipeline.plan.request import Request
-from pipeline.plan.select import Selected
+from pipeline.planning.request import Request
+from pipeline.planning.select import Selected
 from pipeline.sources.base import File, Source
 
 _HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
@@ -93,7 +93,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 shape=first.shape,
                 numel=first.numel,
                 role=role(name),
-                parts=parts(name, first.shape, role(name).component, config),
+                parts=parts(first.shape, role(name).component, config),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
@@ -108,7 +108,11 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
 
 def _contents(source: Source, checkpoint: Selected) -> _Contents:
     candidate = checkpoint.candidate
-    where = f"{source.label}@{candidate.name}" if candidate.commit else f"{source.label}/{candidate.name}"
+    where = (
+        f"{source.label}@{candidate.name}"
+        if candidate.commit
+        else f"{source.label}/{candidate.name}"
+    )
     listing = {file.path: file for file in source.files(candidate)}
     names = weight_files(
         listing.keys(), lambda path: source.read(listing[path], 0, listing[path].size), where
@@ -164,7 +168,7 @@ def _reason(
     request: Request,
 ) -> str | None:
     shapes = {found[1].shape for found in stored if found is not None}
-    for checkpoint, found in zip(checkpoints, stored, strict=True):
+    for found in stored:
         if found is not None:
             reason = reason_to_leave_out(name, found[1].dtype, found[1].shape)
             if reason is not None:

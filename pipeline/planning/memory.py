@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.numerics.pieces import PIECE
-from pipeline.plan.align import AlignedTensor
-from pipeline.plan.slices import ROW_ALIGNMENT, width
-from pipeline.plan.tiles import Tile
+from pipeline.planning.align import AlignedTensor
+from pipeline.planning.slices import ROW_ALIGNMENT, width
+from pipeline.planning.tiles import Tile
 
 IDLE_BYTES = 300 << 20
 """What a process with torch, numpy and pyarrow takes before it has read anything (measured:
@@ -51,7 +51,8 @@ def project(
     """
     num_checkpoints = len(tensors[0].dtypes)
     fixed = calls * (
-        _scratch_bytes(tensors) + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
+        _scratch_bytes(tensors)
+        + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
     )
     widest = max(width(tensor) for tensor in tensors)
     longest = max(

@@ -1,0 +1,295 @@
+"""A repository on the Hub: the real client, real range reads, each byte once, nothing on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+import pipeline
+from pipeline.errors import FormatError, HallmarksError, ReadError, SourceNotFound
+from pipeline.planning.plan import make_plan
+from pipeline.planning.request import Request
+from pipeline.sources.http import UrlAccess
+from pipeline.sources.hub import HubRepository
+from tests.hub import Fault, Hub
+from tests.test_bits import everything
+from tests.trained import STEPS
+
+NAME = "org/neox"
+
+
+@pytest.fixture
+def hub(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with one repository: a branch per checkpoint, a main branch, and a tag."""
+    served = Hub()
+    repository = served.repository(NAME)
+    for step in STEPS:
+        repository.commit_folder(trained["neox-f16"] / f"step{step}", branch=f"step{step}")
+    repository.branches["main"] = repository.branches["step12"]
+    repository.tag("v1", repository.branches["step0"])
+    with served.serve() as endpoint:
+        # the client reads its endpoint when it is imported
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("pipeline.sources.http._FIRST_PAUSE_S", 0.001)
+        yield served
+
+
+def subprocess_environment(endpoint: str, home: Path) -> dict[str, str]:
+    return {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+
+
+def analysed(store: Path) -> dict[str, list]:
+    pipeline.analyze(NAME, str(store), executor="local", run="r")
+    return everything(store)
+
+
+def test_a_repository_gives_what_its_files_give(
+    hub: Hub, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    remote = analysed(tmp_path / "remote")
+    pipeline.analyze(str(trained["neox-f16"]), str(tmp_path / "local"), executor="local", run="r")
+    assert remote == everything(tmp_path / "local")
+    rows = pipeline.open_store(str(tmp_path / "remote")).sql(
+        "SELECT name, commit FROM checkpoints ORDER BY k"
+    )
+    branches = hub.repositories[NAME].branches
+    assert rows.fetchall() == [(f"step{step}", branches[f"step{step}"]) for step in STEPS]
+
+
+def test_each_weight_is_read_once_and_the_hub_is_asked_little(hub: Hub, tmp_path: Path) -> None:
+    plan, _ = make_plan(Request(NAME))
+    headers = sum(stop - start for r in hub.records if r.range for start, stop in [r.range])
+    hub.reset()
+    analysed(tmp_path / "store")
+    shards = len(plan.files)
+    assert hub.count("refs") == 1
+    assert hub.count("tree") == len(STEPS)
+    assert hub.count("resolve_head") == shards + len(STEPS) // 3 * 2 + 1  # indexes and config
+    for file in plan.files:
+        commit = file.checkpoint.commit
+        ranges = hub.ranges(file.path, commit)
+        weights = [(start, stop) for start, stop in ranges if start > 0]
+        assert all(a[1] <= b[0] for a, b in zip(weights, weights[1:], strict=False))
+    sent = sum(
+        stop - start
+        for r in hub.records
+        if r.kind == "cdn" and r.range
+        for start, stop in [r.range]
+    )
+    assert sent <= plan.bytes_total + headers
+
+
+def test_no_weight_file_lands_on_disk(hub: Hub, tmp_path: Path) -> None:
+    del hub
+    import huggingface_hub.constants as constants
+
+    endpoint = constants.ENDPOINT
+    home, store = tmp_path / "home", tmp_path / "store"
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(store), "--executor", "local"]
+        + ["--json"],
+        env=subprocess_environment(endpoint, home) | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "org--neox"
+    assert not [path for path in tmp_path.rglob("*.safetensors")]
+    assert not home.exists() or not list(home.rglob("blobs/*"))
+
+
+def test_the_token_goes_to_the_hub_alone(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories[NAME].private = True
+    with pytest.raises(SourceNotFound, match="no such repository"):
+        make_plan(Request(NAME))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.reset()
+    analysed(tmp_path / "store")
+    assert all(record.authorized for record in hub.records if record.kind != "cdn")
+    assert not any(record.authorized for record in hub.records if record.kind == "cdn")
+    plan, source = make_plan(Request(NAME))
+    access = source.access(plan.files[0])
+    assert isinstance(access, UrlAccess)
+    assert "Signature" in access.url
+    assert "Signature" not in repr(access)
+    assert hub.token not in repr(access)
+
+
+def test_revisions_are_pinned_before_anything_is_read(hub: Hub, tmp_path: Path) -> None:
+    plan, source = make_plan(Request(NAME))
+    repository = hub.repositories[NAME]
+    old = repository.branches["step4"]
+    repository.commit({"README.md": b"moved"}, branch="step4")
+    file = next(file for file in plan.files if file.checkpoint.name == "step4")
+    assert file.checkpoint.commit == old
+    assert len(source.read(file, 0, 8)) == 8
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=503, headers={"Retry_After": "0"}, occurrences={40, 41, 45}),
+        Fault("status", status=429, headers={"Retry_After": "0"}, occurrences={40, 41}),
+        Fault("truncate", after_bytes=7, occurrences={41, 44}),
+        Fault("truncate", after_bytes=0, occurrences={40}),
+        Fault("reset", after_bytes=100, occurrences={40, 43}),
+    ],
+    ids=lambda fault: f"{fault.action}-{fault.status}-{fault.after_bytes}",
+)
+def test_passing_faults_change_nothing(hub: Hub, fault: Fault, tmp_path: Path) -> None:
+    """After the headers (some 20 reads), weights are read; the figures are those of a quiet run."""
+    quiet = analysed(tmp_path / "quiet")
+    reads = hub.count("cdn")
+    hub.reset()
+    shifted = {number - 40 + reads // 2 for number in fault.occurrences or ()}
+    hub.faults.add(
+        Fault(
+            fault.action,
+            status=fault.status,
+            headers=fault.headers,
+            after_bytes=fault.after_bytes,
+            occurrences=shifted,
+        )
+    )
+    assert analysed(tmp_path / "disturbed") == quiet
+    assert hub.faults.applied
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("ignore_range", "the whole file instead of the range"),
+        ("wrong_content_range", "Content-Range"),
+        ("wrong_total", "Content-Range"),
+    ],
+)
+def test_wrong_answers_are_refused(hub: Hub, action: str, message: str) -> None:
+    hub.faults.add(Fault(action))  # type: ignore[arg-type]
+    with pytest.raises(ReadError, match=message) as raised:
+        make_plan(Request(NAME))
+    assert "Signature" not in str(raised.value)
+    assert f"{NAME}@" in raised.value.message
+
+
+def test_a_file_that_cannot_be_read_leaves_its_groups_null(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 3: what succeeded is kept, the tensors that a lost tile touches are NULL."""
+    monkeypatch.setattr("pipeline.sources.http.ATTEMPTS", 1)
+    resolve = HubRepository.access
+
+    class Broken:
+        where, reads_at_once = "there", 16
+
+        def read_into(self, transport: object, start: int, buffer: memoryview) -> None:
+            raise ReadError(f"there[{start}:{start + len(buffer)}]: HTTP 404")
+
+    monkeypatch.setattr(HubRepository, "access", lambda self, file: Broken())
+    monkeypatch.setattr(HubRepository, "read", lambda self, f, a, b: _read(self, resolve, f, a, b))
+    summary = pipeline.analyze(NAME, str(tmp_path / "store"), executor="local", run="r")
+    assert not summary.complete
+    assert "HTTP 404" in summary.lost[0]
+    store = pipeline.open_store(str(tmp_path / "store"))
+    assert store.sql("SELECT complete FROM runs").fetchall() == [(False,)]
+    assert store.sql("SELECT count(value), count(*) > 0 FROM indicators").fetchall() == [(0, True)]
+    assert (
+        store.sql(
+            "SELECT count(cosine), count(*) FROM similarity WHERE scope = 'model'"
+        ).fetchall()[0][0]
+        == 0
+    )
+
+
+def _read(repository: HubRepository, resolve, file, start: int, stop: int) -> bytes:
+    buffer = bytearray(stop - start)
+    resolve(repository, file).read_into(repository._transport, start, memoryview(buffer))
+    return bytes(buffer)
+
+
+def test_addresses_are_renewed_before_they_expire(hub: Hub) -> None:
+    hub.address_life_s = 0
+    source = HubRepository(NAME)
+    file = next(f for f in source.files(source.candidates()[0]) if f.path.endswith(".safetensors"))
+    before = hub.count("resolve_head")
+    source.access(file)
+    source.access(file)
+    assert hub.count("resolve_head") == before + 2
+    hub.address_life_s = 3600
+    source.access(file)
+    source.access(file)
+    assert hub.count("resolve_head") == before + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/absent", "no such repository"),
+        ("hf://org/absent", "no such repository"),
+        ("hf://not-a-name", "does not name a Hub repository"),
+    ],
+)
+def test_no_such_repository(hub: Hub, name: str, message: str) -> None:
+    del hub
+    with pytest.raises(SourceNotFound, match=message):
+        make_plan(Request(name))
+
+
+def test_gated_repositories_say_what_to_do(hub: Hub) -> None:
+    hub.repositories[NAME].gated = True
+    with pytest.raises(SourceNotFound, match="gated") as raised:
+        make_plan(Request(NAME))
+    assert "accept the terms" in raised.value.hint
+
+
+def test_a_shard_that_the_index_names_is_absent(hub: Hub) -> None:
+    repository = hub.repositories[NAME]
+    commit = repository.resolve("step1")
+    assert commit is not None
+    files = {path: file.content for path, file in commit.files.items()}
+    del files["model-00002-of-00002.safetensors"]
+    repository.commit(files, branch="step1")
+    with pytest.raises(FormatError, match="'model-00002-of-00002.safetensors'.* is absent"):
+        make_plan(Request(NAME))
+
+
+def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.hub._ATTEMPTS", 1)
+    with pytest.raises(HallmarksError, match="1 times") as raised:
+        make_plan(Request("org/name"))
+    assert "\n" not in raised.value.message
+
+
+def test_the_fixture_speaks_the_protocol_of_the_client(hub: Hub) -> None:
+    """The parts of it that the job itself does not use."""
+    hub.page_size = 2
+    api = HfApi(endpoint=f"http://localhost:{_port()}")
+    commit = hub.repositories[NAME].branches["step1"]
+    paths = {entry.path for entry in api.list_repo_tree(NAME, revision=commit, recursive=True)}
+    assert paths == set(hub.repositories[NAME].commits[commit].files)
+    assert api.repo_info(NAME, revision="v1").sha == hub.repositories[NAME].tags["v1"]
+    hub.repositories[NAME].commit({"a.txt": b"x"}, branch="step1", message="second")
+    titles = [entry.title for entry in api.list_repo_commits(NAME, revision="step1")]
+    assert titles == ["second", "upload"]
+    infos = api.get_paths_info(NAME, ["a.txt"], revision="step1")
+    assert [info.path for info in infos] == ["a.txt"]
+
+
+def _port() -> str:
+    import huggingface_hub.constants as constants
+
+    return constants.ENDPOINT.rpartition(":")[2]
