@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -81,7 +82,7 @@ def test_each_weight_is_read_once_and_the_hub_is_asked_little(hub: Hub, tmp_path
         commit = file.checkpoint.commit
         ranges = hub.ranges(file.path, commit)
         weights = [(start, stop) for start, stop in ranges if start > 0]
-        assert all(a[1] <= b[0] for a, b in zip(weights, weights[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(weights))
     sent = sum(
         stop - start
         for r in hub.records
@@ -98,8 +99,17 @@ def test_no_weight_file_lands_on_disk(hub: Hub, tmp_path: Path) -> None:
     endpoint = constants.ENDPOINT
     home, store = tmp_path / "home", tmp_path / "store"
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(store), "--executor", "local"]
-        + ["--json"],
+        [
+            sys.executable,
+            "-m",
+            "jobs.analyze",
+            NAME,
+            "--store",
+            str(store),
+            "--executor",
+            "local",
+            "--json",
+        ],
         env=subprocess_environment(endpoint, home) | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -107,7 +117,7 @@ def test_no_weight_file_lands_on_disk(hub: Hub, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == "org--neox"
-    assert not [path for path in tmp_path.rglob("*.safetensors")]
+    assert not list(tmp_path.rglob("*.safetensors"))
     assert not home.exists() or not list(home.rglob("blobs/*"))
 
 

@@ -1,0 +1,129 @@
+"""Names to steps, listings to shards, tensor names to roles: the tables and their examples."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.checkpoint.names import EXAMPLES, position
+from pipeline.checkpoint.roles import parts, reason_to_leave_out, role
+from pipeline.checkpoint.shards import weight_files
+from pipeline.errors import FormatError
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_names(name: str) -> None:
+    found = position(name)
+    assert (found.stage, found.step, found.tokens) == EXAMPLES[name]
+
+
+def test_names_are_ordered_as_numbers() -> None:
+    names = ["stage2-step5", "step10", "stage1-step100", "step9", "stage1-step20-tokens4B"]
+    ordered = ["step9", "step10", "stage1-step20-tokens4B", "stage1-step100", "stage2-step5"]
+    assert sorted(names, key=lambda name: position(name).order) == ordered
+
+
+SHARDS = tuple(f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3))
+INDEX = "model.safetensors.index.json"
+
+
+def chosen(paths: tuple[str, ...], index: object = None) -> tuple[str, ...]:
+    return weight_files(set(paths), lambda path: json.dumps(index).encode(), "there")
+
+
+def test_shards_that_are_taken() -> None:
+    assert chosen(("model.safetensors", "config.json", *SHARDS)) == ("model.safetensors",)
+    assert chosen(SHARDS) == SHARDS
+    assert chosen(("other.safetensors",)) == ("other.safetensors",)
+    assert chosen(("sub/model.safetensors",)) == ()
+    index = {"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}
+    paths = (INDEX, "x.safetensors", "y.safetensors", "z.safetensors")
+    assert chosen(paths, index) == ("x.safetensors", "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("paths", "index", "message"),
+    [
+        (SHARDS[:2], None, "00003-of-00003.safetensors' .* is absent"),
+        ((INDEX, *SHARDS[:2]), {"weight_map": {"a": SHARDS[2]}}, "named in .* is absent"),
+        ((INDEX,), {"weight_map": {"a": "../../etc/passwd"}}, "is absent"),
+        ((INDEX,), [], "weight_map"),
+        ((INDEX,), {"weight_map": {"a": 3}}, "weight_map"),
+        ((INDEX,), {"weight_map": {}}, "weight_map"),
+        (("a.safetensors", "b.safetensors"), None, "2 files with no index"),
+    ],
+)
+def test_shards_that_are_refused(paths: tuple[str, ...], index: object, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        chosen(paths, index)
+
+
+ROLES = {
+    "gpt_neox.embed_in.weight": (None, "embed"),
+    "embed_out.weight": (None, "unembed"),
+    "gpt_neox.layers.3.attention.query_key_value.weight": (3, "attn_qkv"),
+    "gpt_neox.layers.3.attention.query_key_value.bias": (3, "attn_qkv"),
+    "gpt_neox.layers.3.attention.dense.weight": (3, "attn_out"),
+    "gpt_neox.layers.3.mlp.dense_h_to_4h.weight": (3, "mlp_up"),
+    "gpt_neox.layers.3.mlp.dense_4h_to_h.bias": (3, "mlp_down"),
+    "gpt_neox.layers.11.input_layernorm.weight": (11, "norm"),
+    "gpt_neox.final_layer_norm.bias": (None, "norm"),
+    "model.layers.0.self_attn.q_proj.weight": (0, "attn_q"),
+    "model.layers.0.self_attn.k_norm.weight": (0, "norm"),
+    "model.layers.0.self_attn.o_proj.weight": (0, "attn_out"),
+    "model.layers.0.mlp.gate_proj.weight": (0, "mlp_gate"),
+    "model.layers.0.mlp.experts.7.down_proj.weight": (0, "mlp_down"),
+    "model.layers.0.mlp.gate.weight": (0, "router"),
+    "model.embed_tokens.weight": (None, "embed"),
+    "model.norm.weight": (None, "norm"),
+    "lm_head.weight": (None, "unembed"),
+    "transformer.wte.weight": (None, "embed"),
+    "wpe.weight": (None, "position"),
+    "h.2.attn.c_attn.weight": (2, "attn_qkv"),
+    "transformer.h.2.attn.c_proj.weight": (2, "attn_out"),
+    "transformer.h.2.mlp.c_fc.weight": (2, "mlp_up"),
+    "transformer.h.2.mlp.c_proj.bias": (2, "mlp_down"),
+    "transformer.ln_f.weight": (None, "norm"),
+    "something.else": (None, "other"),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_roles(name: str) -> None:
+    found = role(name)
+    assert (found.layer, found.component) == ROLES[name]
+    assert found.kind == ("bias" if name.endswith("bias") else "weight")
+
+
+def test_buffers_are_no_weights_and_biases_are() -> None:
+    assert reason_to_leave_out("h.0.attn.bias", "F32", (1, 1, 8, 8))
+    assert reason_to_leave_out("l.attention.masked_bias", "F16", ())
+    assert reason_to_leave_out("l.rotary_emb.inv_freq", "F32", (8,))
+    assert reason_to_leave_out("bn.running_mean", "F32", (8,))
+    assert reason_to_leave_out("step", "I64", ())
+    assert reason_to_leave_out("l.attention.bias", "U8", (1, 1, 4, 4))
+    assert reason_to_leave_out("l.attention.dense.bias", "F32", (8,)) is None
+    assert reason_to_leave_out("encoder.attention.bias", "F32", (8,)) is None
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (24,)])
+def test_fused_layouts(shape: tuple[int, ...]) -> None:
+    """Against views of the flat elements as the networks take them; parts cover all, once."""
+    flat = np.arange(np.prod(shape))
+    neox = {"model_type": "gpt_neox", "num_attention_heads": 4}
+    of_heads = flat.reshape(4, 3, -1)
+    for number, part in enumerate(parts(shape, "attn_qkv", neox)):
+        inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
+        assert flat[inside].tolist() == of_heads[:, number].reshape(-1).tolist()
+    columns = parts(tuple(reversed(shape)), "attn_qkv", {"model_type": "gpt2"})
+    of_columns = flat.reshape(*tuple(reversed(shape))[:-1], 3, 8)
+    for number, part in enumerate(columns):
+        inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
+        assert flat[inside].tolist() == of_columns[..., number, :].reshape(-1).tolist()
+
+
+def test_unknown_layouts_stay_whole() -> None:
+    for config in ({}, {"model_type": "gpt_neox", "num_attention_heads": 5}, {"model_type": "x"}):
+        assert [part.label for part in parts((24, 8), "attn_qkv", config)] == [""]

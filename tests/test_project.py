@@ -1,0 +1,200 @@
+"""The project as such: import rules, errors that cross processes, manifests, the command line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import jobs
+import pipeline
+from pipeline.errors import HallmarksError, quoted
+from pipeline.planning.request import Request
+from pipeline.store.folder import Folder
+from pipeline.store.lease import Lease
+from tests.suites import trajectory, write_suite
+
+ROOT = Path(__file__).parent.parent
+
+
+def linted(root: Path) -> subprocess.CompletedProcess[str]:
+    code = "from importlinter.cli import lint_imports_command as c; c()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], cwd=root, capture_output=True, text=True
+    )
+
+
+def test_imports_go_one_way() -> None:
+    done = linted(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("pipeline/planning/tiles.py", "import ray"),
+        ("pipeline/planning/tiles.py", "import torch"),
+        ("pipeline/numerics/path.py", "from pipeline.store import folder"),
+        ("pipeline/checkpoint/names.py", "from pipeline.numerics import pieces"),
+    ],
+)
+def test_the_import_rules_can_fail(module: str, line: str, tmp_path: Path) -> None:
+    for name in ("pipeline", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    broken = tmp_path / module
+    text = broken.read_text().replace("from __future__ import annotations\n", "")
+    broken.write_text(f"{line}\n{text}")
+    assert linted(tmp_path).returncode != 0
+
+
+def all_errors() -> list[type[HallmarksError]]:
+    for package in (pipeline, jobs):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+    found = [HallmarksError]
+    for error in found:
+        found.extend(error.__subclasses__())
+    return found
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__name__)
+def test_errors_cross_processes(error: type[HallmarksError]) -> None:
+    copy = pickle.loads(pickle.dumps(error("what, where", "a cure")))
+    assert type(copy) is error
+    assert (copy.message, copy.hint, copy.exit_code) == ("what, where", "a cure", error.exit_code)
+
+
+def test_outside_text_stays_on_one_line() -> None:
+    assert quoted("a\nb\x1b[31m").isprintable()
+    assert len(quoted("x" * 10_000)) <= 120
+
+
+def test_manifests_are_as_the_lock_says() -> None:
+    job = yaml.safe_load((ROOT / "infra/kuberay/ray-job.analyze.yaml").read_text())
+    locked = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == locked[1]
+    schema = ROOT.parent / "shared/kuberay/ray.io_rayjobs.yaml"
+    if schema.exists():
+        from jsonschema import Draft7Validator
+
+        versions = yaml.safe_load(schema.read_text())["spec"]["versions"]
+        v1 = next(version for version in versions if version["name"] == "v1")
+        Draft7Validator(v1["schema"]["openAPIV3Schema"]).validate(job)
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    first = Lease(folder, "r")
+    first.acquire()
+    code = (
+        "from pipeline.store.folder import Folder; from pipeline.store.lease import Lease;"
+        f"Lease(Folder({str(tmp_path)!r}), 'r').acquire()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "is being written by process" in done.stderr
+    first.release()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    Lease(folder, "r").acquire()  # its holder has ended without giving it back: taken over
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = trajectory("walk", 4, 2000, 0.1)
+    directory = tmp_path_factory.mktemp("cli") / "suite"
+    return write_suite(directory, {"layers.0.w.weight": rows, "b": rows[:, :3]})
+
+
+def hallmarks(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore
+
+
+def truncated(suite: Path, target: Path) -> Path:
+    shutil.copytree(suite, target)
+    file = target / "step2" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return target
+
+
+def test_bad_requests_write_nothing(suite: Path, tmp_path: Path) -> None:
+    """Exit 2, one line and a hint, no traceback, no store."""
+    store = tmp_path / "store"
+    cut = truncated(suite, tmp_path / "cut")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((tmp_path / "nowhere",), "no such directory"),
+        ((tmp_path / "file",), "is a file"),
+        ((tmp_path / "empty",), "at least 2 checkpoints, found 0"),
+        ((suite, "--revisions", "nothing*"), "at least 2 checkpoints, found 0"),
+        ((suite, "--steps", "0:0"), "at least 2 checkpoints, found 1"),
+        ((suite, "--steps", "x"), "--steps"),
+        ((suite, "--include", "nothing"), "no tensor is left"),
+        ((suite, "--include", "("), "not a regular expression"),
+        ((suite, "--memory", "1KiB"), "need at least"),
+        ((suite, "--memory", "much"), "is not a size"),
+        ((suite, "--run", "../x"), "not a run name"),
+        ((suite, "--device", "cuda"), "no CUDA device"),
+        ((suite, "--nonsense"), "No such option"),
+        ((cut,), "tensors that end with the file"),
+    ]
+    for arguments, message in cases:
+        done = hallmarks("analyze", *arguments, "--store", store, "--executor", "local")
+        assert done.returncode == 2, (arguments, done.stderr)
+        lines = done.stderr.splitlines()
+        assert lines[0].startswith("error: ") and message in lines[0], lines
+        assert len(lines) <= 2 and "Traceback" not in done.stderr
+        assert done.stdout == ""
+        assert not store.exists()
+    done = hallmarks("analyze", suite, "--store", tmp_path / "file" / "x", "--executor", "local")
+    assert done.returncode == 2 and "cannot be written" in done.stderr
+    done = hallmarks("analyze", suite, "--address", "ray://somewhere:1", "--store", store)
+    assert done.returncode == 2 and "submit a job" in done.stderr
+
+
+def test_commands(suite: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    planned = json.loads(hallmarks("plan", suite, "--json").stdout)
+    assert planned["bytes_total"] == 4 * 2003 * 4
+    assert "4: step0 … step3" in hallmarks("plan", suite).stdout
+    done = hallmarks("analyze", suite, "--store", store, "--executor", "local")
+    assert done.returncode == 0, done.stderr
+    assert "relative_mds" in done.stdout and "random walk" in done.stdout
+    query = "SELECT k, name FROM checkpoints ORDER BY k LIMIT 2"
+    ask = ("sql", "--store", store)
+    assert hallmarks(*ask, "--format", "csv", query).stdout == "k,name\n0,step0\n1,step1\n"
+    assert json.loads(hallmarks(*ask, "--format", "json", query).stdout)[1]["name"] == "step1"
+    assert "| 1 | step1 |" in hallmarks(*ask, "--format", "markdown", query).stdout
+    assert "step1" in hallmarks(*ask, input=query).stdout
+    for bad, message in (("SELECT nonsense", "query refused"), ("  ", "is empty")):
+        done = hallmarks(*ask, bad)
+        assert done.returncode == 2 and message in done.stderr
+    listed = hallmarks("--help").stdout
+    assert all(name in listed for name in ("plan", "analyze", "sql", "demo"))
+    assert not any(name in listed for name in ("audit", "report", "sweep", "status"))
+
+
+def test_left_out_tensors_are_named(tmp_path: Path) -> None:
+    rows = trajectory("walk", 3, 500, 0.1)
+    directory = write_suite(tmp_path / "suite", {"w": rows, "layers.0.rotary_emb.inv_freq": rows})
+    done = hallmarks("analyze", directory, "--store", tmp_path / "s", "--executor", "local")
+    assert done.returncode == 0, done.stderr
+    rows = pipeline.open_store(str(tmp_path / "s")).sql(
+        "SELECT tensor, included, reason FROM tensors ORDER BY tensor"
+    )
+    reason = "buffer: rotary frequencies"
+    assert rows.fetchall() == [("layers.0.rotary_emb.inv_freq", False, reason), ("w", True, None)]
+    assert Request("x").run is None
