@@ -86,7 +86,10 @@ def test_slices_cover_every_byte_once(tensors: list[AlignedTensor], row_bytes: i
                 expected = [
                     byte for placed in piece.placed for byte in _bytes_of(placed, tensors, row)
                 ]
-                assert next(bounds for span in found for bounds in ((span.start, span.column),)) == expected[0][:2]
+                assert (
+                    next(bounds for span in found for bounds in ((span.start, span.column),))
+                    == expected[0][:2]
+                )
                 assert sum(s.stop - s.start for s in found) == sum(n for *_, n in expected)
 
 
