@@ -83,6 +83,10 @@ def slope(x: list[float], y: list[float]) -> float:
     return above / sum((a - mean_x) ** 2 for a in x)
 
 
+def cosine_matrix(rows: Matrix) -> Matrix:
+    return np.array([[cosine(a, b) for b in rows] for a in rows])
+
+
 def mean_similarity(rows: Matrix, row_weights: list[float]) -> float:
     """Squared length of the weighted mean of the unit vectors of the rows that are not zero."""
     units = [(row / norm(row), w) for row, w in zip(rows, row_weights, strict=True) if row.any()]
@@ -131,30 +135,24 @@ def squared_singular_values(rows: Matrix, count: int) -> Vector:
     return values
 
 
-def centered(weights: Matrix) -> Matrix:
-    """About their mean; from theta_0, so that weights that stand still are exactly at it."""
-    away = weights - weights[0]
-    return away - away.mean(axis=0)
-
-
 def spectra(weights: Matrix) -> dict[str, Vector]:
     """Eigenvalues of the four bases of the view `spectrum`."""
     count = len(weights)
     return {
         "trajectory": squared_singular_values(weights, count),
         "relative": squared_singular_values(weights[1:] - weights[0], count - 1),
-        "centered": squared_singular_values(centered(weights), count),
+        "centered": squared_singular_values(weights - weights.mean(axis=0), count),
         "increments": squared_singular_values(np.diff(weights, axis=0), count - 1),
     }
 
 
 def projection(weights: Matrix) -> Matrix:
     """(K, 3) coordinates of the centered trajectory on its first three principal directions."""
-    rows = centered(weights)
-    directions = np.linalg.svd(rows, full_matrices=False)[2][:3]
+    centered = weights - weights.mean(axis=0)
+    directions = np.linalg.svd(centered, full_matrices=False)[2][:3]
     coordinates = np.zeros((len(weights), 3))
     for r, direction in enumerate(directions):
-        column = rows @ direction
+        column = centered @ direction
         coordinates[:, r] = -column if column[-1] < 0 else column
     return coordinates
 
@@ -247,12 +245,14 @@ def time_weights(elapsed: Vector) -> list[float]:
 
 def similarities(weights: Matrix, elapsed: Vector) -> dict[str, float]:
     away = weights - weights[0]
+    cosines = cosine_matrix(weights)
     count = len(weights)
-    pairs = [(a, b) for i, a in enumerate(weights) for j, b in enumerate(weights) if i != j]
     ones, times = [1.0] * count, time_weights(elapsed)
     return {
         "mds": mean_similarity(weights, ones),
-        "mds_offdiagonal": mean(cosine(a, b) for a, b in pairs),
+        "mds_offdiagonal": mean(
+            cosines[i, j] for i in range(count) for j in range(count) if i != j
+        ),
         "relative_mds": mean_similarity(away, ones),
         "mds_time_weighted": mean_similarity(weights, times),
         "relative_mds_time_weighted": mean_similarity(away, times),

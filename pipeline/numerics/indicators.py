@@ -184,8 +184,8 @@ def _angles(trajectory: Trajectory) -> dict[str, float]:
 
 def _mean(values: FloatArray) -> float:
     """Mean of what is defined; NaN if nothing is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else np.nan
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else np.nan
 
 
 def _cone_angle(trajectory: Trajectory) -> float:

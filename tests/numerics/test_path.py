@@ -29,6 +29,8 @@ def assert_columns(found: dict[str, np.ndarray], weights: Matrix, rounding: np.n
                 tolerance = {"rtol": 1e-5, "atol": 1e-9}
             case "update_angle_deg" | "apex_angle_next_deg" | "apex_angle_last_deg":
                 tolerance = {"rtol": 0, "atol": 1e-3}
+            case "noise_floor_deg":
+                tolerance = {"rtol": 1e-6, "atol": 0}
             case _:
                 tolerance = {"rtol": 1e-6, "atol": 0}
         np.testing.assert_allclose(found[name], values, **tolerance, err_msg=name)

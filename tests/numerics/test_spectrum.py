@@ -36,9 +36,10 @@ def test_the_projection_splits_the_centered_gram_matrix(name: str) -> None:
     tolerance = 1e-9 * values[0] + 1e-300
     leading = np.diag(np.append(values, [0.0, 0.0])[:3])
     np.testing.assert_allclose(coordinates.T @ coordinates, leading, rtol=0, atol=tolerance)
-    found_again = centered @ (centered.T @ coordinates)
-    tolerance *= math.sqrt(values[0])
-    np.testing.assert_allclose(found_again, coordinates @ leading, rtol=0, atol=tolerance + 1e-300)
+    np.testing.assert_allclose(
+        centered @ (centered.T @ coordinates), coordinates @ leading, rtol=0,
+        atol=tolerance * math.sqrt(values[0]) + 1e-300,
+    )  # fmt: skip
     assert (coordinates[-1] >= 0).all()
     assert not np.signbit(coordinates[coordinates == 0]).any()
 
