@@ -281,11 +281,12 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
 
     if resources.executor == "local":
         device, threads = choose_device(resources.device), resources.threads or available_cores()
-        memory = worker_memory(plan, resources, threads)
+        calls = threads + source.waits
+        memory = worker_memory(plan, resources, calls)
 
         def work_here(tiles: list[int], sink: TileFolder) -> _Outcomes:
             worker = Worker(plan, sink, device, threads, memory)
-            return run_local(worker, threads + 1, tiles, accesses)
+            return run_local(worker, calls, tiles, accesses)
 
         yield work_here, 1, "local"
         return
@@ -295,19 +296,20 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
 
     with ray_session(resources.address):
         shape = layout(resources.device, resources.max_workers)
-        memory = worker_memory(plan, resources, shape.threads, shape.workers)
+        calls = shape.threads + source.waits
+        memory = worker_memory(plan, resources, calls, shape.workers)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            return RayPool(plan, sink, shape, memory).run(tiles, accesses)
+            return RayPool(plan, sink, shape, calls, memory).run(tiles, accesses)
 
         yield work_there, shape.workers, "ray"
 
 
-def worker_memory(plan: Plan, resources: Resources, threads: int, workers: int = 1) -> Memory:
-    """Return how one worker spends its budget.
+def worker_memory(plan: Plan, resources: Resources, calls: int, workers: int = 1) -> Memory:
+    """Return how one worker with `calls` tiles in hand spends its budget.
 
     Raises:
         PlanDoesNotFit: the budget is too small.
     """
     budget = resources.memory or int(total_memory() * DEFAULT_SHARE_OF_MEMORY) // workers
-    return project(plan.tensors, plan.tiles, budget, threads + 1)
+    return project(plan.tensors, plan.tiles, budget, calls)

@@ -112,8 +112,9 @@ def layout(device: str, max_workers: int | None, threads_per_worker: int = 4) ->
 class RayPool:
     """A pool of actors and the loop that feeds them."""
 
-    def __init__(self, plan: Plan, sink: Sink, shape: Layout, memory: Memory) -> None:
-        self._calls = shape.threads + 1
+    def __init__(self, plan: Plan, sink: Sink, shape: Layout, calls: int, memory: Memory) -> None:
+        """`calls`: tiles that an actor has in hand at once, computing or pulling."""
+        self._calls = calls
         remote = ray.remote(_Actor).options(  # type: ignore[attr-defined]
             num_cpus=shape.threads,
             num_gpus=1 if shape.device == "cuda" else 0,

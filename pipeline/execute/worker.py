@@ -51,7 +51,7 @@ class Sink(Protocol):
 class Worker:
     """Computes tiles, several side by side when called from several threads.
 
-    One more call than `threads` may be under way: it pulls while the others compute.
+    More calls than `threads` may be under way: they pull while the others compute.
     """
 
     def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:

@@ -57,6 +57,8 @@ class Source(Protocol):
     """Name for people and for `runs.source`."""
     run_name: str
     """Default name of the run."""
+    waits: bool
+    """True if reads mostly wait for somebody else, so that a worker should pull one tile ahead."""
 
     def candidates(self) -> list[Candidate]:
         """Return everything that may be a checkpoint, in no order."""

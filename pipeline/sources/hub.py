@@ -45,6 +45,8 @@ _Answer = TypeVar("_Answer")
 class HubRepository:
     """One repository on the Hub, or on a mirror that `HF_ENDPOINT` names."""
 
+    waits = True
+
     def __init__(self, name: str) -> None:
         self.label = name
         self.run_name = name.replace("/", "--")

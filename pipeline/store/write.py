@@ -85,16 +85,12 @@ class RunWriter:
     def _append(self, table: str, columns: dict[str, Any], group: int | None = None) -> None:
         schema = SCHEMAS[table]
         rows = len(next(iter(columns.values())))
-        columns["attempt"] = [self.attempt] * rows
+        columns["attempt"] = pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(rows, np.int32)), [self.attempt]
+        )
         if group is not None:
             columns["group_id"] = np.full(rows, group)
-        # from_pandas: NaN is NULL
-        arrays = [
-            pa.array(columns[field.name], type=field.type, from_pandas=True)
-            if not pa.types.is_dictionary(field.type)
-            else pa.array(columns[field.name], type=field.type.value_type).dictionary_encode()
-            for field in schema
-        ]
+        arrays = [_array(columns[field.name], field.type) for field in schema]
         self._batches[table].append(pa.Table.from_arrays(arrays, schema=schema))
         self._rows[table] += rows
         if self._rows[table] >= ROWS_PER_FILE:
@@ -116,6 +112,14 @@ class RunWriter:
             if table != "runs":
                 paths = self._folder.list(f"{table}/run={self._run}")
                 self._folder.delete([p for p in paths if unwanted(p.rpartition("/")[2])])
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, type=kind.value_type).dictionary_encode()
+    return pa.array(values, type=kind, from_pandas=True)  # NaN is NULL
 
 
 def _parquet(table: pa.Table, name: str) -> bytes:
