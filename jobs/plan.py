@@ -24,9 +24,9 @@ _NAMES_SHOWN = 5
 def plan(**options: Any) -> int:
     """Show what analyze would read of SOURCE: checkpoints, tensors, bytes, memory."""
     resources = resources_from(options)
-    made, _ = make_plan(request_from(options))
+    made, source = make_plan(request_from(options))
     # A worker of this machine; on a cluster the same budget holds for each of its workers.
-    memory = worker_memory(made, resources, min(4, available_cores()))
+    memory = worker_memory(made, resources, min(4, available_cores()) + source.waits)
     if options["as_json"]:
         Result().print_json(describe(made, memory))
     else:

@@ -139,10 +139,11 @@ class Worker:
         flat = getattr(self._local, "flat", None)
         if flat is None:
             size = count * self._memory.row_bytes
-            pinned = self._device.type == "cuda"
-            flat = self._local.flat = torch.empty(
-                size, dtype=torch.uint8, pin_memory=pinned
-            ).numpy()
+            if self._device.type == "cuda":
+                flat = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+            else:
+                flat = np.empty(size, np.uint8)  # in huge pages, where torch's is in small ones
+            self._local.flat = flat
             self._local.scratch = Scratch(count, self._device)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 
