@@ -38,7 +38,7 @@ def sql(store: str, form: str, debug: bool, query: str | None) -> int:
         if sys.stdin.isatty():
             raise click.UsageError("no QUERY given")
         query = sys.stdin.read()
-    if not query.strip():
+    if not query or not query.strip():
         raise QueryError("the query is empty", "for example: hallmarks sql 'FROM runs'")
     columns, rows = Store(store).rows(query)
     _FORMATS[form](columns, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -241,3 +242,33 @@ def test_ray_is_interrupted_in_time(large: Path, tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
+
+
+def peak_bytes(process: subprocess.Popen[str]) -> int:
+    """Return the largest RssAnon + RssShmem seen until the process ends."""
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            held = [line.split() for line in lines if line.startswith(("RssAnon", "RssShmem"))]
+            peak = max(peak, sum(1024 * int(fields[1]) for fields in held))
+        time.sleep(0.005)
+    return peak
+
+
+def test_memory_stays_within_the_projection(large: Path, tmp_path: Path) -> None:
+    """And follows --memory: the budget is not only a number that is printed."""
+    peaks, projections = [], []
+    for number, budget in enumerate(("40MiB", "400MiB")):
+        options = ["--executor", "local", "--memory", budget]
+        plan = ["-c", "from jobs.cli import main; main()", "plan", str(large), "--json"]
+        planned = subprocess.check_output([sys.executable, *plan, "--memory", budget])
+        memory = json.loads(planned)["memory"]
+        store = tmp_path / str(number)
+        process = subprocess.Popen(command(large, store, *options), stderr=subprocess.DEVNULL)
+        peaks.append(peak_bytes(process))
+        assert process.returncode == 0
+        assert memory["projected"] <= memory["budget"]
+        assert peaks[-1] <= memory["projected"] + memory["idle"]
+        projections.append(memory["projected"])
+    assert peaks[1] - peaks[0] >= 0.5 * (projections[1] - projections[0]) > 0

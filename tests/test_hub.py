@@ -47,8 +47,20 @@ def hub(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[H
         yield served
 
 
-def subprocess_environment(endpoint: str, home: Path) -> dict[str, str]:
-    return {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+def analysed_by_command(
+    store: Path, home: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, against the Hub that this process talks to."""
+    from huggingface_hub import constants
+
+    command = [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(store)]
+    return subprocess.run(
+        [*command, "--executor", "local", "--json"],
+        env=os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(home)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def analysed(store: Path) -> dict[str, list]:
@@ -94,27 +106,8 @@ def test_each_weight_is_read_once_and_the_hub_is_asked_little(hub: Hub, tmp_path
 
 def test_no_weight_file_lands_on_disk(hub: Hub, tmp_path: Path) -> None:
     del hub
-    import huggingface_hub.constants as constants
-
-    endpoint = constants.ENDPOINT
     home, store = tmp_path / "home", tmp_path / "store"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs.analyze",
-            NAME,
-            "--store",
-            str(store),
-            "--executor",
-            "local",
-            "--json",
-        ],
-        env=subprocess_environment(endpoint, home) | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = analysed_by_command(store, home, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == "org--neox"
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -303,3 +296,23 @@ def _port() -> str:
     import huggingface_hub.constants as constants
 
     return constants.ENDPOINT.rpartition(":")[2]
+
+
+def test_a_lost_tile_is_an_exit_code_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    """Figures that it touches are NULL, the command says so; the next attempt completes the run."""
+    plan, _ = make_plan(Request(NAME))
+    store, home = tmp_path / "store", tmp_path / "home"
+    path = plan.files[-1].path
+    headers = sum(file.path == path for file in plan.files)  # read well; the weights are not
+    hub.faults.add(Fault("status", path=path, status=404, occurrences=range(headers, 999)))
+    done = analysed_by_command(store, home)
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    assert not found["complete"]
+    assert found["mds"] is None
+    assert "HTTP 404" in done.stderr
+    assert "Traceback" not in done.stderr
+    hub.faults.clear()
+    done = analysed_by_command(store, home)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mds"] is not None

@@ -81,8 +81,12 @@ def position(name: str) -> Position:
     found = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
     if found["step"] is None and _BARE_NUMBER.fullmatch(name):
         found["step"] = float(name)
-    stage, step = (None if found[key] is None else round(found[key]) for key in ("stage", "step"))
-    return Position(stage, step, found["tokens"])
+    stage, step = found["stage"], found["step"]
+    return Position(
+        None if stage is None else round(stage),
+        None if step is None else round(step),
+        found["tokens"],
+    )
 
 
 def _first(patterns: tuple[re.Pattern[str], ...], name: str) -> float | None:

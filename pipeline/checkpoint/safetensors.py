@@ -114,7 +114,8 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
     label = f"tensor {quoted(name)}"
     if not isinstance(entry, dict):
         raise _broken(where, f"{label} described by an object", f"a {type(entry).__name__}")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    found: tuple[Any, ...] = tuple(entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = found
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _broken(where, f"a known dtype for {label}", quoted(dtype))
     if not _is_counts(shape) or len(shape) > _MAX_DIMENSIONS:

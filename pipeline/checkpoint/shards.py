@@ -56,6 +56,7 @@ def weight_files(
 
 
 def _shards_of_index(text: bytes, where: str) -> tuple[str, ...]:
+    shards: list[str] = []
     try:
         weight_map = json.loads(text)["weight_map"]
         shards = sorted(set(weight_map.values()))

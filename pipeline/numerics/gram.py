@@ -142,7 +142,9 @@ class PartAccumulator:
             runs = _runs(self._part, start, end)
             for hasher, row, size in zip(self._hashers, rows, sizes, strict=True):
                 for run_first, run_stop in runs:
-                    hasher.update(row[(run_first - first) * size : (run_stop - first) * size])
+                    hasher.update(
+                        memoryview(row)[(run_first - first) * size : (run_stop - first) * size]
+                    )
             start = end
 
     def result(self) -> PartialGram:
@@ -266,8 +268,9 @@ def _exact_gram(values: Tensor) -> tuple[NDArray, Tensor, NDArray]:
     if len(present):
         inner = np.zeros((len(present), len(present)))
         for start in range(0, values.shape[1], EXACT_COLUMNS):
-            rows = values[:, start : start + EXACT_COLUMNS][present.to(values.device)].double()
-            rows[1:] -= rows[:-1].clone()
-            inner += (rows @ rows.T).cpu().numpy()
-        gram[np.ix_(present, present)] = inner
+            piece = values[:, start : start + EXACT_COLUMNS][present.to(values.device)].double()
+            piece[1:] -= piece[:-1].clone()
+            inner += (piece @ piece.T).cpu().numpy()
+        rows = present.numpy()
+        gram[np.ix_(rows, rows)] = inner
     return gram, (non_finite == 0)[:, None], non_finite.numpy()

@@ -57,7 +57,7 @@ def centered_gram(trajectory: Trajectory) -> FloatArray:
 
 def eigenvalues(gram: FloatArray) -> FloatArray:
     """(R,) eigenvalues of a Gram matrix, descending; those that are rounding noise are 0."""
-    return _cleaned(np.linalg.eigvalsh(gram))
+    return _cleaned(np.linalg.eigvalsh(gram).astype(np.float64))
 
 
 def shares(values: FloatArray) -> FloatArray:

@@ -164,7 +164,9 @@ def straight_line(trajectory: Trajectory) -> Trajectory:
 
 def _with_increments(increments: FloatArray) -> Trajectory:
     """A made-up trajectory, whose only equal checkpoints are those with no increment between."""
-    return Trajectory.from_increments(increments, np.cumsum(np.diagonal(increments) > 0))
+    return Trajectory.from_increments(
+        increments, np.cumsum((np.diagonal(increments) > 0).astype(np.int64))
+    )
 
 
 def _symmetric(matrix: FloatArray) -> FloatArray:

@@ -34,7 +34,10 @@ class File:
 class Access(Protocol):
     """How a worker reaches one file. Picklable; shows no secret."""
 
-    where: str
+    @property
+    def where(self) -> str:
+        """For people: what is read."""
+        ...
 
     def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the file's bytes from `start` on.

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
@@ -102,7 +102,7 @@ class HubRepository:
             self._name, file.path, revision=file.checkpoint.commit, endpoint=self._api.endpoint
         )
         asked = time.time()
-        metadata = self._ask(lambda: get_hf_file_metadata(url, **self._identity()), file.where)
+        metadata = self._ask(lambda: get_hf_file_metadata(url, **self._identity), file.where)
         if metadata.size != file.size or metadata.commit_hash != file.checkpoint.commit:
             raise SourceChanged(
                 f"{file.where}: expected {file.size:,} bytes of commit {file.checkpoint.commit},"
@@ -111,11 +111,12 @@ class HubRepository:
         # A file that the Hub host serves itself is read with the user's rights; an address
         # elsewhere is signed, and the token must never go there.
         own = urlsplit(metadata.location).netloc == urlsplit(url).netloc
-        headers = build_hf_headers(**self._identity()) if own else {}
+        headers = build_hf_headers(**self._identity) if own else {}
         access = UrlAccess(file.where, file.size, metadata.location, headers)
         return access, asked + _USED_SHARE * _life_s(metadata.location, asked)
 
-    def _identity(self) -> dict[str, str | bool | None]:
+    @property
+    def _identity(self) -> dict[str, Any]:
         return {
             "token": self._api.token,
             "library_name": self._api.library_name,
@@ -127,6 +128,7 @@ class HubRepository:
 
         They carry addresses, and may carry headers.
         """
+        failure = ""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return question()

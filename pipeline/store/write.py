@@ -141,7 +141,9 @@ def _parquet(table: pa.Table, name: str) -> bytes:
         sink,
         compression="zstd",
         compression_level=3,
-        use_dictionary=[column for column in table.column_names if column not in split],
+        use_dictionary=[  # type: ignore[arg-type]  # the stubs know only a bool
+            column for column in table.column_names if column not in split
+        ],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         row_group_size=ROW_GROUP_ROWS,
     )
