@@ -24,10 +24,10 @@ class DType:
 # Source: the safetensors format (`Dtype` in its Rust crate, 0.8). Integers, booleans, complex
 # numbers and the packed 4- and 6-bit formats are known so that a header that holds them can be
 # checked; they are never weights here.
-_WEIGHTS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+_WEIGHTS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
 _OTHERS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
-    "C64": 64, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "C64": 64, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 

@@ -35,6 +35,9 @@ class StoredTensor:
     """Absolute offset of the first byte."""
     stop: int
     """Absolute offset one past the last byte."""
+    order: tuple[int, ...] = ()
+    """Dimensions by descending stride where that is not their order: a transposed tensor. (-1,)
+    where the elements do not lie side by side at all. Empty for a plain tensor."""
 
     @property
     def numel(self) -> int:

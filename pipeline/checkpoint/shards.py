@@ -1,16 +1,40 @@
-"""Which files of a checkpoint hold its weights."""
+"""Which files of a checkpoint hold its weights, and how to read the head of one."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
+from pipeline.checkpoint.safetensors import StoredTensor, read_header
+from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError, quoted
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_NUMBERED = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.safetensors|\.bin)"
+)
+# What trainers write beside the weights. Sources: transformers' Trainer (optimizer.pt, scheduler.pt,
+# scaler.pt, rng_state.pth, training_args.bin), DeepSpeed (…_optim_states.pt).
+_NOT_WEIGHTS = re.compile(
+    r"(?:optimizer|scheduler|scaler|rng_state|training_args|trainer_state|random_states)[^/]*"
+    r"|[^/]*_optim_states\.pt"
+)
+
+
+def holds_weights(paths: Iterable[str]) -> bool:
+    """Return whether a listing has anything that may be a weight file, or an index of some."""
+    return any(_may_be_weights(path) or path.endswith(".index.json") for path in paths)
+
+
+def _may_be_weights(path: str) -> bool:
+    return "/" not in path and path.endswith(_SUFFIXES) and _NOT_WEIGHTS.fullmatch(path) is None
 
 
 def weight_files(
@@ -18,9 +42,9 @@ def weight_files(
 ) -> tuple[str, ...]:
     """Return the paths of a checkpoint's weight files, sorted.
 
-    The order of preference is that of transformers: `model.safetensors`, then the shards of
-    `model.safetensors.index.json`; then one set of `…-00001-of-0000N.safetensors`; then a
-    safetensors file that stands alone. Files in sub-folders belong to something else.
+    The order of preference is that of transformers: `model.safetensors`, then the shards of its
+    index, then the same of `pytorch_model.bin`; then one set of `…-00001-of-0000N.safetensors` or
+    `.bin`; then a weight file that stands alone. Files in sub-folders belong to something else.
 
     Args:
         paths: names of all files of the checkpoint, relative to it.
@@ -30,21 +54,25 @@ def weight_files(
     Raises:
         FormatError: a shard is absent, the index is malformed, or the choice is not clear.
     """
-    files = sorted(path for path in paths if "/" not in path and path.endswith(".safetensors"))
-    if _SINGLE in files:
-        return (_SINGLE,)
-    if _INDEX in paths:
-        named = _shards_of_index(read_text(_INDEX), f"{where}/{_INDEX}")
-        _require(named, files, f"named in {_INDEX}", where)
-        return named
-    sets: dict[tuple[str, int], list[str]] = {}
+    for name in _PREFERRED:
+        if name in paths and name.endswith(".json"):
+            named = _shards_of_index(read_text(name), f"{where}/{name}")
+            _require(named, paths, f"named in {name}", where)
+            return named
+        if name in paths:
+            return (name,)
+    files = sorted(path for path in paths if _may_be_weights(path))
+    if any(path.endswith(".safetensors") for path in files):
+        files = [path for path in files if path.endswith(".safetensors")]
+    sets: dict[tuple[str, int, str], list[str]] = {}
     for path in files:
         if match := _NUMBERED.fullmatch(path):
-            sets.setdefault((match["stem"], int(match["total"])), []).append(path)
+            key = (match["stem"], int(match["total"]), match["suffix"])
+            sets.setdefault(key, []).append(path)
     if len(sets) == 1:
-        ((stem, total),) = sets
-        named = tuple(f"{stem}-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1))
-        _require(named, files, f"one of {total}", where)
+        ((stem, total, suffix),) = sets
+        named = tuple(f"{stem}-{i:05d}-of-{total:05d}{suffix}" for i in range(1, total + 1))
+        _require(named, paths, f"one of {total}", where)
         return named
     if len(files) > 1:
         raise FormatError(
@@ -68,7 +96,7 @@ def _shards_of_index(text: bytes, where: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def _require(named: tuple[str, ...], present: list[str], why: str, where: str) -> None:
+def _require(named: tuple[str, ...], present: Collection[str], why: str, where: str) -> None:
     absent = sorted(set(named) - set(present))
     if absent:
         raise FormatError(
@@ -76,3 +104,15 @@ def _require(named: tuple[str, ...], present: list[str], why: str, where: str) -
             + (f", and {len(absent) - 1} more" if len(absent) > 1 else ""),
             "the upload or download is incomplete: fetch it again, or leave the checkpoint out",
         )
+
+
+def read_tensors(
+    read: Callable[[int, int], bytes], size: int, path: str, where: str
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a weight file, by the format that its name states.
+
+    Raises:
+        FormatError: the file is not what its name says.
+    """
+    reader = read_header if path.endswith(".safetensors") else read_torch_file
+    return reader(read, size, where)

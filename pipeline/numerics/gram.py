@@ -37,6 +37,7 @@ from pipeline.numerics.rounding import (
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
 LEAST_MEAN_SQUARE = 1e-30
@@ -142,9 +143,8 @@ class PartAccumulator:
             runs = _runs(self._part, start, end)
             for hasher, row, size in zip(self._hashers, rows, sizes, strict=True):
                 for run_first, run_stop in runs:
-                    hasher.update(
-                        memoryview(row)[(run_first - first) * size : (run_stop - first) * size]
-                    )
+                    run = slice((run_first - first) * size, (run_stop - first) * size)
+                    hasher.update(row[run].data)
             start = end
 
     def result(self) -> PartialGram:
@@ -187,7 +187,7 @@ class PartAccumulator:
 
     def _sample(self, sample: Tensor) -> None:
         self._sampled += sample.shape[1]
-        self._sums += exponent_sums(sample)
+        self._sums += exponent_sums(sample, self._dtypes)
         if self._stored is not None:
             self._represented = represented(sample, self._stored, self._represented)
             return

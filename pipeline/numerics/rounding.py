@@ -39,20 +39,26 @@ _FORMATS = {
     "F16": _Format(10, -14),
     "F32": _Format(23, -126),
     "F64": _Format(52, -1022),
+    "F8_E4M3": _Format(3, -6),
+    "F8_E5M2": _Format(2, -14),
 }
 COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
 _CAST = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
-same with e no less than float16's least."""
+same with e no less than the least of the format it is stored in if that is 8 bits, else of float16."""
 
 
-def exponent_sums(sample_KM: Tensor) -> NDArray[np.float64]:
-    """Return (K, NUM_SUMS) sums of squared powers of two of finite values."""
+def exponent_sums(sample_KM: Tensor, dtypes: Sequence[str]) -> NDArray[np.float64]:
+    """Return (K, NUM_SUMS) sums of squared powers of two of finite values, stored in `dtypes`."""
     power = (sample_KM.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
     wide = torch.linalg.vecdot(power, power)
-    power = power.clamp_(min=2.0 ** _FORMATS["F16"].least_exponent)
+    least = [2.0 ** _FORMATS[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes]
+    if len(set(least)) == 1:
+        power.clamp_(min=least[0])
+    else:
+        power = torch.maximum(power, torch.tensor(least, device=power.device)[:, None])
     half = torch.linalg.vecdot(power, power)
     return torch.stack((wide, half), dim=1).double().cpu().numpy()
 
@@ -65,6 +71,8 @@ def represented(sample_KM: Tensor, stored: str, rows: NDArray[np.bool_]) -> NDAr
         rows: (K, 4), what is still possible; what is False stays so and costs nothing.
     """
     possible = rows.copy()
+    if stored not in COARSEST_FIRST:
+        return possible
     for column, name in enumerate(COARSEST_FIRST):
         if name == stored:
             break
@@ -95,12 +103,14 @@ def energies(
     found = np.zeros(len(dtypes))
     for stored in set(dtypes):
         rows = np.array([dtype == stored for dtype in dtypes])
-        candidates = COARSEST_FIRST[: COARSEST_FIRST.index(stored)]
+        # nothing is coarser than 8 bits
+        known = COARSEST_FIRST.index(stored) if stored in COARSEST_FIRST else 0
+        candidates = COARSEST_FIRST[:known]
         name = next(
             (name for column, name in enumerate(candidates) if represented[rows, column].all()),
             stored,
         )
-        column = 1 if name == "F16" else 0
+        column = 0 if name in ("BF16", "F32", "F64") else 1
         ulp_of_one = 2.0 ** -_FORMATS[name].fraction_bits
         found[rows] = sums[rows, column] * scale * ulp_of_one**2 / 12
     return found

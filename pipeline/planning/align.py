@@ -6,16 +6,19 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.roles import Part, Role, parts, reason_to_leave_out, role
-from pipeline.checkpoint.safetensors import StoredTensor, read_header
-from pipeline.checkpoint.shards import weight_files
+from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, NothingMatches, quoted
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.sources.base import File, Source
 
+_WRAPPERS = re.compile(
+    r"^(?:module\.)+|_orig_mod\.|^transformer\.(?=(?:h|wte|wpe|ln_f|word_emb)[._])"
+)
 _HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
 
 
@@ -75,14 +78,19 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
     """
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
         contents = list(pool.map(lambda entry: _contents(source, entry), checkpoints))
+    if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
+        contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
     config = _config(source, contents[0].config)
     offsets = _running_sum([len(entry.files) for entry in contents])
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
+    tied = _tied(contents, config)
     for name in _names_in_storage_order(contents):
         stored = [entry.tensors.get(name) for entry in contents]
         first = next(found[1] for found in stored if found is not None)
         reason = _reason(name, stored, checkpoints, request)
+        if reason is None and name in tied:
+            reason = f"tied to {tied[name]}"
         if reason is not None:
             left_out.append(LeftOutTensor(name, first.shape, first.dtype, role(name), reason))
             continue
@@ -93,7 +101,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 shape=first.shape,
                 numel=first.numel,
                 role=role(name),
-                parts=parts(first.shape, role(name).component, config),
+                parts=parts(first.shape, role(name).component, {} if first.order else config),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
@@ -119,14 +127,17 @@ def _contents(source: Source, checkpoint: Selected) -> _Contents:
     )
     if not names:
         raise FormatError(
-            f"{where}: expected safetensors files, found none among {len(listing)} files",
+            f"{where}: expected weight files, found none among {len(listing)} files",
             "leave this checkpoint out with --revisions or --steps",
         )
     files = tuple(listing[name] for name in names)
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, file in enumerate(files):
-        header = read_header(
-            lambda start, stop, file=file: source.read(file, start, stop), file.size, file.where
+        header = read_tensors(
+            lambda start, stop, file=file: source.read(file, start, stop),
+            file.size,
+            file.path,
+            file.where,
         )
         for name, place in header.items():
             if name in tensors:
@@ -134,6 +145,16 @@ def _contents(source: Source, checkpoint: Selected) -> _Contents:
                 raise FormatError(f"{file.where}: tensor {quoted(name)} is also in {quoted(other)}")
             tensors[name] = (index, place)
     return _Contents(files, tensors, listing.get("config.json"))
+
+
+def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
+    """Return the tensors under the names that the network gives them.
+
+    Wrappers add `module.` (data parallel) and `_orig_mod.` (torch.compile); GPT-2 and BLOOM files
+    have `transformer.` in front or not, by version. Names stay where that would make two equal.
+    """
+    renamed = {_WRAPPERS.sub("", name): place for name, place in stored.items()}
+    return renamed if len(renamed) == len(stored) else stored
 
 
 def _config(source: Source, file: File | None) -> dict:
@@ -180,6 +201,11 @@ def _reason(
     absent = [c for c, found in zip(checkpoints, stored, strict=True) if found is None]
     if absent:
         return f"absent from {len(absent)} checkpoints, first {absent[0].candidate.name}"
+    orders = {found[1].order for found in stored if found is not None}
+    if (-1,) in orders:
+        return "its elements do not lie side by side (a slice or an expanded tensor)"
+    if len(orders) > 1 and len(shapes) == 1:
+        return "stored transposed in some checkpoints and not in others"
     if len(shapes) > 1:
         first = stored[0][1].shape if stored[0] else ()
         other, changed = next(
@@ -189,6 +215,32 @@ def _reason(
         )
         return f"shape changed from {list(first)} to {list(changed)} at {other.candidate.name}"
     return None
+
+
+def _tied(contents: Sequence[_Contents], config: dict) -> dict[str, str]:
+    """Return which tensors are another one under a second name, and its first name.
+
+    That is where all checkpoints store the two at one place, or where `config.json` says that the
+    output head is the embedding and the two have one shape.
+    """
+    found: dict[str, str] = {}
+    firsts: dict[tuple, str] = {}
+    for name in _names_in_storage_order(contents):
+        places = tuple(
+            None if (entry := c.tensors.get(name)) is None else (entry[0], entry[1].start)
+            for c in contents
+        )
+        first = firsts.setdefault((places, contents[0].tensors.get(name, (0, None))[1]), name)
+        if first != name and None not in places:
+            found[name] = first
+    if config.get("tie_word_embeddings") is True:
+        of = {role(name).component: name for name in contents[0].tensors if name.endswith("weight")}
+        head, embedding = of.get("unembed"), of.get("embed")
+        if head and embedding and head not in found and embedding not in found:
+            shapes = {contents[0].tensors[name][1].shape for name in (head, embedding)}
+            if len(shapes) == 1:
+                found[head] = embedding
+    return found
 
 
 def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:

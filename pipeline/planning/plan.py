@@ -19,7 +19,7 @@ from pipeline.planning.tiles import Tile, divide, tile_bytes
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 

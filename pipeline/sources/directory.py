@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.http import Transport
@@ -73,7 +74,7 @@ class Directory:
         folders = [entry.name for entry in entries if entry.is_dir() and _holds_weights(entry)]
         if folders:
             return [Candidate(name, None) for name in folders]
-        return [Candidate(entry.name, None) for entry in entries if entry.suffix == ".safetensors"]
+        return [Candidate(entry.name, None) for entry in entries if holds_weights([entry.name])]
 
     def files(self, candidate: Candidate) -> list[File]:
         path = self._root / candidate.name
@@ -81,9 +82,8 @@ class Directory:
             if path.is_dir():
                 found = (entry for entry in path.iterdir() if entry.is_file())
                 return [self._file(candidate, entry, entry.name) for entry in found]
-            # A bare weight file is a checkpoint of one file; naming it as a whole model's file
-            # makes it one for the shard rules.
-            return [self._file(candidate, path, "model.safetensors")]
+            # a bare weight file is a checkpoint of one file, whatever it is called
+            return [self._file(candidate, path, f"weights{path.suffix}")]
         except OSError as error:
             raise SourceNotFound(f"{path}: {error.strerror}") from None
 
@@ -104,9 +104,6 @@ class Directory:
 
 def _holds_weights(folder: Path) -> bool:
     try:
-        return any(
-            entry.name.endswith((".safetensors", ".safetensors.index.json"))
-            for entry in folder.iterdir()
-        )
+        return holds_weights(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise SourceNotFound(f"{folder}: {error.strerror}", "check its permissions") from None
