@@ -19,17 +19,23 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         re.compile(rf"(?<![a-z0-9]){prefix}{_COUNT}", re.IGNORECASE) for prefix in prefixes
     )
     for field, prefixes in {
-        "stage": (r"stage[-_]?",),
+        "stage": (r"stage[-_]?", r"phase[-_]?"),
+        "branch": (r"ingredient[-_]?",),
         "step": (
-            r"(?:global[-_]?)?steps?[-_]?",
-            r"checkpoint[-_]?",
-            r"ckpt[-_]?",
-            r"iter(?:ation)?[-_]?",
-            r"epoch[-_]?",
+            r"(?:global[-_]?)?steps?[-_=]?",
+            r"checkpoint[-_=]?",
+            r"ckpt[-_=]?",
+            r"iter(?:ation)?[-_=]?",
+            r"epoch[-_=]?",
         ),
-        "tokens": (r"tokens?[-_]?",),
+        "tokens": (r"tokens?[-_]?", r"steps?[-_]?\d+[kmb]?[-_](?=\d+(?:\.\d+)?[kmbt])"),
     }.items()
 }
+# Stages that are called by a word, and come after the numbered ones: SmolLM3 has three, and then
+# extends the context.
+_NAMED_STAGES = ((re.compile(r"^lc[-_]", re.IGNORECASE), 4.0),)
+_SOUPED = re.compile(r"(?<![a-z])soup(?:ed)?(?![a-z])", re.IGNORECASE)
+_LAST_BRANCH = 1_000_000  # an average of branches counts as a branch after all others
 _BARE_NUMBER = re.compile(r"\d+")
 
 EXAMPLES: dict[str, tuple[int | None, int | None, float | None]] = {
@@ -47,7 +53,17 @@ EXAMPLES: dict[str, tuple[int | None, int | None, float | None]] = {
     "stage1-step140000-tokens294B": (1, 140_000, 294e9),
     "stage1-step-40000": (1, 40_000, None),
     "step-480k-token-1007B": (None, 480_000, 1007e9),
-    "intermediate-step-1431k-3T": (None, 1_431_000, None),
+    "intermediate-step-1431k-3T": (None, 1_431_000, 3e12),
+    "TinyLlama-1.1B-intermediate-step-480k-1T": (None, 480_000, 1e12),
+    "multiberts-seed_0-step_20k": (None, 20_000, None),
+    "CrystalCoder_phase1_checkpoint_055500": (1, 55_500, None),
+    "stage2-ingredient3-step11931-tokens50B": (2, 11_931, 50e9),
+    "stage3-step-4710000": (3, 4_710_000, None),
+    "lc-4k-to-32k-step-20000": (4, 20_000, None),
+    "step50000-tokens210B": (None, 50_000, 210e9),
+    "global_step_100": (None, 100, None),
+    "epoch=3-step=1000": (None, 1000, None),
+    "checkpoint-300000": (None, 300_000, None),
     "000250": (None, 250, None),
     "main": (None, None, None),
     "stepping-stone": (None, None, None),
@@ -61,6 +77,8 @@ class Position:
     stage: int | None
     step: int | None
     tokens: float | None
+    branch: int | None = None
+    """Number of one of several parallel branches of a stage."""
 
     @property
     def is_known(self) -> bool:
@@ -81,12 +99,21 @@ def position(name: str) -> Position:
     found = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
     if found["step"] is None and _BARE_NUMBER.fullmatch(name):
         found["step"] = float(name)
-    stage, step = found["stage"], found["step"]
+    for pattern, stage in _NAMED_STAGES:
+        if pattern.search(name):
+            found["stage"] = stage
+    if _SOUPED.search(name):
+        found["branch"] = _LAST_BRANCH
     return Position(
-        None if stage is None else round(stage),
-        None if step is None else round(step),
+        _rounded(found["stage"]),
+        _rounded(found["step"]),
         found["tokens"],
+        _rounded(found["branch"]),
     )
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def _first(patterns: tuple[re.Pattern[str], ...], name: str) -> float | None:

@@ -6,7 +6,9 @@ that no pattern knows is `other`, without a layer: still analysed, still in `mod
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.checkpoint.dtypes import DTYPES
@@ -26,14 +28,14 @@ _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("cross_k", r"(?:encoder_attn|crossattention|cross_attn)\.(?:k_proj|key|k)\."),
         ("cross_v", r"(?:encoder_attn|crossattention|cross_attn)\.(?:v_proj|value|v)\."),
         ("cross_out", r"(?:encoder_attn|crossattention|cross_attn)\.(?:out_proj|o_proj|o)\."),
-        ("attn_qkv", r"query_key_value\.|c_attn\.|qkv_proj\.|Wqkv\.|att_proj\.|qkv\.|in_proj_"),
+        ("attn_qkv", r"query_key_value\.|c_attn\.|qkv_proj\.|Wqkv\.|att_proj\.|qkv\.|in_proj_(?:weight|bias)$"),
         ("attn_q", r"(?:q_proj|query|wq|q_lin)\."),
         ("attn_k", r"(?:k_proj|key|wk|k_lin)\."),
         ("attn_v", r"(?:v_proj|value|wv|v_lin)\."),
         ("attn_out", r"(?:o_proj|wo|attn_out|out_lin)\.|(?:self_)?att(?:entio)?n\.(?:out_proj|c_proj|dense|proj)\."),
         ("router", r"(?:mlp|block_sparse_moe)\.gate\.|router\."),
         ("mlp_gate", r"(?:gate_proj|w1|ff_gate)\."),
-        ("mlp_up", r"(?:up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|lin1)\.|intermediate\.dense\."),
+        ("mlp_up", r"(?:gate_up_proj|ff_proj|up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|lin1)\.|intermediate\.dense\."),
         ("mlp_down", r"(?:down_proj|w2|fc2|fc_out|dense_4h_to_h|lin2)\.|mlp\.c_proj\."),
         ("conv", r"conv\d*[a-z]?\."),
     )
@@ -100,34 +102,97 @@ def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | 
     return next((reason for pattern, reason in _BUFFERS if pattern.search(name)), None)
 
 
-def parts(shape: tuple[int, ...], component: str, config: dict) -> tuple[Part, ...]:
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """How rows (outputs) of a fused projection follow each other: `groups` times, each label's
+    units in this order."""
+
+    groups: int
+    units: tuple[tuple[str, int], ...]
+
+
+def _contiguous(config: dict, heads: str, kv_heads: str) -> _Fused:
+    queries = config[heads]
+    keys = config.get(kv_heads) or queries
+    return _Fused(1, (("q", queries), ("k", keys), ("v", keys)))
+
+
+def _falcon(config: dict) -> _Fused:
+    heads = config["num_attention_heads"]
+    if config.get("new_decoder_architecture"):
+        groups = config.get("num_kv_heads") or heads
+        return _Fused(groups, (("q", heads // groups), ("k", 1), ("v", 1)))
+    if config.get("multi_query", True):
+        return _Fused(1, (("q", heads), ("k", 1), ("v", 1)))
+    return _Fused(heads, _QKV)
+
+
+def _gpt_bigcode(config: dict) -> _Fused:
+    heads = config["n_head"]
+    if config.get("multi_query", True):
+        return _Fused(1, (("q", heads), ("k", 1), ("v", 1)))
+    return _Fused(heads, _QKV)
+
+
+_QKV = (("q", 1), ("k", 1), ("v", 1))
+
+# Sources: the attention modules of transformers 5 (their `view` and `split` calls); OLMo's own
+# `fused_dims` for `hf_olmo`. tests/test_fused_layouts.py holds them against the modules' gradients.
+_ATTENTION: dict[str, Callable[[dict], _Fused]] = {
+    "gpt_neox": lambda config: _Fused(config["num_attention_heads"], _QKV),
+    "bloom": lambda config: _Fused(config.get("n_head") or config["num_attention_heads"], _QKV),
+    "persimmon": lambda config: _Fused(config["num_attention_heads"], _QKV),
+    "falcon": _falcon,
+    "gpt_bigcode": _gpt_bigcode,
+    "mpt": lambda _: _Fused(1, _QKV),
+    "phi3": lambda config: _contiguous(config, "num_attention_heads", "num_key_value_heads"),
+    "hf_olmo": lambda config: _contiguous(config, "n_heads", "n_kv_heads"),
+    "codegen": lambda _: _Fused(4, (("q", 1), ("v", 1), ("k", 1))),
+}
+_COLUMNS = frozenset({"gpt2"})  # Conv1D stores (inputs, outputs): Q, K and V are thirds of each row
+_MLP: dict[str, tuple[str, str]] = {
+    "phi3": ("gate", "up"),
+    "glm": ("gate", "up"),
+    "glm4": ("gate", "up"),
+    "hf_olmo": ("up", "gate"),
+}
+_GATE_UP = re.compile(r"(?:^|\.)(?:gate_up_proj|ff_proj)\.")
+
+
+def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
     """Return the slices of a tensor by role: several if it is fused in a known layout, else one.
 
     Args:
         config: the checkpoint's `config.json`; empty where there is none.
-
-    Source of the layouts: the attention modules of transformers 5
-    (`modeling_gpt_neox`: view(heads, 3, head size); `modeling_gpt2`: Conv1D, columns Q|K|V).
     """
-    numel = 1
-    for length in shape:
-        numel *= length
+    component, numel = role(name).component, math.prod(shape)
     whole = (Part("", component, numel, 0, numel),)
-    if component != "attn_qkv":
+    model = config.get("model_type")
+    prefix = "attn"
+    if _GATE_UP.search(name) and model in _MLP:
+        prefix, fused = "mlp", _Fused(1, tuple((label, 1) for label in _MLP[model]))
+    elif component != "attn_qkv" or not shape or not isinstance(model, str):
         return whole
-    match config.get("model_type"):
-        case "gpt_neox":
-            heads = config.get("num_attention_heads")
-            if not isinstance(heads, int) or heads < 1 or shape[0] % (3 * heads):
-                return whole
-            length = numel // (3 * heads)
-        case "gpt2":
-            if shape[-1] % 3:
-                return whole
-            length = shape[-1] // 3
-        case _:
+    elif model in _COLUMNS:
+        fused = _Fused(numel // shape[-1], _QKV)
+    elif model in _ATTENTION:
+        try:
+            fused = _ATTENTION[model](config)
+        except (KeyError, TypeError, ZeroDivisionError):  # a config of another kind
             return whole
-    return tuple(
-        Part(label, f"attn_{label}", 3 * length, i * length, (i + 1) * length)
-        for i, label in enumerate("qkv")
-    )
+    else:
+        return whole
+    counts = [fused.groups, *(count for _, count in fused.units)]
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        return whole
+    units = sum(counts[1:])
+    outputs = numel if model in _COLUMNS and prefix == "attn" else shape[0]
+    if outputs % (fused.groups * units):
+        return whole
+    period = numel // fused.groups
+    found, start = [], 0
+    for label, count in fused.units:
+        stop = start + period // units * count
+        found.append(Part(label, f"{prefix}_{label}", period, start, stop))
+        start = stop
+    return tuple(found)

@@ -101,7 +101,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 shape=first.shape,
                 numel=first.numel,
                 role=role(name),
-                parts=parts(first.shape, role(name).component, {} if first.order else config),
+                parts=parts(name, first.shape, {} if first.order else config),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
                 starts=tuple(place.start for _, place in present),

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.request import Request, check_run_name, run_name_from
-from pipeline.planning.select import LeftOut, Selection, select
+from pipeline.planning.select import LeftOut, Selection, select, without_repeated_main
 from pipeline.planning.tiles import Tile, divide, tile_bytes
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
@@ -76,7 +76,7 @@ def make_plan(
     """
     source = source or open_source(request.source)
     run = check_run_name(request.run) if request.run else run_name_from(source.run_name)
-    selection = select(source.candidates(), request)
+    selection = without_repeated_main(source, select(source.candidates(), request))
     alignment = align(source, selection.checkpoints, request)
     tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(selection.checkpoints)))
     plan = Plan(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.checkpoint.names import Position, position
+from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.request import Request
-from pipeline.sources.base import Candidate
+from pipeline.sources.base import Candidate, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,12 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
     Raises:
         NothingMatches: fewer than two are left.
     """
-    ordered, left_out = _ordered(candidates)
+    one_path, left_out = _one_path(candidates, request)
+    final = _final(candidates)
+    ordered, unordered = _ordered([c for c in one_path if c is not final])
+    left_out += unordered
+    if final is not None:
+        ordered.append(Selected(final, Position(None, None, None), None))
     kept = []
     for entry in ordered:
         reason = _unwanted(entry, request)
@@ -56,6 +63,63 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
     if len(kept) < 2:
         raise _too_few(kept, left_out, candidates, request)
     return Selection(tuple(kept), tuple(left_out))
+
+
+def _one_path(
+    candidates: Sequence[Candidate], request: Request
+) -> tuple[list[Candidate], list[LeftOut]]:
+    """Keep one of the parallel branches of each stage: the first that `--revisions` matches."""
+    branches: dict[int | None, set[int]] = {}
+    for candidate in candidates:
+        where = position(candidate.name)
+        if where.branch is not None and _is_wanted(candidate.name, request):
+            branches.setdefault(where.stage, set()).add(where.branch)
+    kept, left_out = [], []
+    for candidate in candidates:
+        where = position(candidate.name)
+        found = branches.get(where.stage, set())
+        if where.branch is not None and len(found) > 1 and where.branch != min(found):
+            why = f"a parallel branch of stage {where.stage}: the first is taken"
+            left_out.append(LeftOut(candidate.name, f"{why} (--revisions chooses)"))
+        else:
+            kept.append(candidate)
+    return kept, left_out
+
+
+def _final(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return `main` if it is a checkpoint after those with a step: a commit that no other has."""
+    commits = Counter(candidate.commit for candidate in candidates)
+    stepped = [candidate for candidate in candidates if position(candidate.name).is_known]
+    for candidate in candidates:
+        if candidate.name == "main" and candidate.commit is not None:
+            return candidate if len(stepped) > 1 and commits[candidate.commit] == 1 else None
+    return None
+
+
+def without_repeated_main(source: Source, selection: Selection) -> Selection:
+    """Leave `main` out if it has no weights, or the very files of the checkpoint before it.
+
+    A Hub suite's `main` usually repeats its last step in a commit of its own.
+    """
+    *others, last = selection.checkpoints
+    if last.candidate.name != "main" or last.position.is_known or len(others) < 2:
+        return selection
+    files = {
+        entry: {
+            f.path: f.identity for f in source.files(entry.candidate) if holds_weights([f.path])
+        }
+        for entry in (others[-1], last)
+    }
+    if files[last] and not set(files[last].values()) <= set(files[others[-1]].values()):
+        return selection
+    why = f"the same files as {others[-1].candidate.name}" if files[last] else "holds no weights"
+    return Selection(tuple(others), (*selection.left_out, LeftOut("main", why)))
+
+
+def _is_wanted(name: str, request: Request) -> bool:
+    return not request.revisions or any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in request.revisions
+    )
 
 
 def _ordered(candidates: Sequence[Candidate]) -> tuple[list[Selected], list[LeftOut]]:
@@ -98,9 +162,7 @@ def elapsed_times(positions: Sequence[Position]) -> list[float | None]:
 
 def _unwanted(entry: Selected, request: Request) -> str | None:
     name = entry.candidate.name
-    if request.revisions and not any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in request.revisions
-    ):
+    if not _is_wanted(name, request):
         return "not matched by --revisions"
     step = entry.position.step
     if request.steps is not None and (step is None or step not in request.steps):

@@ -114,10 +114,10 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
     flat = np.arange(np.prod(shape))
     neox = {"model_type": "gpt_neox", "num_attention_heads": 4}
     of_heads = flat.reshape(4, 3, -1)
-    for number, part in enumerate(parts(shape, "attn_qkv", neox)):
+    for number, part in enumerate(parts("h.0.c_attn.weight", shape, neox)):
         inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
         assert flat[inside].tolist() == of_heads[:, number].reshape(-1).tolist()
-    columns = parts(tuple(reversed(shape)), "attn_qkv", {"model_type": "gpt2"})
+    columns = parts("h.0.c_attn.weight", tuple(reversed(shape)), {"model_type": "gpt2"})
     of_columns = flat.reshape(*tuple(reversed(shape))[:-1], 3, 8)
     for number, part in enumerate(columns):
         inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
@@ -126,4 +126,4 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
 
 def test_unknown_layouts_stay_whole() -> None:
     for config in ({}, {"model_type": "gpt_neox", "num_attention_heads": 5}, {"model_type": "x"}):
-        assert [part.label for part in parts((24, 8), "attn_qkv", config)] == [""]
+        assert [part.label for part in parts("h.0.c_attn.weight", (24, 8), config)] == [""]
