@@ -9,6 +9,7 @@ import click
 
 from pipeline.planning.memory import parse_size
 from pipeline.planning.request import Request, Resources, StepRange
+from pipeline.sources.hub import LAYOUTS
 
 
 class Size(click.ParamType):
@@ -34,6 +35,13 @@ _SELECTION = [
     ),
     click.option(
         "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B, multiples of EVERY."
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        default="auto",
+        show_default=True,
+        help="How a Hub repository exposes its checkpoints.",
     ),
     click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
@@ -81,6 +89,7 @@ def request_from(options: dict[str, Any]) -> Request:
         steps=StepRange.parse(options["steps"]) if options["steps"] else None,
         include=options["include"],
         exclude=options["exclude"],
+        layout=options["layout"],
     )
 
 

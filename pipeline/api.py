@@ -20,6 +20,7 @@ def plan(
     steps: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    layout: str = "auto",
 ) -> Plan:
     """Return what `analyze` would read and compute; reads headers only.
 
@@ -28,7 +29,7 @@ def plan(
     Raises:
         RequestError: nothing can be planned.
     """
-    return make_plan(_request(source, run, revisions, steps, include, exclude))[0]
+    return make_plan(_request(source, run, revisions, steps, include, exclude, layout))[0]
 
 
 def analyze(
@@ -40,6 +41,7 @@ def analyze(
     steps: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    layout: str = "auto",
     memory: str | int | None = None,
     device: str = "auto",
     executor: str = "ray",
@@ -55,7 +57,7 @@ def analyze(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    request = _request(source, run, revisions, steps, include, exclude)
+    request = _request(source, run, revisions, steps, include, exclude, layout)
     budget = parse_size(memory) if isinstance(memory, str) else memory
     resources = Resources(budget, device, executor, address, max_workers)
     return run_analysis(request, store, resources, fresh=fresh)
@@ -77,6 +79,7 @@ def _request(
     steps: str | None,
     include: Iterable[str],
     exclude: Iterable[str],
+    layout: str,
 ) -> Request:
     return Request(
         source,
@@ -85,4 +88,5 @@ def _request(
         StepRange.parse(steps) if steps else None,
         tuple(include),
         tuple(exclude),
+        layout,
     )

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from huggingface_hub import HfApi
 
@@ -316,3 +319,125 @@ def test_a_lost_tile_is_an_exit_code_of_its_own(hub: Hub, tmp_path: Path) -> Non
     done = analysed_by_command(store, home)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mds"] is not None
+
+
+def suite_of_folders(trained: dict[str, Path]) -> dict[str, bytes | Path]:
+    files: dict[str, bytes | Path] = {"README.md": b"a suite"}
+    for step in STEPS:
+        folder = trained["neox-f16"] / f"step{step}"
+        files |= {f"runs/step-{step:04d}/{p.name}": p for p in folder.iterdir()}
+    return files
+
+
+def dots(source: str, store: Path, **options: str) -> list[tuple]:
+    pipeline.analyze(source, str(store), executor="local", run="r", **options)  # type: ignore
+    query = "SELECT i, j, step_i, dot FROM similarity WHERE scope = 'model' ORDER BY ALL"
+    return pipeline.open_store(str(store)).sql(query).fetchall()
+
+
+def test_every_layout_gives_the_same(hub: Hub, trained: dict[str, Path], tmp_path: Path) -> None:
+    expected = dots(NAME, tmp_path / "revisions")
+    folders = hub.repository("org/folders")
+    folders.commit(suite_of_folders(trained), message="all at once")
+    hub.reset()
+    assert dots("org/folders", tmp_path / "auto-folders") == expected
+    assert hub.count("refs") == 1
+    assert hub.count("tree") == 1
+    assert dots("hf://org/folders@main", tmp_path / "at", layout="folders") == expected
+    commits = hub.repository("org/commits")
+    for step in STEPS:
+        folder = trained["neox-f16"] / f"step{step}"
+        commits.commit_folder(folder, branch="main", message=f"Saving weights, step {step}")
+    commits.commit({"README.md": b"the end"}, message="a word at the end")
+    hub.reset()
+    assert dots("org/commits", tmp_path / "auto-commits") == expected
+    assert hub.count("commits") == 1
+    assert dots("org/commits", tmp_path / "commits", layout="commits") == expected
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_manifests(hub: Hub, trained: dict[str, Path], suffix: str, tmp_path: Path) -> None:
+    """One repository a checkpoint, one revision, one directory: what a table lists is one path."""
+    expected = dots(NAME, tmp_path / "revisions")
+    rows = []
+    for number, step in enumerate(STEPS):
+        folder = trained["neox-f16"] / f"step{step}"
+        if number == 0:
+            uri = str(folder)
+        elif number == 1:
+            uri = f"hf://{NAME}@step{step}"
+        else:
+            uri = f"org/model-seed_0-step_{step}"
+            hub.repository(uri).commit_folder(folder, branch="main")
+        rows.append({"uri": uri, "name": f"the {number}th", "step": step})
+    path = tmp_path / f"suite.{suffix}"
+    table = pa.Table.from_pylist(list(reversed(rows)))
+    if suffix == "csv":
+        pyarrow.csv.write_csv(table, path)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(table, path)
+    assert dots(str(path), tmp_path / "manifest") == expected
+    names = pipeline.open_store(str(tmp_path / "manifest")).sql(
+        "SELECT name FROM checkpoints ORDER BY k"
+    )
+    assert names.fetchall() == [(row["name"],) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name\nx\n", "expected a column uri"),
+        ("uri\n\n", "expected a uri|expected a column uri|at least 2"),
+        ("uri,step\n.,many\n.,2\n", "not one checkpoint|expected a number"),
+        ("uri\nother.csv\nthird.csv\n", "cannot list another"),
+        ('uri\n"broken', "not a readable table|no such directory"),
+    ],
+)
+def test_manifests_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(HallmarksError, match=message):
+        make_plan(Request(str(tmp_path / "m.csv")))
+
+
+def test_main_is_the_last_checkpoint_only_if_it_is_another(
+    hub: Hub, trained: dict[str, Path]
+) -> None:
+    repository = hub.repositories[NAME]
+
+    def planned() -> tuple[list[str], dict[str, str]]:
+        plan, _ = make_plan(Request(NAME))
+        reasons = {entry.name: entry.reason for entry in plan.left_out_checkpoints}
+        return [checkpoint.name for checkpoint in plan.checkpoints], reasons
+
+    steps = [f"step{step}" for step in STEPS]
+    assert planned()[0] == steps  # main is a commit that another branch has
+    last = trained["neox-f16"] / steps[-1]
+    repository.commit_folder(last, branch="main", message="the same files in another commit")
+    names, reasons = planned()
+    assert names == steps
+    assert reasons["main"] == f"the same files as {steps[-1]}"
+    repository.commit({"README.md": b"words"}, message="no weights")
+    assert planned()[1]["main"] == "holds no weights"
+    files: dict[str, bytes | Path] = {p.name: p for p in (trained["neox-f16"] / steps[0]).iterdir()}
+    repository.commit(files, message="other weights")
+    assert planned()[0] == [*steps, "main"]
+
+
+def test_parallel_branches_are_not_one_path(hub: Hub, trained: dict[str, Path]) -> None:
+    repository = hub.repository("org/branched")
+    for number, name in enumerate(
+        ["stage1-step10-tokens1B", "stage1-step20-tokens2B", "stage2-ingredient1-step5-tokens3B",
+         "stage2-ingredient2-step5-tokens3B", "stage2-souped"]
+    ):  # fmt: skip
+        repository.commit_folder(trained["neox-f16"] / f"step{STEPS[number]}", branch=name)
+    plan, _ = make_plan(Request("org/branched"))
+    assert [c.name for c in plan.checkpoints] == [
+        "stage1-step10-tokens1B", "stage1-step20-tokens2B", "stage2-ingredient1-step5-tokens3B",
+    ]  # fmt: skip
+    assert plan.checkpoints[-1].elapsed == 25
+    reasons = {entry.name: entry.reason for entry in plan.left_out_checkpoints}
+    assert "parallel branch of stage 2" in reasons["stage2-ingredient2-step5-tokens3B"]
+    other, _ = make_plan(Request("org/branched", revisions=("stage1*", "stage2-ingredient2*")))
+    assert other.checkpoints[-1].name == "stage2-ingredient2-step5-tokens3B"

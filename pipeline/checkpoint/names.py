@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to where it stands in training.
+"""From the name of a checkpoint (branch, tag, folder, title of a commit) to where it stands in training.
 
 Names are read by a table of patterns, as data; `EXAMPLES` says what each is there for and is
 what the tests run. All patterns that match contribute, so `stage1-step140000-tokens294B` gives
@@ -22,8 +22,8 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         "stage": (r"stage[-_]?", r"phase[-_]?"),
         "branch": (r"ingredient[-_]?",),
         "step": (
-            r"(?:global[-_]?)?steps?[-_=]?",
-            r"checkpoint[-_=]?",
+            r"(?:global[-_]?)?steps?[-_= ]?",
+            r"checkpoint[-_= ]?",
             r"ckpt[-_=]?",
             r"iter(?:ation)?[-_=]?",
             r"epoch[-_=]?",
@@ -64,6 +64,8 @@ EXAMPLES: dict[str, tuple[int | None, int | None, float | None]] = {
     "global_step_100": (None, 100, None),
     "epoch=3-step=1000": (None, 1000, None),
     "checkpoint-300000": (None, 300_000, None),
+    "checkpoint-300000 contents": (None, 300_000, None),
+    "Saving weights and logs of step 1000": (None, 1000, None),
     "000250": (None, 250, None),
     "main": (None, None, None),
     "stepping-stone": (None, None, None),

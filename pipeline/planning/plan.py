@@ -74,7 +74,7 @@ def make_plan(
     Raises:
         RequestError: nothing can be planned; nothing was written.
     """
-    source = source or open_source(request.source)
+    source = source or open_source(request.source, request.layout)
     run = check_run_name(request.run) if request.run else run_name_from(source.run_name)
     selection = without_repeated_main(source, select(source.candidates(), request))
     alignment = align(source, selection.checkpoints, request)

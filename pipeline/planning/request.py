@@ -59,6 +59,8 @@ class Request:
     """Regular expressions searched in tensor names; all tensors are kept if there is none."""
     exclude: tuple[str, ...] = ()
     """Regular expressions too; they win over `include`."""
+    layout: str = "auto"
+    """How a Hub repository exposes its checkpoints."""
 
     def __post_init__(self) -> None:
         if self.run is not None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint.names import Position, position
+from pipeline.checkpoint.names import Position
 from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.request import Request
@@ -71,14 +71,14 @@ def _one_path(
     """Keep one of the parallel branches of each stage: the first that `--revisions` matches."""
     branches: dict[int | None, set[int]] = {}
     for candidate in candidates:
-        where = position(candidate.name)
+        where = candidate.position
         if where.branch is not None and _is_wanted(candidate.name, request):
             branches.setdefault(where.stage, set()).add(where.branch)
     kept, left_out = [], []
     for candidate in candidates:
-        where = position(candidate.name)
+        where = candidate.position
         found = branches.get(where.stage, set())
-        if where.branch is not None and len(found) > 1 and where.branch != min(found):
+        if where.branch is not None and found and where.branch != min(found):
             why = f"a parallel branch of stage {where.stage}: the first is taken"
             left_out.append(LeftOut(candidate.name, f"{why} (--revisions chooses)"))
         else:
@@ -89,7 +89,7 @@ def _one_path(
 def _final(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return `main` if it is a checkpoint after those with a step: a commit that no other has."""
     commits = Counter(candidate.commit for candidate in candidates)
-    stepped = [candidate for candidate in candidates if position(candidate.name).is_known]
+    stepped = [candidate for candidate in candidates if candidate.position.is_known]
     for candidate in candidates:
         if candidate.name == "main" and candidate.commit is not None:
             return candidate if len(stepped) > 1 and commits[candidate.commit] == 1 else None
@@ -126,7 +126,7 @@ def _ordered(candidates: Sequence[Candidate]) -> tuple[list[Selected], list[Left
     left_out: list[LeftOut] = []
     at: dict[tuple[float, float, float], tuple[Candidate, Position]] = {}
     for candidate in sorted(candidates, key=lambda candidate: candidate.name):
-        where = position(candidate.name)
+        where = candidate.position
         if not where.is_known:
             left_out.append(LeftOut(candidate.name, "its name states no step"))
         elif where.order in at:

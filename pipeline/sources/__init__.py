@@ -7,10 +7,11 @@ from pathlib import Path
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
-from pipeline.sources.hub import REPOSITORY_NAME, HubRepository
+from pipeline.sources.hub import HUB_NAME, HubRepository
+from pipeline.sources.manifest import SUFFIXES, Manifest
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str, layout: str = "auto") -> Source:
     """Return the source that a SOURCE argument names.
 
     An existing local path wins over a Hub repository of the same spelling, as in transformers;
@@ -20,17 +21,28 @@ def open_source(text: str) -> Source:
         SourceNotFound: neither a path here nor the name of a repository.
     """
     if text.startswith("hf://"):
-        name = text.removeprefix("hf://")
-        if REPOSITORY_NAME.fullmatch(name):
-            return HubRepository(name)
-        raise SourceNotFound(f"{quoted(text)} does not name a Hub repository", "hf://org/name")
+        if match := HUB_NAME.fullmatch(text.removeprefix("hf://")):
+            return HubRepository(match["name"], match["revision"], layout)
+        raise SourceNotFound(
+            f"{quoted(text)} does not name a Hub repository", "hf://org/name or …@revision"
+        )
     path = Path(text)
+    if path.is_file() and path.suffix in SUFFIXES:
+        # a manifest in a manifest would be no checkpoint
+        return Manifest(path, _open_one)
     if path.is_dir():
         return Directory(path)
     if path.exists():
         raise SourceNotFound(
             f"{quoted(text)} is a file", "name the directory that holds the checkpoints"
         )
-    if not text.startswith((".", "/", "~")) and REPOSITORY_NAME.fullmatch(text):
-        return HubRepository(text)
+    match = HUB_NAME.fullmatch(text)
+    if match and not match["revision"]:
+        return HubRepository(match["name"], None, layout)
     raise SourceNotFound(f"no such directory: {quoted(text)}", "a Hub repository is org/name")
+
+
+def _open_one(uri: str) -> Source:
+    if Path(uri).suffix in SUFFIXES:
+        raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
+    return Directory(Path(uri)) if Path(uri).is_file() else open_source(uri)

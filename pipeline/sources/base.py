@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.checkpoint.names import Position, position
 from pipeline.sources.http import Transport
 
 
@@ -15,6 +16,17 @@ class Candidate:
     name: str
     commit: str | None
     """What the name was resolved to; every later read is of this. None where nothing is versioned."""
+    folder: str = ""
+    """Where its files lie within the commit or the directory, if not at the top."""
+    origin: str = ""
+    """Label of the source that it belongs to, where a source is made of several."""
+    stated: Position | None = None
+    """Where a manifest says that it stands in training."""
+
+    @property
+    def position(self) -> Position:
+        """Where it stands in training: as stated, else as its name says."""
+        return self.stated or position(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +72,18 @@ class Source(Protocol):
     """Name for people and for `runs.source`."""
     run_name: str
     """Default name of the run."""
-    waits: bool
-    """True if reads mostly wait for somebody else, so that a worker should pull one tile ahead."""
+
+    @property
+    def waits(self) -> bool:
+        """True if reads mostly wait for somebody else: a worker should pull one tile ahead."""
+        ...
 
     def candidates(self) -> list[Candidate]:
         """Return everything that may be a checkpoint, in no order."""
+        ...
+
+    def whole(self) -> list[Candidate]:
+        """Return what the source is if it is itself one checkpoint; else nothing."""
         ...
 
     def files(self, candidate: Candidate) -> list[File]:

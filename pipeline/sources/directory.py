@@ -76,8 +76,12 @@ class Directory:
             return [Candidate(name, None) for name in folders]
         return [Candidate(entry.name, None) for entry in entries if holds_weights([entry.name])]
 
+    def whole(self) -> list[Candidate]:
+        alone = self._root.is_file() or _holds_weights(self._root)
+        return [Candidate(self._root.name, None, ".")] if alone else []
+
     def files(self, candidate: Candidate) -> list[File]:
-        path = self._root / candidate.name
+        path = self._root if candidate.folder == "." else self._root / candidate.name
         try:
             if path.is_dir():
                 found = (entry for entry in path.iterdir() if entry.is_file())

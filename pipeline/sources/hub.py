@@ -1,4 +1,4 @@
-"""A Hub repository whose revisions (branches and tags) are checkpoints.
+"""A Hub repository whose revisions, folders or commits are checkpoints.
 
 Control plane (names, listings, addresses, errors): huggingface_hub. Data plane: range reads of
 the signed address that one resolve per file gives (`http.py`); HfFileSystem would make one
@@ -28,11 +28,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
+from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.http import Transport, UrlAccess
 
-REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
+)
+
+LAYOUTS = ("auto", "revisions", "commits", "folders")
 
 ADDRESS_LIFE_S = 3600.0
 """Assumed where an address does not say: what the Hub signs (X-Amz-Expires=3600)."""
@@ -47,37 +52,100 @@ class HubRepository:
 
     waits = True
 
-    def __init__(self, name: str) -> None:
-        self.label = name
-        self.run_name = name.replace("/", "--")
-        self._name = name
+    def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
+        """`layout`: how checkpoints are exposed, one of LAYOUTS (docs/contract.md, §1)."""
+        self.label = f"{name}@{revision}" if revision else name
+        self.run_name = self.label.replace("/", "--")
+        self._name, self._revision, self._layout = name, revision, layout
         self._api = HfApi(library_name="hallmarks", library_version=version("hallmarks"))
         self._transport = Transport()
+        self._trees: dict[str, list[RepoFile]] = {}
         self._addresses: dict[tuple[str | None, str], tuple[UrlAccess, float]] = {}
         self._lock = threading.Lock()
 
     def candidates(self) -> list[Candidate]:
+        """Return what the layout exposes; `auto` takes the first that has two steps or more.
+
+        In the order revisions, folders, commits: as many as exist are of the first kind, and the
+        requests that it takes to know rise in that order.
+        """
+        layouts: dict[str, Callable[[], list[Candidate]]] = {
+            "revisions": self._revisions,
+            "folders": self._folders,
+            "commits": self._commits,
+        }
+        if self._revision is not None:
+            # the revision is chosen: what is in it, or itself alone
+            layouts["revisions"] = self.whole
+        if self._layout != "auto":
+            return layouts[self._layout]()
+        first: list[Candidate] = []
+        for find in layouts.values():
+            found = find()
+            if sum(candidate.position.is_known for candidate in found) > 1:
+                return found
+            first = first or found
+        return first
+
+    def whole(self) -> list[Candidate]:
+        """Return the chosen revision, or main, as one checkpoint."""
+        return [Candidate(self._revision or "main", self._commit())]
+
+    def _revisions(self) -> list[Candidate]:
         refs = self._ask(lambda: self._api.list_repo_refs(self._name), self._name)
         return [Candidate(ref.name, ref.target_commit) for ref in [*refs.branches, *refs.tags]]
 
-    def files(self, candidate: Candidate) -> list[File]:
-        where = f"{self._name}@{candidate.commit}"
+    def _folders(self) -> list[Candidate]:
+        commit = self._commit()
+        folders: dict[str, list[str]] = {}
+        for entry in self._tree(commit):
+            folder, _, name = entry.path.rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        return [
+            Candidate(folder, commit, folder)
+            for folder, names in sorted(folders.items())
+            if folder and holds_weights(names)
+        ]
+
+    def _commits(self) -> list[Candidate]:
         entries = self._ask(
-            lambda: list(
-                self._api.list_repo_tree(self._name, revision=candidate.commit, recursive=True)
-            ),
-            where,
+            lambda: self._api.list_repo_commits(self._name, revision=self._revision), self.label
         )
+        # newest first: of two commits for one step the later one counts
+        return [Candidate(entry.title, entry.commit_id) for entry in entries]
+
+    def _commit(self) -> str:
+        info = self._ask(
+            lambda: self._api.repo_info(self._name, revision=self._revision), self.label
+        )
+        if info.sha is None:
+            raise SourceNotFound(f"no such revision: {quoted(self.label)}")
+        return info.sha
+
+    def _tree(self, commit: str) -> list[RepoFile]:
+        if commit not in self._trees:
+            where = f"{self._name}@{commit}"
+            entries = self._ask(
+                lambda: list(self._api.list_repo_tree(self._name, revision=commit, recursive=True)),
+                where,
+            )
+            self._trees[commit] = [entry for entry in entries if isinstance(entry, RepoFile)]
+        return self._trees[commit]
+
+    def files(self, candidate: Candidate) -> list[File]:
+        if candidate.commit is None:
+            raise SourceNotFound(f"no such revision: {quoted(candidate.name)}")
+        prefix = f"{candidate.folder}/" if candidate.folder else ""
         return [
             File(
                 candidate,
-                entry.path,
-                f"{where}/{entry.path}",
+                entry.path.removeprefix(prefix),
+                f"{self._name}@{candidate.commit}/{entry.path}",
                 entry.size,
                 entry.lfs.sha256 if entry.lfs else entry.blob_id,
             )
-            for entry in entries
-            if isinstance(entry, RepoFile)
+            for entry in self._tree(candidate.commit)
+            if entry.path.startswith(prefix)
         ]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
@@ -88,7 +156,7 @@ class HubRepository:
 
     def access(self, file: File) -> UrlAccess:
         """Return the file's address, asking for a new one when the old one nears its end."""
-        key = (file.checkpoint.commit, file.path)
+        key = (file.checkpoint.commit, self._path(file))
         with self._lock:
             found = self._addresses.get(key)
         if found is None or found[1] < time.time():
@@ -97,9 +165,17 @@ class HubRepository:
                 self._addresses[key] = found
         return found[0]
 
+    @staticmethod
+    def _path(file: File) -> str:
+        folder = file.checkpoint.folder
+        return f"{folder}/{file.path}" if folder else file.path
+
     def _resolve(self, file: File) -> tuple[UrlAccess, float]:
         url = hf_hub_url(
-            self._name, file.path, revision=file.checkpoint.commit, endpoint=self._api.endpoint
+            self._name,
+            self._path(file),
+            revision=file.checkpoint.commit,
+            endpoint=self._api.endpoint,
         )
         asked = time.time()
         metadata = self._ask(lambda: get_hf_file_metadata(url, **self._identity), file.where)
