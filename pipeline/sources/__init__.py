@@ -9,6 +9,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
 from pipeline.sources.hub import HUB_NAME, HubRepository
 from pipeline.sources.manifest import SUFFIXES, Manifest
+from pipeline.sources.objects import SCHEMES, ObjectStorage
 
 
 def open_source(text: str, layout: str = "auto") -> Source:
@@ -26,6 +27,8 @@ def open_source(text: str, layout: str = "auto") -> Source:
         raise SourceNotFound(
             f"{quoted(text)} does not name a Hub repository", "hf://org/name or …@revision"
         )
+    if text.startswith(SCHEMES):
+        return ObjectStorage(text)
     path = Path(text)
     if path.is_file() and path.suffix in SUFFIXES:
         # a manifest in a manifest would be no checkpoint

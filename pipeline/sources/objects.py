@@ -1,0 +1,170 @@
+"""Checkpoints on object storage: `s3://`, `gs://`, `az://`, through one reader.
+
+Credentials, region and endpoint come from the environment, as the storage's own tools read them
+(AWS_…, GOOGLE_…, AZURE_…); AWS_SKIP_SIGNATURE=true reads public buckets without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import obstore
+from obstore.exceptions import (
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url
+
+from pipeline.checkpoint.shards import holds_weights
+from pipeline.errors import SourceChanged, SourceNotFound, TransientReadError, quoted
+from pipeline.sources.base import Candidate, File
+from pipeline.sources.http import Transport
+
+SCHEMES = ("s3://", "gs://", "az://")
+
+# The client tries again by itself; without a bound it would do so for three minutes.
+_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+_Answer = TypeVar("_Answer")
+
+
+@lru_cache(maxsize=64)
+def _store(url: str) -> Any:
+    """Return this process's client for a bucket and prefix."""
+    return from_url(url, retry_config=_RETRIES)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAccess:
+    """Range reads of one object, which must be the version that was planned."""
+
+    where: str
+    root: str
+    path: str
+    size: int
+    etag: str
+
+    reads_at_once = 16
+
+    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `start` on.
+
+        Raises:
+            SourceChanged: the object is another one by now.
+            TransientReadError: it could not be read.
+        """
+        del transport  # the client has its own connections
+        if not len(buffer):
+            return
+        span = f"{self.where}[{start}:{start + len(buffer)}]"
+        options: Any = {"range": (start, start + len(buffer)), "if_match": self.etag}
+
+        def read() -> None:
+            answer = obstore.get(_store(self.root), self.path, options=options)
+            data = answer.bytes()
+            if answer.meta["size"] != self.size or len(data) != len(buffer):
+                raise SourceChanged(
+                    f"{span}: expected {len(buffer):,} bytes of {self.size:,}, found"
+                    f" {len(data):,} of {answer.meta['size']:,}"
+                )
+            buffer[:] = memoryview(data)
+
+        _ask(read, span)
+
+
+class ObjectStorage:
+    """Checkpoints below one prefix: one per sub-prefix, or one per weight file."""
+
+    waits = True
+
+    def __init__(self, url: str) -> None:
+        self.label = self._url = url.rstrip("/")
+        self.run_name = self._url.partition("://")[2]
+        self._listings: dict[str, list[Any]] = {}
+
+    def candidates(self) -> list[Candidate]:
+        top = _ask(lambda: obstore.list_with_delimiter(_store(self._url)), self.label)
+        names = [prefix.rstrip("/").rpartition("/")[2] for prefix in top["common_prefixes"]]
+        folders = [name for name in names if holds_weights(self._names(name))]
+        if folders:
+            return [Candidate(name, None) for name in folders]
+        files = [entry["path"] for entry in top["objects"] if holds_weights([entry["path"]])]
+        return [Candidate(path, None) for path in files]
+
+    def whole(self) -> list[Candidate]:
+        name = self._url.rpartition("/")[2]
+        return [Candidate(name, None, ".")] if holds_weights(self._names("")) else []
+
+    def files(self, candidate: Candidate) -> list[File]:
+        folder = "" if candidate.folder == "." else candidate.name
+        entries = [(entry, entry["path"].rpartition("/")[2]) for entry in self._objects(folder)]
+        if not entries:  # a bare weight file
+            top = self._objects("")
+            entries = [
+                (entry, f"weights.{entry['path'].rpartition('.')[2]}")
+                for entry in top
+                if entry["path"] == candidate.name
+            ]
+        return [
+            File(
+                candidate,
+                name,
+                f"{self._url}/{entry['path']}",
+                entry["size"],
+                f"{entry['path']}\n{entry['e_tag']}",
+            )
+            for entry, name in entries
+        ]
+
+    def read(self, file: File, start: int, stop: int) -> bytes:
+        buffer = bytearray(stop - start)
+        self.access(file).read_into(Transport(), start, memoryview(buffer))
+        return bytes(buffer)
+
+    def access(self, file: File) -> ObjectAccess:
+        path, etag = file.identity.split("\n")
+        return ObjectAccess(file.where, self._url, path, file.size, etag)
+
+    def _names(self, folder: str) -> list[str]:
+        return [entry["path"].rpartition("/")[2] for entry in self._objects(folder)]
+
+    def _objects(self, folder: str) -> list[Any]:
+        if folder not in self._listings:
+            self._listings[folder] = _ask(
+                lambda: list(
+                    obstore.list_with_delimiter(_store(self._url), folder or None)["objects"]
+                ),
+                f"{self.label}/{folder}",
+            )
+        return self._listings[folder]
+
+
+def _ask(question: Callable[[], _Answer], where: str) -> _Answer:
+    """Return the client's answer; its errors are translated, never quoted or chained.
+
+    They carry addresses, which may be signed, and the storage's XML.
+    """
+    try:
+        return question()
+    except PreconditionError:
+        raise SourceChanged(
+            f"{where} changed since it was planned", "start again with --fresh"
+        ) from None
+    except (PermissionDeniedError, UnauthenticatedError):
+        raise SourceNotFound(
+            f"{where}: access denied", "check the credentials in the environment"
+        ) from None
+    except FileNotFoundError:
+        raise SourceNotFound(f"nothing at {quoted(where)}") from None
+    except BaseError as error:
+        text = str(error)
+        if any(sign in text for sign in ("NoSuchBucket", "404 Not Found", "ContainerNotFound")):
+            raise SourceNotFound(f"no such bucket: {quoted(where)}") from None
+        raise TransientReadError(
+            f"{where}: {type(error).__name__}", "are the endpoint, region and credentials set?"
+        ) from None

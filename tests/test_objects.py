@@ -1,0 +1,109 @@
+"""Object storage: the same suite in a bucket, through a real client and a real server (moto)."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+import pytest
+from moto.server import ThreadedMotoServer
+from obstore.store import from_url
+
+import pipeline
+from pipeline.errors import NothingMatches, SourceChanged, SourceNotFound, TransientReadError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.request import Request
+from pipeline.sources import objects
+from pipeline.sources.http import Transport
+from tests.suites import trajectory, write_suite
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    request = urllib.request.Request(f"{endpoint}/suites", method="PUT")
+    urllib.request.urlopen(request).close()
+    objects._store.cache_clear()
+    return "s3://suites"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    rows = trajectory("walk", 4, 40_000, 0.1)
+    return write_suite(tmp_path / "run-1", {"layers.0.w.weight": rows, "b": rows[:, :3]})
+
+
+def upload(folder: Path, url: str) -> None:
+    store = from_url(url)
+    for path in folder.rglob("*.safetensors"):
+        obstore.put(store, str(path.relative_to(folder)), path.read_bytes())
+
+
+def dots(source: str, store: Path) -> list[tuple]:
+    pipeline.analyze(source, str(store), executor="local", run="r")
+    query = "SELECT scope, tensor, i, j, step_j, dot FROM similarity ORDER BY ALL"
+    return pipeline.open_store(str(store)).sql(query).fetchall()
+
+
+def test_a_bucket_gives_what_a_directory_gives(bucket: str, suite: Path, tmp_path: Path) -> None:
+    upload(suite, f"{bucket}/team/run-1")
+    expected = dots(str(suite), tmp_path / "local")
+    assert dots(f"{bucket}/team/run-1", tmp_path / "bucket") == expected
+    assert dots(f"{bucket}/team/run-1/", tmp_path / "slash") == expected
+    plan, source = make_plan(Request(f"{bucket}/team/run-1"))
+    assert plan.run == "suites-team-run-1"
+    assert source.waits
+
+
+def test_bare_files_and_manifests(bucket: str, suite: Path, tmp_path: Path) -> None:
+    store = from_url(f"{bucket}/flat")
+    for folder in suite.iterdir():
+        data = (folder / "model.safetensors").read_bytes()
+        obstore.put(store, f"{folder.name}.safetensors", data)
+    expected = dots(str(suite), tmp_path / "local")
+    assert dots(f"{bucket}/flat", tmp_path / "flat") == expected
+    upload(suite, f"{bucket}/listed")
+    lines = [f"{bucket}/listed/{folder.name}\n" for folder in suite.iterdir()]
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(lines))
+    assert dots(str(tmp_path / "m.csv"), tmp_path / "manifest") == expected
+
+
+def test_an_object_that_changed_is_refused(bucket: str, suite: Path) -> None:
+    upload(suite, f"{bucket}/changing")
+    plan, source = make_plan(Request(f"{bucket}/changing"))
+    access = source.access(plan.files[0])
+    access.read_into(Transport(), 0, memoryview(bytearray(100)))
+    store = from_url(f"{bucket}/changing")
+    obstore.put(store, "step0/model.safetensors", b"x" * plan.files[0].size)
+    with pytest.raises(SourceChanged, match="changed since it was planned"):
+        access.read_into(Transport(), 0, memoryview(bytearray(100)))
+
+
+def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceNotFound, match="no such bucket"):
+        make_plan(Request("s3://nowhere/x"))
+    with pytest.raises(NothingMatches, match="at least 2 checkpoints, found 0"):
+        make_plan(Request(f"{bucket}/empty"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(objects, "_RETRIES", {"max_retries": 0})
+    objects._store.cache_clear()
+    with pytest.raises(TransientReadError, match="GenericError"):
+        make_plan(Request(f"{bucket}/other"))
