@@ -8,11 +8,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, run, stop_on_signals
-from jobs.options import request_from, resources_from, selection_and_resources, store_option
+from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, stop_on_signals
+from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
 from pipeline.planning.memory import show_size
+from pipeline.planning.request import Request
 from pipeline.store.query import Store
 
 _SHOWN = (
@@ -35,27 +36,31 @@ _SHOWN = (
 @store_option
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted run of this name left.")
 def analyze(**options: Any) -> int:
-    """Analyse the checkpoints of SOURCE: a directory, or a Hub repository such as org/name.
+    """Analyse the checkpoints of SOURCE: a directory, a Hub repository such as org/name, a bucket,
+    or a manifest. Several SOURCEs become a run each.
 
     Started again with the same arguments, it goes on where it stopped.
     """
     result = Result()
+    requests = requests_from(options)
     if not options["as_json"]:
-        summary = _analyze(options)
-        _print_summary(summary)
+        summaries = []
+        for request in requests:
+            summaries.append(_analyze(request, options))
+            _print_summary(summaries[-1])
     else:
         with result.claimed():
-            summary = _analyze(options)
-            result.print_json(summary.as_dict())
-    return 0 if summary.complete else EXIT_INCOMPLETE
+            summaries = [_analyze(request, options) for request in requests]
+            result.print_json(one_object([summary.as_dict() for summary in summaries]))
+    return 0 if all(summary.complete for summary in summaries) else EXIT_INCOMPLETE
 
 
-def _analyze(options: dict[str, Any]) -> Summary:
+def _analyze(request: Request, options: dict[str, Any]) -> Summary:
     stop_on_signals()
     progress = JobProgress()
     try:
         return run_analysis(
-            request_from(options),
+            request,
             options["store"],
             resources_from(options),
             fresh=options["fresh"],

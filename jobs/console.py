@@ -131,6 +131,11 @@ def _stop_now(number: int, frame: FrameType | None) -> None:
     os._exit(Interrupted.exit_code)
 
 
+def one_object(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what `--json` prints: the entry of one source, or `{"runs": […]}` of several."""
+    return entries[0] if len(entries) == 1 else {"runs": entries}
+
+
 class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.errors import RequestError
 from pipeline.planning.memory import parse_size
 from pipeline.planning.request import Request, Resources, StepRange
 from pipeline.sources.hub import LAYOUTS
@@ -25,7 +26,7 @@ class Size(click.ParamType):
 
 
 _SELECTION = [
-    click.argument("source"),
+    click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
     click.option("--run", metavar="NAME", help="Name of the run in the store."),
     click.option(
         "--revisions",
@@ -80,10 +81,20 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def request_from(options: dict[str, Any]) -> Request:
-    """Return what decides the figures."""
+def requests_from(options: dict[str, Any]) -> list[Request]:
+    """Return what decides the figures, a request for each source: each becomes a run of its own."""
+    sources = options["sources"]
+    if len(sources) > 1 and options["run"]:
+        raise RequestError(
+            f"--run {options['run']} cannot name {len(sources)} runs",
+            "leave it out: runs are named after their sources",
+        )
+    return [_request(source, options) for source in sources]
+
+
+def _request(source: str, options: dict[str, Any]) -> Request:
     return Request(
-        source=options["source"],
+        source=source,
         run=options["run"],
         revisions=options["revisions"],
         steps=StepRange.parse(options["steps"]) if options["steps"] else None,

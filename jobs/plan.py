@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import click
 from rich.console import Console
 
-from jobs.console import Result, run
-from jobs.options import request_from, resources_from, selection_and_resources
+from jobs.console import Result, one_object, run
+from jobs.options import requests_from, resources_from, selection_and_resources
 from pipeline.analysis import worker_memory
 from pipeline.execute.worker import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_plan
 
 _NAMES_SHOWN = 5
+_Say = Callable[[str, str], None]
 
 
 @click.command()
@@ -24,17 +26,21 @@ _NAMES_SHOWN = 5
 def plan(**options: Any) -> int:
     """Show what analyze would read of SOURCE: checkpoints, tensors, bytes, memory."""
     resources = resources_from(options)
-    made, source = make_plan(request_from(options))
-    # A worker of this machine; on a cluster the same budget holds for each of its workers.
-    memory = worker_memory(made, resources, min(4, available_cores()) + source.waits)
+    descriptions = []
+    for request in requests_from(options):
+        made, source = make_plan(request)
+        # A worker of this machine; on a cluster the same budget holds for each of its workers.
+        memory = worker_memory(made, resources, min(4, available_cores()) + source.waits)
+        if options["as_json"]:
+            descriptions.append(describe(made, memory, source.requests))
+        else:
+            _print(made, memory, source.requests)
     if options["as_json"]:
-        Result().print_json(describe(made, memory))
-    else:
-        _print(made, memory)
+        Result().print_json(one_object(descriptions))
     return 0
 
 
-def describe(made: Plan, memory: Memory) -> dict[str, Any]:
+def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[str, Any]:
     """Return everything about a plan that a machine may want."""
     return {
         "run": made.run,
@@ -58,49 +64,83 @@ def describe(made: Plan, memory: Memory) -> dict[str, Any]:
         ],
         "parameters": made.parameters,
         "bytes_total": made.bytes_total,
+        "gaps": [asdict(gap) for gap in made.gaps],
         "files": len(made.files),
+        "requests": dict(requests),
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
     }
 
 
-def _print(made: Plan, memory: Memory) -> None:
+def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     console = Console(soft_wrap=True, highlight=False)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False)
+    def say(label: str, text: str) -> None:
+        console.print(f"{label:<12} {text}", markup=False)
 
-    first, last = made.checkpoints[0], made.checkpoints[-1]
+    say("run", made.run)
+    say("source", made.source)
     dtypes = "/".join(sorted({checkpoint.dtype for checkpoint in made.checkpoints}))
-    say(f"run          {made.run}")
-    say(f"source       {made.source}")
-    say(f"checkpoints  {len(made.checkpoints)}: {first.name} … {last.name}, stored as {dtypes}")
+    first, last = made.checkpoints[0], made.checkpoints[-1]
+    count = len(made.checkpoints)
+    say("checkpoints", f"{count}: {first.name} … {last.name}, stored as {dtypes}")
+    _stages(say, made)
+    for gap in made.gaps[:_NAMES_SHOWN]:
+        say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
+    if len(made.gaps) > _NAMES_SHOWN:
+        say("", f"… and {len(made.gaps) - _NAMES_SHOWN} gaps more")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
-    say(f"tensors      {len(made.tensors)} aligned, {made.parameters:,} weights each checkpoint")
+    say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights each checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for tensor in made.tensors:
-        counts[tensor.role.component] += 1
-        weights[tensor.role.component] += tensor.numel
+        for part in tensor.parts:
+            counts[part.component] += 1
+            weights[part.component] += tensor.numel * (part.stop - part.start) // part.period
     for component, count in counts.most_common():
-        say(f"             {component:<10} {count:>5}  {weights[component]:>15,}")
+        say("", f"{component:<10} {count:>5}  {weights[component]:>15,}")
+    if counts["attn_qkv"]:
+        say("", "attn_qkv: queries, keys and values are fused in a layout that is not known")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_tensors])
+    files, tiles = len(made.files), len(made.tiles)
+    say("to read", f"{show_size(made.bytes_total)} of {files} files, in {tiles} tiles")
+    if requests:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(requests.items()))
+        say("requests", f"{kinds}; as many again to analyze, beside the ranges of weights")
     say(
-        f"to read      {show_size(made.bytes_total)} of {len(made.files)} files,"
-        f" in {len(made.tiles)} tiles"
-    )
-    say(
-        f"memory       {show_size(memory.projected)} a worker, beside the"
+        "memory",
+        f"{show_size(memory.projected)} a worker, beside the"
         f" {show_size(IDLE_BYTES)} of an idle process; budget {show_size(memory.budget)},"
-        f" least {show_size(memory.least, up=True)}"
+        f" least {show_size(memory.least, up=True)}",
     )
 
 
-def _left_out(say: Any, entries: list[tuple[str, str]]) -> None:
-    for name, reason in entries[:_NAMES_SHOWN]:
-        say(f"             left out: {name} ({reason})")
-    if len(entries) > _NAMES_SHOWN:
-        say(f"             … and {len(entries) - _NAMES_SHOWN} more (--json lists all)")
+def _stages(say: _Say, made: Plan) -> None:
+    """One line a stage, where there are several."""
+    stages: dict[int | None, list[int | None]] = {}
+    for checkpoint in made.checkpoints:
+        stages.setdefault(checkpoint.stage, []).append(checkpoint.step)
+    if len(stages) < 2:
+        return
+    for stage, steps in stages.items():
+        label = "no stage" if stage is None else f"stage {stage}"
+        say("", f"{label}: {len(steps)}, steps {_step(steps[0])} … {_step(steps[-1])}")
+
+
+def _step(step: int | None) -> str:
+    return "unknown" if step is None else f"{step:,}"
+
+
+def _left_out(say: _Say, entries: list[tuple[str, str]]) -> None:
+    """One line a reason: a network has one mask a layer."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in entries:
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in list(reasons.items())[:_NAMES_SHOWN]:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say("", f"left out: {names[0]}{more} ({reason})")
+    if len(reasons) > _NAMES_SHOWN:
+        say("", f"… for {len(reasons) - _NAMES_SHOWN} reasons more (--json lists all)")
 
 
 if __name__ == "__main__":

@@ -198,3 +198,31 @@ def test_left_out_tensors_are_named(tmp_path: Path) -> None:
     reason = "buffer: rotary frequencies"
     assert rows.fetchall() == [("layers.0.rotary_emb.inv_freq", False, reason), ("w", True, None)]
     assert Request("x").run is None
+
+
+def test_several_sources_are_a_run_each(suite: Path, tmp_path: Path) -> None:
+    other = write_suite(tmp_path / "other", {"w": trajectory("smooth", 3, 300, 0.1)})
+    store = tmp_path / "store"
+    both = ("analyze", suite, other, "--store", store, "--executor", "local")
+    done = hallmarks(*both, "--json")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert [(run["run"], run["checkpoints"]) for run in runs] == [("suite", 4), ("other", 3)]
+    assert len(pipeline.open_store(str(store)).runs()) == 2
+    done = hallmarks(*both, "--run", "x")
+    assert done.returncode == 2 and "cannot name 2 runs" in done.stderr
+    assert len(json.loads(hallmarks("plan", suite, other, "--json").stdout)["runs"]) == 2
+
+
+def test_a_plan_tells_how_a_suite_was_understood(tmp_path: Path) -> None:
+    steps = [0, 10, 20, 30, 50, 60, 90, 100]
+    rows = {f"layers.{i}.w.weight": trajectory("walk", 8, 40, 0.1) for i in range(2)}
+    masks = {f"layers.{i}.rotary_emb.inv_freq": rows["layers.0.w.weight"] for i in range(2)}
+    directory = write_suite(tmp_path / "suite", rows | masks, steps=steps)
+    for step in (5, 10):
+        shutil.copytree(directory / f"step{step * 2}", directory / f"stage2-step{step}")
+    shown = hallmarks("plan", directory).stdout
+    assert "10: step0 … stage2-step10" in shown
+    assert "no stage: 8, steps 0 … 100" in shown and "stage 2: 2, steps 5 … 10" in shown
+    assert "gap: 1 missing between step 30 and step 50" in shown
+    assert "inv_freq and 1 more (buffer: rotary frequencies)" in shown

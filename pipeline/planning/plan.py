@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
+from pipeline.planning.gaps import Gap
 from pipeline.planning.request import Request, check_run_name, run_name_from
 from pipeline.planning.select import LeftOut, Selection, select, without_repeated_main
 from pipeline.planning.tiles import Tile, divide, tile_bytes
@@ -44,6 +45,7 @@ class Plan:
     source: str
     checkpoints: tuple[PlannedCheckpoint, ...]
     left_out_checkpoints: tuple[LeftOut, ...]
+    gaps: tuple[Gap, ...]
     files: tuple[File, ...] = field(repr=False)
     tensors: tuple[AlignedTensor, ...] = field(repr=False)
     left_out_tensors: tuple[LeftOutTensor, ...] = field(repr=False)
@@ -84,6 +86,7 @@ def make_plan(
         source=source.label,
         checkpoints=_checkpoints(selection, alignment),
         left_out_checkpoints=selection.left_out,
+        gaps=selection.gaps,
         files=alignment.files,
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,

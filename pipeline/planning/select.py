@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline.checkpoint.names import Position
 from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import NothingMatches, quoted
+from pipeline.planning.gaps import Gap, gaps
 from pipeline.planning.request import Request
 from pipeline.sources.base import Candidate, Source
 
@@ -36,6 +37,8 @@ class Selected:
 class Selection:
     checkpoints: tuple[Selected, ...]
     left_out: tuple[LeftOut, ...]
+    gaps: tuple[Gap, ...] = ()
+    """What the source itself lacks, judged before the request's own selection."""
 
 
 def select(candidates: Sequence[Candidate], request: Request) -> Selection:
@@ -62,7 +65,15 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
             left_out.append(LeftOut(entry.candidate.name, reason))
     if len(kept) < 2:
         raise _too_few(kept, left_out, candidates, request)
-    return Selection(tuple(kept), tuple(left_out))
+    return Selection(tuple(kept), tuple(left_out), _gaps(ordered))
+
+
+def _gaps(ordered: Sequence[Selected]) -> tuple[Gap, ...]:
+    stages: dict[int | None, list[int]] = {}
+    for entry in ordered:
+        if entry.position.step is not None:
+            stages.setdefault(entry.position.stage, []).append(entry.position.step)
+    return tuple(gap for stage, steps in stages.items() for gap in gaps(steps, stage))
 
 
 def _one_path(
@@ -113,7 +124,7 @@ def without_repeated_main(source: Source, selection: Selection) -> Selection:
     if files[last] and not set(files[last].values()) <= set(files[others[-1]].values()):
         return selection
     why = f"the same files as {others[-1].candidate.name}" if files[last] else "holds no weights"
-    return Selection(tuple(others), (*selection.left_out, LeftOut("main", why)))
+    return Selection(tuple(others), (*selection.left_out, LeftOut("main", why)), selection.gaps)
 
 
 def _is_wanted(name: str, request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +73,11 @@ class Source(Protocol):
     """Name for people and for `runs.source`."""
     run_name: str
     """Default name of the run."""
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many requests of each rate-limited class were made so far."""
+        ...
 
     @property
     def waits(self) -> bool:

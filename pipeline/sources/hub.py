@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -62,6 +63,7 @@ class HubRepository:
         self._trees: dict[str, list[RepoFile]] = {}
         self._addresses: dict[tuple[str | None, str], tuple[UrlAccess, float]] = {}
         self._lock = threading.Lock()
+        self.requests: Counter[str] = Counter()
 
     def candidates(self) -> list[Candidate]:
         """Return what the layout exposes; `auto` takes the first that has two steps or more.
@@ -178,7 +180,9 @@ class HubRepository:
             endpoint=self._api.endpoint,
         )
         asked = time.time()
-        metadata = self._ask(lambda: get_hf_file_metadata(url, **self._identity), file.where)
+        metadata = self._ask(
+            lambda: get_hf_file_metadata(url, **self._identity), file.where, "resolvers"
+        )
         if metadata.size != file.size or metadata.commit_hash != file.checkpoint.commit:
             raise SourceChanged(
                 f"{file.where}: expected {file.size:,} bytes of commit {file.checkpoint.commit},"
@@ -199,13 +203,15 @@ class HubRepository:
             "library_version": self._api.library_version,
         }
 
-    def _ask(self, question: Callable[[], _Answer], where: str) -> _Answer:
+    def _ask(self, question: Callable[[], _Answer], where: str, kind: str = "api") -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
         """
         failure = ""
         for attempt in range(1, _ATTEMPTS + 1):
+            with self._lock:
+                self.requests[kind] += 1
             try:
                 return question()
             except GatedRepoError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Manifest:
     def waits(self) -> bool:
         """True if any of the sources waits."""
         return any(source.waits for source in self._sources.values())
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """The sum over the sources."""
+        return sum((Counter(source.requests) for source in self._sources.values()), Counter())
 
     def candidates(self) -> list[Candidate]:
         """Return one candidate a row.

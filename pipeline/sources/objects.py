@@ -6,7 +6,7 @@ Credentials, region and endpoint come from the environment, as the storage's own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -81,6 +81,7 @@ class ObjectStorage:
     """Checkpoints below one prefix: one per sub-prefix, or one per weight file."""
 
     waits = True
+    requests: Mapping[str, int] = {}
 
     def __init__(self, url: str) -> None:
         self.label = self._url = url.rstrip("/")
