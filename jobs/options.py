@@ -44,6 +44,7 @@ _SELECTION = [
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
     ),
+    click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
     click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
 ]
@@ -100,6 +101,7 @@ def _request(source: str, options: dict[str, Any]) -> Request:
         steps=StepRange.parse(options["steps"]) if options["steps"] else None,
         include=options["include"],
         exclude=options["exclude"],
+        by_head=options["by_head"],
         layout=options["layout"],
     )
 

@@ -53,7 +53,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
                 "name": tensor.name,
                 "shape": tensor.shape,
                 "dtypes": sorted(set(tensor.dtypes)),
-                "parts": [part.label for part in tensor.parts if part.label],
+                "parts": sorted({part.label for part in tensor.parts if part.label}),
                 **asdict(tensor.role),
             }
             for tensor in made.tensors

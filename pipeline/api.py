@@ -20,6 +20,7 @@ def plan(
     steps: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    by_head: bool = False,
     layout: str = "auto",
 ) -> Plan:
     """Return what `analyze` would read and compute; reads headers only.
@@ -29,7 +30,7 @@ def plan(
     Raises:
         RequestError: nothing can be planned.
     """
-    return make_plan(_request(source, run, revisions, steps, include, exclude, layout))[0]
+    return make_plan(_request(source, run, revisions, steps, include, exclude, by_head, layout))[0]
 
 
 def analyze(
@@ -41,6 +42,7 @@ def analyze(
     steps: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    by_head: bool = False,
     layout: str = "auto",
     memory: str | int | None = None,
     device: str = "auto",
@@ -57,7 +59,7 @@ def analyze(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    request = _request(source, run, revisions, steps, include, exclude, layout)
+    request = _request(source, run, revisions, steps, include, exclude, by_head, layout)
     budget = parse_size(memory) if isinstance(memory, str) else memory
     resources = Resources(budget, device, executor, address, max_workers)
     return run_analysis(request, store, resources, fresh=fresh)
@@ -79,6 +81,7 @@ def _request(
     steps: str | None,
     include: Iterable[str],
     exclude: Iterable[str],
+    by_head: bool,
     layout: str,
 ) -> Request:
     return Request(
@@ -88,5 +91,6 @@ def _request(
         StepRange.parse(steps) if steps else None,
         tuple(include),
         tuple(exclude),
+        by_head,
         layout,
     )

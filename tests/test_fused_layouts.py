@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoint.roles import Part, parts, role
+from pipeline.checkpoint.roles import Part, by_head, parts, role
 
 SMALL = {"vocab_size": 32}
 HEADS = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
@@ -33,6 +33,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 8}),
     "phi3": ("Phi3", {**HEADS, "num_key_value_heads": 2, "intermediate_size": 48,
                       "pad_token_id": 0}),
+    "llama": ("Llama", {**HEADS, "num_key_value_heads": 2, "intermediate_size": 48}),
     "codegen": ("CodeGen", {**GPT, "n_embd": 64, "rotary_dim": 8}),
     "persimmon": ("Persimmon", {**HEADS, "intermediate_size": 64, "qk_layernorm": False}),
 }  # fmt: skip
@@ -51,6 +52,11 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(name)
     config.save_pretrained(folder)
     return model, json.loads((folder / "config.json").read_text()), folder
+
+
+def is_fused(network: Any) -> None:
+    if network[1]["model_type"] == "llama":
+        pytest.skip("not fused")
 
 
 def fused(model: Any, config: dict) -> tuple[str, Any, list[Part]]:
@@ -74,6 +80,7 @@ def output(model: Any) -> torch.Tensor:
 
 
 def test_parts_are_what_the_network_takes_them_for(network: Any) -> None:
+    is_fused(network)
     model, config, _ = network
     name, module, found = fused(model, config)
     weight = model.get_parameter(name)
@@ -104,6 +111,7 @@ def test_parts_are_what_the_network_takes_them_for(network: Any) -> None:
 
 
 def test_without_values_attention_adds_nothing(network: Any) -> None:
+    is_fused(network)
     model, config, _ = network
     name, module, found = fused(model, config)
     weight, bias = model.get_parameter(name), getattr(module, "bias", None)
@@ -132,6 +140,86 @@ def test_without_values_attention_adds_nothing(network: Any) -> None:
     assert not torch.allclose(whole, without_output, atol=1e-3)
 
 
+def of_component(model: Any, config: dict, component: str) -> dict[int, list[tuple[Any, Any]]]:
+    """Return by head the (parameter, mask) of its weights and biases."""
+    found: dict[int, list[tuple[Any, Any]]] = {}
+    for name, parameter in model.named_parameters():
+        shape, numel = tuple(parameter.shape), parameter.numel()
+        for part in by_head(parts(name, shape, config), numel, config):
+            if part.component == component and part.head is not None:
+                mask = torch.from_numpy(inside(part, numel))
+                found.setdefault(part.head, []).append((parameter, mask))
+    return found
+
+
+def without(model: Any, places: list[tuple[Any, Any]]) -> torch.Tensor:
+    """Return the output with some weights zero."""
+    with torch.no_grad():
+        kept = [(parameter, parameter.detach().clone()) for parameter, _ in places]
+        for parameter, mask in places:
+            parameter.view(-1)[mask] = 0
+        found = output(model)
+        for parameter, before in reversed(kept):
+            parameter.copy_(before)
+    return found
+
+
+def test_heads(network: Any) -> None:
+    """A head's values gone is its share of the output projection gone; a head's keys gone is the
+    queries that look at them gone: attention is even then."""
+    model, config, _ = network
+    queries, keys, values = (of_component(model, config, f"attn_{label}") for label in "qkv")
+    count, groups = len(queries), len(keys)
+    assert count == 4 and len(values) == groups
+    assert groups in (1, 2, 4)
+    dense = next(w for n, w in model.named_parameters()
+                 if role(n).component == "attn_out" and w.ndim == 2)  # fmt: skip
+    transposed = config["model_type"] == "gpt2" or (
+        config["model_type"] == "gpt_bigcode" and type(dense).__name__ == "Conv1D"
+    )
+    size = dense.shape[0 if transposed else 1] // count
+    whole = output(model)
+    for group in range(groups):
+        served = range(group * count // groups, (group + 1) * count // groups)
+        mask = torch.zeros(dense.shape, dtype=torch.bool)
+        for head in served:
+            block = slice(head * size, (head + 1) * size)
+            (mask.T if transposed else mask)[:, block] = True
+        no_values = without(model, values[group])
+        assert torch.allclose(no_values, without(model, [(dense, mask.view(-1))]), atol=1e-10)
+        assert not torch.allclose(no_values, whole, atol=1e-6)
+        no_queries = without(model, [place for head in served for place in queries[head]])
+        assert torch.allclose(without(model, keys[group]), no_queries, atol=1e-10)
+        assert not torch.allclose(no_queries, whole, atol=1e-9)
+
+
+def test_heads_add_up(tmp_path: Path) -> None:
+    """The heads' Gram matrices add up to the tensor's, and are queried as a scope."""
+    import transformers
+
+    import pipeline
+
+    config = transformers.LlamaConfig(**SMALL, **NETWORKS["llama"][1])
+    for k in range(3):
+        torch.manual_seed(k)
+        transformers.LlamaModel(config).save_pretrained(tmp_path / "suite" / f"step{k}")
+    for name, heads in (("by-head", True), ("whole", False)):
+        pipeline.analyze(
+            str(tmp_path / "suite"), str(tmp_path), executor="local", run=name, by_head=heads
+        )
+    query = """SELECT component, i, j, sum(dot), count(*) FROM similarity
+        WHERE run = '{}' AND scope = '{}' AND component IN ('attn_q', 'attn_k', 'attn_v')
+        GROUP BY ALL ORDER BY ALL"""
+    store = pipeline.open_store(str(tmp_path))
+    of_heads = store.sql(query.format("by-head", "head")).fetchall()
+    of_tensors = store.sql(query.format("whole", "tensor")).fetchall()
+    assert {(row[0], row[4]) for row in of_heads} == {("attn_q", 4), ("attn_k", 2), ("attn_v", 2)}
+    for head, tensor in zip(of_heads, of_tensors, strict=True):
+        assert head[:3] == tensor[:3]
+        assert head[3] == pytest.approx(tensor[3], rel=1e-6, abs=1e-5)
+    assert store.sql(query.format("whole", "head")).fetchall() == []
+
+
 def test_gate_and_up() -> None:
     """Phi-3: only the gate goes through the activation, so that it has no gradient at -inf."""
     import transformers
@@ -150,6 +238,7 @@ def test_gate_and_up() -> None:
 
 def test_parts_add_up(network: Any, tmp_path: Path) -> None:
     """The Gram matrices of Q, K and V are those of slices, and their sum that of the tensor."""
+    is_fused(network)
     import pipeline
 
     model, config, folder = network

@@ -76,6 +76,8 @@ class Part:
     period: int
     start: int
     stop: int
+    head: int | None = None
+    """Number of the attention head, where a part is one head's."""
 
 
 def role(name: str) -> Role:
@@ -196,3 +198,43 @@ def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
         found.append(Part(label, f"{prefix}_{label}", period, start, stop))
         start = stop
     return tuple(found)
+
+
+def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ...]:
+    """Return parts with those of queries, keys and values divided into attention heads.
+
+    Heads follow each other in the rows of a part, group after group; in a Conv1D they are blocks
+    of columns. With grouped-query attention keys and values have fewer. A part stays whole where
+    `config.json` does not say how many heads there are, or the number does not fit.
+    """
+    heads, kv_heads = _head_counts(config)
+    divided: list[Part] = []
+    for part in found:
+        count = {"attn_q": heads, "attn_k": kv_heads, "attn_v": kv_heads}.get(part.component)
+        length = part.stop - part.start
+        groups = 1 if config.get("model_type") in _COLUMNS else numel // part.period
+        if not count or count % groups or length % (count // groups):
+            divided.append(part)
+            continue
+        each = count // groups
+        width, period = length // each, part.period if groups == 1 else numel
+        for head in range(count):
+            start = head // each * part.period + part.start + head % each * width
+            divided.append(Part(part.label, part.component, period, start, start + width, head))
+    return tuple(divided)
+
+
+def _head_counts(config: dict) -> tuple[int | None, int | None]:
+    """Return the numbers of query heads and of key and value heads that a config states."""
+
+    def first(*names: str) -> int | None:
+        values = (config.get(name) for name in names)
+        return next((v for v in values if isinstance(v, int) and v > 0), None)
+
+    heads = first("num_attention_heads", "n_head", "n_heads")
+    model = config.get("model_type")
+    if model == "falcon" and not config.get("new_decoder_architecture"):
+        return heads, 1 if config.get("multi_query", True) else heads
+    if model == "gpt_bigcode":
+        return heads, 1 if config.get("multi_query", True) else heads
+    return heads, first("num_key_value_heads", "num_kv_heads", "n_kv_heads") or heads

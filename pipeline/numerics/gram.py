@@ -201,6 +201,9 @@ def _columns(part: Part, start: int, end: int) -> slice | Tensor | None:
     """Return which columns of the tensor's elements [start, end) belong to the part."""
     if part.stop - part.start == part.period:
         return slice(None)
+    if end <= part.period:  # no repetition in reach: a run, or nothing
+        first, last = max(start, part.start), min(end, part.stop)
+        return slice(first - start, last - start) if first < last else None
     offsets = np.arange(start, end) % part.period
     found = np.flatnonzero((offsets >= part.start) & (offsets < part.stop))
     if not found.size:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.roles import Part, Role, parts, reason_to_leave_out, role
+from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role
 from pipeline.checkpoint.safetensors import StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, NothingMatches, quoted
@@ -101,7 +101,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 shape=first.shape,
                 numel=first.numel,
                 role=role(name),
-                parts=parts(name, first.shape, {} if first.order else config),
+                parts=_parts(name, first, config, request),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
@@ -112,6 +112,13 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
     files = tuple(file for entry in contents for file in entry.files)
     sizes = tuple(sum(file.size for file in entry.files) for entry in contents)
     return Alignment(files, tuple(tensors), tuple(left_out), sizes)
+
+
+def _parts(name: str, place: StoredTensor, config: dict, request: Request) -> tuple[Part, ...]:
+    if place.order:  # where its rows lie is not where the layouts say
+        return parts(name, place.shape, {})
+    found = parts(name, place.shape, config)
+    return by_head(found, place.numel, config) if request.by_head else found
 
 
 def _contents(source: Source, checkpoint: Selected) -> _Contents:

@@ -130,7 +130,9 @@ def _digest(selection: Selection, alignment: Alignment, tiles: tuple[Tile, ...])
     for file in alignment.files:
         add([file.path, file.size, file.identity])
     for tensor in alignment.tensors:
-        parts = [(part.label, part.period, part.start, part.stop) for part in tensor.parts]
+        parts = [
+            (part.label, part.head, part.period, part.start, part.stop) for part in tensor.parts
+        ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
     for tile in tiles:
         add(tile.name)

@@ -59,6 +59,8 @@ class Request:
     """Regular expressions searched in tensor names; all tensors are kept if there is none."""
     exclude: tuple[str, ...] = ()
     """Regular expressions too; they win over `include`."""
+    by_head: bool = False
+    """Also a Gram matrix for each attention head."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan
 
-SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor")
+SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor", "head")
 _OUTSIDE_THE_BODY = frozenset({"embed", "position", "unembed"})
 
 
@@ -32,7 +32,7 @@ class Member:
     tensor: int
     part: int
     keys: tuple[Key, ...]
-    """Of all groups that hold it, the tensor's own last."""
+    """Of all groups that hold it."""
 
 
 def members(plan: Plan) -> list[Member]:
@@ -64,14 +64,11 @@ def _keys(tensor: AlignedTensor, number: int) -> Iterator[Key]:
     yield Key("component", role.stack, component=part.component)
     if role.layer is not None:
         yield Key("layer_component", role.stack, role.layer, part.component)
-    yield Key(
-        "tensor",
-        role.stack,
-        role.layer,
-        part.component,
-        f"{tensor.name}[{part.label}]" if part.label else tensor.name,
-        expert=role.expert,
-    )
+    name = f"{tensor.name}[{part.label}]" if part.label else tensor.name
+    own = Key("tensor", role.stack, role.layer, part.component, name, expert=role.expert)
+    yield own
+    if part.head is not None:
+        yield replace(own, scope="head", head=part.head)
 
 
 def sort_key(key: Key) -> tuple:
@@ -82,4 +79,5 @@ def sort_key(key: Key) -> tuple:
         -1 if key.layer is None else key.layer,
         key.component or "",
         key.tensor or "",
+        -1 if key.head is None else key.head,
     )
