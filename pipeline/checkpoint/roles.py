@@ -20,10 +20,10 @@ _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (component, re.compile(rf"(?:^|\.)(?:{pattern})"))
     for component, pattern in (
-        ("norm", r"[^.]*(?:norm|ln_[^.]*|ln|bn)\d*\.(?:weight|bias)$"),
+        ("norm", r"[^.]*(?:[nN]orm|ln_[^.]*|ln|bn)\d*\.(?:weight|bias)$"),
         ("position", r"wpe\.|[^.]*position(?:al)?_embeddings?|embed_positions|pos_embed"),
         ("embed", r"wte\.|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
-        ("unembed", r"(?:lm_head|embed_out|classifier|score|head)\."),
+        ("unembed", r"(?:lm_head|embed_out|classifier|score|head)\.|cls\.predictions\.|transformer\.ff_out\."),
         ("cross_q", r"(?:encoder_attn|crossattention|cross_attn)\.(?:q_proj|query|q)\."),
         ("cross_k", r"(?:encoder_attn|crossattention|cross_attn)\.(?:k_proj|key|k)\."),
         ("cross_v", r"(?:encoder_attn|crossattention|cross_attn)\.(?:v_proj|value|v)\."),
@@ -32,11 +32,11 @@ _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("attn_q", r"(?:q_proj|query|wq|q_lin)\."),
         ("attn_k", r"(?:k_proj|key|wk|k_lin)\."),
         ("attn_v", r"(?:v_proj|value|wv|v_lin)\."),
-        ("attn_out", r"(?:o_proj|wo|attn_out|out_lin)\.|(?:self_)?att(?:entio)?n\.(?:out_proj|c_proj|dense|proj)\."),
+        ("attn_out", r"(?:o_proj|wo|attn_out|out_lin)\.|(?:self_)?att(?:entio)?n\.(?:out_proj|c_proj|dense|proj|output\.dense)\."),
         ("router", r"(?:mlp|block_sparse_moe)\.gate\.|router\."),
         ("mlp_gate", r"(?:gate_proj|w1|ff_gate)\."),
         ("mlp_up", r"(?:gate_up_proj|ff_proj|up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|lin1)\.|intermediate\.dense\."),
-        ("mlp_down", r"(?:down_proj|w2|fc2|fc_out|dense_4h_to_h|lin2)\.|mlp\.c_proj\."),
+        ("mlp_down", r"(?:down_proj|w2|fc2|fc_out|dense_4h_to_h|lin2)\.|mlp\.c_proj\.|\d+\.(?:ff_out|output\.dense)\."),
         ("conv", r"conv\d*[a-z]?\."),
     )
 )  # fmt: skip
@@ -95,12 +95,12 @@ def role(name: str) -> Role:
 
 def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
     """Return why a stored tensor is not a trained weight, or None if it is one."""
+    if _MASK_NAME.search(name) and len(shape) == 4 and shape[:2] == (1, 1):
+        return "buffer: causal mask"
     if not DTYPES[dtype].is_weight:
         return f"not a weight: stored as {dtype}"
     if 0 in shape:
         return "empty"
-    if _MASK_NAME.search(name) and len(shape) == 4 and shape[:2] == (1, 1):
-        return "buffer: causal mask"
     return next((reason for pattern, reason in _BUFFERS if pattern.search(name)), None)
 
 
