@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\.")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+
+_BLOCK = re.compile(r"^(.*?(?:^|\.)\d+)\.")
+_T5 = (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
+_STACKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (stack, re.compile(rf"(?:^|\.)(?:{pattern})\."))
+    for stack, pattern in (
+        ("vision", r"vision_model|vision_tower|visual"),
+        ("text", r"text_model|language_model"),
+        ("encoder", r"encoder"),
+        ("decoder", r"decoder"),
+    )
+)
 
 # Anchored at a name part, so that `q_proj` is not found inside `freq_proj`.
 _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -22,12 +34,18 @@ _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for component, pattern in (
         ("norm", r"[^.]*(?:[nN]orm|ln_[^.]*|ln|bn)\d*\.(?:weight|bias)$"),
         ("position", r"wpe\.|[^.]*position(?:al)?_embeddings?|embed_positions|pos_embed"),
-        ("embed", r"wte\.|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
-        ("unembed", r"(?:lm_head|embed_out|classifier|score|head)\.|cls\.predictions\.|transformer\.ff_out\."),
+        ("embed", r"wte\.|shared\.|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
+        ("unembed", r"(?:lm_head|embed_out|classifier|score|heads?|fc)\.|cls\.predictions\.|transformer\.ff_out\."),
         ("cross_q", r"(?:encoder_attn|crossattention|cross_attn)\.(?:q_proj|query|q)\."),
         ("cross_k", r"(?:encoder_attn|crossattention|cross_attn)\.(?:k_proj|key|k)\."),
         ("cross_v", r"(?:encoder_attn|crossattention|cross_attn)\.(?:v_proj|value|v)\."),
         ("cross_out", r"(?:encoder_attn|crossattention|cross_attn)\.(?:out_proj|o_proj|o)\."),
+        # T5 and its kin: `wo` is the way down in the MLP, elsewhere the attention's way out
+        *((f"cross_{label}", rf"EncDecAttention\.{name}\.") for label, name in _T5),
+        *((f"attn_{label}", rf"SelfAttention\.{name}\.") for label, name in _T5),
+        ("mlp_gate", r"DenseReluDense\.wi_0\."),
+        ("mlp_up", r"DenseReluDense\.wi(?:_1)?\."),
+        ("mlp_down", r"DenseReluDense\.wo\."),
         ("attn_qkv", r"query_key_value\.|c_attn\.|qkv_proj\.|Wqkv\.|att_proj\.|qkv\.|in_proj_(?:weight|bias)$"),
         ("attn_q", r"(?:q_proj|query|wq|q_lin)\."),
         ("attn_k", r"(?:k_proj|key|wk|k_lin)\."),
@@ -91,6 +109,41 @@ def role(name: str) -> Role:
         expert=int(expert[1]) if expert else None,
         kind="bias" if name.endswith("bias") else "weight",
     )
+
+
+def roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
+    """Return what each tensor of a network is, by the names and shapes of all.
+
+    Beside what a name says by itself (`role`): stacks, where there are several; in networks that
+    are no transformers the blocks, numbered in the natural order of their names' indices; and
+    what has three dimensions or more and no other role is a convolution.
+    """
+    found = {name: role(name) for name in shapes}
+    stacks = {name: _stack(name) for name in shapes}
+    if len({stack for stack in stacks.values() if stack}) > 1:
+        found = {name: replace(entry, stack=stacks[name]) for name, entry in found.items()}
+    if all(entry.layer is None for entry in found.values()):
+        blocks = {name: match[1] for name in shapes if (match := _BLOCK.match(name))}
+        ordered = sorted(set(blocks.values()), key=_natural)
+        numbers = {block: number for number, block in enumerate(ordered)}
+        for name, block in blocks.items():
+            found[name] = replace(found[name], layer=numbers[block])
+    return {
+        name: replace(entry, component="conv")
+        if entry.component == "other" and len(shapes[name]) >= 3
+        else entry
+        for name, entry in found.items()
+    }
+
+
+def _stack(name: str) -> str | None:
+    return next((stack for stack, pattern in _STACKS if pattern.search(name)), None)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [
+        (int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text)
+    ]
 
 
 def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | None:

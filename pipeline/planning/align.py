@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role
+from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role, roles
 from pipeline.checkpoint.safetensors import StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, NothingMatches, quoted
@@ -85,14 +85,20 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     tied = _tied(contents, config)
-    for name in _names_in_storage_order(contents):
+    names = _names_in_storage_order(contents)
+    firsts = {
+        name: next(entry.tensors[name][1] for entry in contents if name in entry.tensors)
+        for name in names
+    }
+    known = roles({name: place.shape for name, place in firsts.items()})
+    for name in names:
         stored = [entry.tensors.get(name) for entry in contents]
-        first = next(found[1] for found in stored if found is not None)
+        first = firsts[name]
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
             reason = f"tied to {tied[name]}"
         if reason is not None:
-            left_out.append(LeftOutTensor(name, first.shape, first.dtype, role(name), reason))
+            left_out.append(LeftOutTensor(name, first.shape, first.dtype, known[name], reason))
             continue
         present = [found for found in stored if found is not None]
         tensors.append(
@@ -100,7 +106,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 name=name,
                 shape=first.shape,
                 numel=first.numel,
-                role=role(name),
+                role=known[name],
                 parts=_parts(name, first, config, request),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.checkpoint.names import EXAMPLES, position
-from pipeline.checkpoint.roles import parts, reason_to_leave_out, role
+from pipeline.checkpoint.roles import parts, reason_to_leave_out, role, roles
 from pipeline.checkpoint.shards import weight_files
 from pipeline.errors import FormatError
 
@@ -127,3 +129,68 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
 def test_unknown_layouts_stay_whole() -> None:
     for config in ({}, {"model_type": "gpt_neox", "num_attention_heads": 5}, {"model_type": "x"}):
         assert [part.label for part in parts("h.0.c_attn.weight", (24, 8), config)] == [""]
+
+
+def test_blocks_of_other_networks() -> None:
+    """A residual network: blocks are numbered over all stages, the stem and the head have none."""
+    shapes = {
+        "conv1.weight": (8, 3, 3, 3), "bn1.weight": (8,), "fc.weight": (10, 8),
+        "layer1.0.conv1.weight": (8, 8, 3, 3), "layer1.0.bn1.bias": (8,),
+        "layer1.1.conv1.weight": (8, 8, 3, 3), "layer2.0.downsample.0.weight": (8, 8, 1, 1),
+        "layer10.0.conv2.weight": (8, 8, 3, 3), "layer2.0.conv1.weight": (8, 8, 3, 3),
+    }  # fmt: skip
+    found = {name: (entry.layer, entry.component) for name, entry in roles(shapes).items()}
+    assert found == {
+        "conv1.weight": (None, "conv"), "bn1.weight": (None, "norm"),
+        "fc.weight": (None, "unembed"), "layer1.0.conv1.weight": (0, "conv"),
+        "layer1.0.bn1.bias": (0, "norm"), "layer1.1.conv1.weight": (1, "conv"),
+        "layer2.0.downsample.0.weight": (2, "conv"), "layer2.0.conv1.weight": (2, "conv"),
+        "layer10.0.conv2.weight": (3, "conv"),
+    }  # fmt: skip
+    vgg = roles({"features.10.weight": (8, 8, 3, 3), "features.2.weight": (8, 8, 3, 3)})
+    assert [(e.layer, e.component) for e in vgg.values()] == [(1, "conv"), (0, "conv")]
+
+
+def test_stacks() -> None:
+    """Encoder and decoder where there are both; BERT's one encoder is no stack."""
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    found = roles({name: tuple(t.shape) for name, t in model.state_dict().items()})
+    stacks = {(entry.stack, entry.layer) for entry in found.values() if entry.layer is not None}
+    assert stacks == {(stack, layer) for stack in ("encoder", "decoder") for layer in (0, 1)}
+    components = {entry.component for entry in found.values() if entry.stack == "decoder"}
+    assert components >= {
+        "attn_q", "attn_k", "attn_v", "attn_out", "cross_q", "cross_k", "cross_v", "cross_out",
+        "mlp_gate", "mlp_up", "mlp_down", "norm",
+    }  # fmt: skip
+    assert found["shared.weight"].component == "embed"
+    bert = {"bert.encoder.layer.0.output.dense.weight": (8, 8), "bert.pooler.dense.weight": (8, 8)}
+    assert {entry.stack for entry in roles(bert).values()} == {None}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}) | st.binary(max_size=50))
+def test_any_index_is_read_or_refused(index: object) -> None:
+    text = index if isinstance(index, bytes) else json.dumps(index).encode()
+    try:
+        found = weight_files({INDEX, *SHARDS}, lambda _: text, "there")
+    except FormatError:
+        return
+    assert set(found) <= set(SHARDS)
+
+
+@given(name=st.text(max_size=60))
+def test_any_name_has_a_position_or_none(name: str) -> None:
+    found = position(name)
+    assert found.step is None or found.step >= 0
