@@ -21,8 +21,9 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY)     ## end to end against a hand-written script and against the machine's bound
+bench: $(READY)     ## end to end against a script and the machine's bound; planning at scale
 	$(BIN)/python benchmarks/end_to_end.py
+	PYTHONPATH=. $(BIN)/python benchmarks/planning.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("hallmarks needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

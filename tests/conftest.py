@@ -20,3 +20,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.trained import write_all
 
     return write_all(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What planning learns in one test is not known in the next, nor left with the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

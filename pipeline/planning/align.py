@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leav
 from pipeline.checkpoint.safetensors import StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, NothingMatches, quoted
+from pipeline.planning.learnt import Learnt
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
-from pipeline.sources.base import File, Source
+from pipeline.sources.base import Candidate, File, Source
 
 _WRAPPERS = re.compile(
     r"^(?:module\.)+|_orig_mod\.|^transformer\.(?=(?:h|wte|wpe|ln_f|word_emb)[._])"
@@ -76,11 +78,11 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
         FormatError: a header or index is malformed, or a checkpoint holds no weights.
         NothingMatches: no tensor is left.
     """
-    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda entry: _contents(source, entry), checkpoints))
+    with Learnt() as learnt, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        contents = list(pool.map(lambda entry: _contents(source, entry, learnt), checkpoints))
+        config = _config(source, contents[0].config, learnt)
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
-    config = _config(source, contents[0].config)
     offsets = _running_sum([len(entry.files) for entry in contents])
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
@@ -127,17 +129,58 @@ def _parts(name: str, place: StoredTensor, config: dict, request: Request) -> tu
     return by_head(found, place.numel, config) if request.by_head else found
 
 
-def _contents(source: Source, checkpoint: Selected) -> _Contents:
+def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
+    if candidate.commit is None:
+        return source.files(candidate)
+    key = f"files {candidate.origin or source.label} {candidate.commit} {candidate.folder}"
+    known = learnt.get(key)
+    if known is not None:
+        return [File(candidate, *fields) for fields in known]
+    found = source.files(candidate)
+    learnt.put(key, [(file.path, file.where, file.size, file.identity) for file in found])
+    return found
+
+
+def _tensors(source: Source, file: File, learnt: Learnt) -> dict[str, StoredTensor]:
+    """Return a file's tensors; of a commit they are known by the content's hash."""
+    key = f"tensors {file.identity}" if file.checkpoint.commit is not None else None
+    known = learnt.get(key) if key else None
+    if known is not None:
+        return {
+            name: StoredTensor(dtype, tuple(shape), start, stop, tuple(order))
+            for name, dtype, shape, start, stop, order in known
+        }
+    found = read_tensors(
+        lambda start, stop: source.read(file, start, stop), file.size, file.path, file.where
+    )
+    if key:
+        rows = ((n, t.dtype, t.shape, t.start, t.stop, t.order) for n, t in found.items())
+        learnt.put(key, list(rows))
+    return found
+
+
+def _text(source: Source, file: File, learnt: Learnt) -> bytes:
+    """Return a small file's contents: an index or a configuration."""
+    key = f"text {file.identity}" if file.checkpoint.commit is not None else None
+    known = learnt.get(key) if key else None
+    if known is not None:
+        return known.encode()
+    found = source.read(file, 0, file.size)
+    if key:
+        with contextlib.suppress(UnicodeDecodeError):
+            learnt.put(key, found.decode())
+    return found
+
+
+def _contents(source: Source, checkpoint: Selected, learnt: Learnt) -> _Contents:
     candidate = checkpoint.candidate
     where = (
         f"{source.label}@{candidate.name}"
         if candidate.commit
         else f"{source.label}/{candidate.name}"
     )
-    listing = {file.path: file for file in source.files(candidate)}
-    names = weight_files(
-        listing.keys(), lambda path: source.read(listing[path], 0, listing[path].size), where
-    )
+    listing = {file.path: file for file in _files(source, candidate, learnt)}
+    names = weight_files(listing.keys(), lambda path: _text(source, listing[path], learnt), where)
     if not names:
         raise FormatError(
             f"{where}: expected weight files, found none among {len(listing)} files",
@@ -146,12 +189,7 @@ def _contents(source: Source, checkpoint: Selected) -> _Contents:
     files = tuple(listing[name] for name in names)
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, file in enumerate(files):
-        header = read_tensors(
-            lambda start, stop, file=file: source.read(file, start, stop),
-            file.size,
-            file.path,
-            file.where,
-        )
+        header = _tensors(source, file, learnt)
         for name, place in header.items():
             if name in tensors:
                 other = files[tensors[name][0]].path
@@ -170,12 +208,12 @@ def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
     return renamed if len(renamed) == len(stored) else stored
 
 
-def _config(source: Source, file: File | None) -> dict:
+def _config(source: Source, file: File | None, learnt: Learnt) -> dict:
     """Return the contents of a `config.json`: it says how fused tensors are laid out."""
     if file is None or file.size > 1 << 20:
         return {}
     try:
-        config = json.loads(source.read(file, 0, file.size))
+        config = json.loads(_text(source, file, learnt))
     except (ValueError, RecursionError):
         raise FormatError(f"{file.where}: not valid JSON") from None
     return config if isinstance(config, dict) else {}
