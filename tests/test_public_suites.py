@@ -163,6 +163,12 @@ SUITES: dict[str, Suite] = {
         lambda: network("Olmo2", **LLAMA), shards, LLAMA_PARTS, set(),
         ("main", "stage2-ingredient2-step1000-tokens5B", "stage2-ingredient3-step1000-tokens5B"),
     ),
+    "olmo-3": Suite(
+        "branches",
+        {"stage1-step1000": (1, 1000, None), "stage1-step2000": (1, 2000, None),
+         "stage2-step500": (2, 500, None), "stage3-step100": (3, 100, None)},
+        lambda: network("Olmo3", **LLAMA), shards, LLAMA_PARTS,
+    ),
     "olmo-1-native": Suite(
         "branches",
         {f"step{s}-tokens{t}B": (None, s, t * B) for s, t in ((1000, 4), (2000, 8), (10_000, 44))},

@@ -189,6 +189,11 @@ def _gpt_bigcode(config: dict) -> _Fused:
     return _Fused(heads, _QKV)
 
 
+def _dbrx(config: dict) -> _Fused:
+    keys = config["attn_config"]["kv_n_heads"]
+    return _Fused(1, (("q", config["n_heads"]), ("k", keys), ("v", keys)))
+
+
 _QKV = (("q", 1), ("k", 1), ("v", 1))
 
 # Sources: the attention modules of transformers 5 (their `view` and `split` calls); OLMo's own
@@ -200,6 +205,7 @@ _ATTENTION: dict[str, Callable[[dict], _Fused]] = {
     "falcon": _falcon,
     "gpt_bigcode": _gpt_bigcode,
     "mpt": lambda _: _Fused(1, _QKV),
+    "dbrx": _dbrx,
     "phi3": lambda config: _contiguous(config, "num_attention_heads", "num_key_value_heads"),
     "hf_olmo": lambda config: _contiguous(config, "n_heads", "n_kv_heads"),
     "codegen": lambda _: _Fused(4, (("q", 1), ("v", 1), ("k", 1))),
@@ -290,4 +296,6 @@ def _head_counts(config: dict) -> tuple[int | None, int | None]:
         return heads, 1 if config.get("multi_query", True) else heads
     if model == "gpt_bigcode":
         return heads, 1 if config.get("multi_query", True) else heads
+    if model == "dbrx" and isinstance(config.get("attn_config"), dict):
+        return heads, config["attn_config"].get("kv_n_heads")
     return heads, first("num_key_value_heads", "num_kv_heads", "n_kv_heads") or heads
