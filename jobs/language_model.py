@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -152,7 +153,7 @@ class _Decoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (B, T, VOCABULARY) logits of (B, T) tokens."""
         states = self.model["embed_tokens"](tokens)
-        for layer in self.model["layers"]:  # type: ignore[union-attr]
+        for layer in cast(nn.ModuleList, self.model["layers"]):
             states = layer(states)
         return self.lm_head(self.model["norm"](states))
 

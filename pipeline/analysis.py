@@ -198,7 +198,7 @@ class _Job:
             )
             self._folder.replace("views.sql", views_sql().encode())
             writer.finish(plan, _run_row(plan, summary))
-        except BaseException:
+        except BaseException:  # an interrupt, too, must not leave this attempt's files
             writer.abandon()
             raise
         if summary.complete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,8 +22,8 @@ LENGTHS = ("path_length", "displacement")
 RANKS_AND_STEPS = ("rank_95", "rank_99", "saturation_step", "settled_step")
 
 
-def analysed(directory: Path, store: Path, **options: object) -> Store:
-    pipeline.analyze(str(directory), str(store), executor="local", **options)  # type: ignore
+def analysed(directory: Path, store: Path, **options: Any) -> Store:
+    pipeline.analyze(str(directory), str(store), executor="local", **options)
     return pipeline.open_store(str(store))
 
 

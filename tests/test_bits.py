@@ -25,7 +25,7 @@ from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.base import Source
+from pipeline.sources.base import Access, Source
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.suites import trajectory, write_suite
@@ -91,8 +91,12 @@ def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> N
     failing = Failing()
     memory = project(plan.tensors, plan.tiles, 1 << 30, 2)
     worker = Worker(plan, Kept(), "cpu", 1, memory)
-    accesses = {0: failing, 1: source.access(plan.files[1]), 2: source.access(plan.files[2])}
-    (outcome,) = run_local(worker, 2, [0], lambda _: accesses)  # type: ignore
+    accesses: dict[int, Access] = {
+        0: failing,
+        1: source.access(plan.files[1]),
+        2: source.access(plan.files[2]),
+    }
+    (outcome,) = run_local(worker, 2, [0], lambda _: accesses)
     assert isinstance(outcome, Lost)
     assert outcome.error.message == "cut off"
     assert failing.times == 3

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -24,6 +25,7 @@ from pipeline.planning.request import Request
 from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub import HubRepository
 from tests.hub import Fault, Hub
+from tests.hub.faults import Action
 from tests.test_bits import everything
 from tests.trained import STEPS
 
@@ -187,8 +189,8 @@ def test_passing_faults_change_nothing(hub: Hub, fault: Fault, tmp_path: Path) -
         ("wrong_total", "Content-Range"),
     ],
 )
-def test_wrong_answers_are_refused(hub: Hub, action: str, message: str) -> None:
-    hub.faults.add(Fault(action))  # type: ignore[arg-type]
+def test_wrong_answers_are_refused(hub: Hub, action: Action, message: str) -> None:
+    hub.faults.add(Fault(action))
     with pytest.raises(ReadError, match=message) as raised:
         make_plan(Request(NAME))
     assert "Signature" not in str(raised.value)
@@ -332,8 +334,8 @@ def suite_of_folders(trained: dict[str, Path]) -> dict[str, bytes | Path]:
     return files
 
 
-def dots(source: str, store: Path, **options: str) -> list[tuple]:
-    pipeline.analyze(source, str(store), executor="local", run="r", **options)  # type: ignore
+def dots(source: str, store: Path, **options: Any) -> list[tuple]:
+    pipeline.analyze(source, str(store), executor="local", run="r", **options)
     query = "SELECT i, j, step_i, dot FROM similarity WHERE scope = 'model' ORDER BY ALL"
     return pipeline.open_store(str(store)).sql(query).fetchall()
 

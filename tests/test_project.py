@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -117,9 +118,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_suite(directory, {"layers.0.w.weight": rows, "b": rows[:, :3]})
 
 
-def hallmarks(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def hallmarks(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def truncated(suite: Path, target: Path) -> Path:

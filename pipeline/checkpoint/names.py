@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_COUNT = r"(\d+(?:\.\d+)?)([kmbt]?)(?![a-z0-9])"
+# A longer number is no step of a training run.
+_COUNT = r"(\d{1,9}(?:\.\d{1,9})?)([kmbt]?)(?![a-z0-9])"
 
 # The first pattern of a list that matches is taken; a match starts at a word's start.
 _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
@@ -36,7 +37,7 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
 _NAMED_STAGES = ((re.compile(r"^lc[-_]", re.IGNORECASE), 4.0),)
 _SOUPED = re.compile(r"(?<![a-z])soup(?:ed)?(?![a-z])", re.IGNORECASE)
 _LAST_BRANCH = 1_000_000  # an average of branches counts as a branch after all others
-_BARE_NUMBER = re.compile(r"\d+")
+_BARE_NUMBER = re.compile(r"\d{1,9}")
 
 EXAMPLES: dict[str, tuple[int | None, int | None, float | None]] = {
     # name: (stage, step, tokens)
@@ -90,10 +91,11 @@ class Position:
     @property
     def order(self) -> tuple[float, float, float]:
         """Sort key: by stage, then step, then tokens, unknown ones first."""
-        return tuple(
+        stage, step, tokens = (
             -1.0 if value is None else float(value)
             for value in (self.stage, self.step, self.tokens)
-        )  # type: ignore[return-value]
+        )
+        return stage, step, tokens
 
 
 def position(name: str) -> Position:
@@ -107,15 +109,16 @@ def position(name: str) -> Position:
     if _SOUPED.search(name):
         found["branch"] = _LAST_BRANCH
     return Position(
-        _rounded(found["stage"]),
-        _rounded(found["step"]),
+        _rounded(found["stage"], 2**31),
+        _rounded(found["step"], 2**63),
         found["tokens"],
-        _rounded(found["branch"]),
+        _rounded(found["branch"], 2**31),
     )
 
 
-def _rounded(value: float | None) -> int | None:
-    return None if value is None else round(value)
+def _rounded(value: float | None, limit: int) -> int | None:
+    """Return a whole number, or None where the column that it goes to could not hold it."""
+    return None if value is None or value >= limit else round(value)
 
 
 def _first(patterns: tuple[re.Pattern[str], ...], name: str) -> float | None:

@@ -22,16 +22,17 @@ from pipeline.errors import FormatError, quoted
 MAX_PICKLE_BYTES = 100_000_000
 """As for safetensors headers. A state dict takes about 200 bytes a tensor."""
 
-_OPCODES = frozenset(
-    """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE
+_OPCODE_NAMES = """
+    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE
     BININT BININT1 BININT2 INT LONG LONG1 BINFLOAT FLOAT
     BINUNICODE SHORT_BINUNICODE UNICODE BINSTRING SHORT_BINSTRING STRING
     EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
     BINBYTES SHORT_BINBYTES BINBYTES8
-    GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD BINPERSID""".split()  # noqa: SIM905  # 50 lines otherwise
-)
+    GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD BINPERSID
+"""
+_OPCODES = frozenset(_OPCODE_NAMES.split())
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
@@ -254,6 +255,3 @@ def storage_order(record: TensorRecord) -> tuple[int, ...] | None:
             return None
         expected *= record.shape[dimension]
     return tuple(order)
-
-
-Read = Callable[[int, int], bytes]

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\.")
-_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
-
-_BLOCK = re.compile(r"^(.*?(?:^|\.)\d+)\.")
+# Nine digits fit the tables' 32-bit columns; a longer number is no index.
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d{1,9})\.")
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,9})\.")
+# Of other networks: the path down to the first index, `layer1.0` or `features.10`.
+_BLOCK = re.compile(r"^(.*?(?:^|\.)\d{1,9})\.")
 _T5 = (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
 _STACKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (stack, re.compile(rf"(?:^|\.)(?:{pattern})\."))
@@ -141,8 +142,10 @@ def _stack(name: str) -> str | None:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
+    """Sort key: numbers by their size, which is first their length, whatever that is."""
     return [
-        (int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text)
+        (len(number := piece.lstrip("0")), number) if piece.isdecimal() else (0, piece)
+        for piece in re.split(r"(\d+)", text)
     ]
 
 
@@ -166,49 +169,35 @@ class _Fused:
     units: tuple[tuple[str, int], ...]
 
 
-def _contiguous(config: dict, heads: str, kv_heads: str) -> _Fused:
-    queries = config[heads]
-    keys = config.get(kv_heads) or queries
-    return _Fused(1, (("q", queries), ("k", keys), ("v", keys)))
+def _grouped(heads: int, kv_heads: int) -> _Fused:
+    """A key and a value after the queries that look at them; one query where heads are not shared."""
+    return _Fused(kv_heads, (("q", heads // kv_heads), ("k", 1), ("v", 1)))
 
 
-def _falcon(config: dict) -> _Fused:
-    heads = config["num_attention_heads"]
-    if config.get("new_decoder_architecture"):
-        groups = config.get("num_kv_heads") or heads
-        return _Fused(groups, (("q", heads // groups), ("k", 1), ("v", 1)))
-    if config.get("multi_query", True):
-        return _Fused(1, (("q", heads), ("k", 1), ("v", 1)))
-    return _Fused(heads, _QKV)
+def _contiguous(heads: int, kv_heads: int) -> _Fused:
+    """All queries, all keys, all values."""
+    return _Fused(1, (("q", heads), ("k", kv_heads), ("v", kv_heads)))
 
 
-def _gpt_bigcode(config: dict) -> _Fused:
-    heads = config["n_head"]
-    if config.get("multi_query", True):
-        return _Fused(1, (("q", heads), ("k", 1), ("v", 1)))
-    return _Fused(heads, _QKV)
+def _in_four_blocks(heads: int, kv_heads: int) -> _Fused:
+    """One block for each core of the machine that CodeGen was trained on; values before keys."""
+    return _Fused(4, (("q", heads), ("v", kv_heads), ("k", kv_heads)))
 
-
-def _dbrx(config: dict) -> _Fused:
-    keys = config["attn_config"]["kv_n_heads"]
-    return _Fused(1, (("q", config["n_heads"]), ("k", keys), ("v", keys)))
-
-
-_QKV = (("q", 1), ("k", 1), ("v", 1))
 
 # Sources: the attention modules of transformers 5 (their `view` and `split` calls); OLMo's own
 # `fused_dims` for `hf_olmo`. tests/test_fused_layouts.py holds them against the modules' gradients.
-_ATTENTION: dict[str, Callable[[dict], _Fused]] = {
-    "gpt_neox": lambda config: _Fused(config["num_attention_heads"], _QKV),
-    "bloom": lambda config: _Fused(config.get("n_head") or config["num_attention_heads"], _QKV),
-    "persimmon": lambda config: _Fused(config["num_attention_heads"], _QKV),
-    "falcon": _falcon,
-    "gpt_bigcode": _gpt_bigcode,
-    "mpt": lambda _: _Fused(1, _QKV),
-    "dbrx": _dbrx,
-    "phi3": lambda config: _contiguous(config, "num_attention_heads", "num_key_value_heads"),
-    "hf_olmo": lambda config: _contiguous(config, "n_heads", "n_kv_heads"),
-    "codegen": lambda _: _Fused(4, (("q", 1), ("v", 1), ("k", 1))),
+_ATTENTION: dict[str, Callable[[int, int], _Fused]] = {
+    "gpt_neox": _grouped,
+    "bloom": _grouped,
+    "persimmon": _grouped,
+    "falcon": _grouped,
+    "gpt_bigcode": _grouped,
+    "gpt2": _contiguous,
+    "mpt": _contiguous,
+    "dbrx": _contiguous,
+    "phi3": _contiguous,
+    "hf_olmo": _contiguous,
+    "codegen": _in_four_blocks,
 }
 _COLUMNS = frozenset({"gpt2"})  # Conv1D stores (inputs, outputs): Q, K and V are thirds of each row
 _MLP: dict[str, tuple[str, str]] = {
@@ -229,28 +218,23 @@ def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
     component, numel = role(name).component, math.prod(shape)
     whole = (Part("", component, numel, 0, numel),)
     model = config.get("model_type")
-    prefix = "attn"
+    if not isinstance(model, str):
+        return whole
     if _GATE_UP.search(name) and model in _MLP:
         prefix, fused = "mlp", _Fused(1, tuple((label, 1) for label in _MLP[model]))
-    elif component != "attn_qkv" or not shape or not isinstance(model, str):
-        return whole
-    elif model in _COLUMNS:
-        fused = _Fused(numel // shape[-1], _QKV)
-    elif model in _ATTENTION:
-        try:
-            fused = _ATTENTION[model](config)
-        except (KeyError, TypeError, ZeroDivisionError):  # a config of another kind
+    elif component == "attn_qkv" and model in _ATTENTION:
+        heads, kv_heads = _head_counts(config)
+        if not heads or not kv_heads or heads % kv_heads:
             return whole
+        prefix, fused = "attn", _ATTENTION[model](heads, kv_heads)
     else:
         return whole
-    counts = [fused.groups, *(count for _, count in fused.units)]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
+    outputs = shape[-1:] if model in _COLUMNS else shape[:1]
+    units = sum(count for _, count in fused.units)
+    if not outputs or outputs[0] % (fused.groups * units):
         return whole
-    units = sum(counts[1:])
-    outputs = numel if model in _COLUMNS and prefix == "attn" else shape[0]
-    if outputs % (fused.groups * units):
-        return whole
-    period = numel // fused.groups
+    groups = numel // outputs[0] if model in _COLUMNS else fused.groups
+    period = numel // groups
     found, start = [], 0
     for label, count in fused.units:
         stop = start + period // units * count
@@ -288,14 +272,14 @@ def _head_counts(config: dict) -> tuple[int | None, int | None]:
 
     def first(*names: str) -> int | None:
         values = (config.get(name) for name in names)
-        return next((v for v in values if isinstance(v, int) and v > 0), None)
+        return next((v for v in values if type(v) is int and v > 0), None)
 
     heads = first("num_attention_heads", "n_head", "n_heads")
     model = config.get("model_type")
-    if model == "falcon" and not config.get("new_decoder_architecture"):
+    if model == "gpt_bigcode" or (model == "falcon" and not config.get("new_decoder_architecture")):
         return heads, 1 if config.get("multi_query", True) else heads
-    if model == "gpt_bigcode":
-        return heads, 1 if config.get("multi_query", True) else heads
-    if model == "dbrx" and isinstance(config.get("attn_config"), dict):
-        return heads, config["attn_config"].get("kv_n_heads")
-    return heads, first("num_key_value_heads", "num_kv_heads", "n_kv_heads") or heads
+    if model == "dbrx":
+        attention = config.get("attn_config")
+        config = attention if isinstance(attention, dict) else {}
+    kv_heads = first("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
+    return heads, kv_heads or heads

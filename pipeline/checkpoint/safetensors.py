@@ -24,6 +24,9 @@ MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself 
 FIRST_READ_BYTES = 100_000
 _MAX_DIMENSIONS = 64  # far above any real tensor; bounds the work on a hostile shape
 
+Read = Callable[[int, int], bytes]
+"""Gives the bytes [start, stop) of a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -44,9 +47,7 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def read_header(
-    read: Callable[[int, int], bytes], size: int, where: str
-) -> dict[str, StoredTensor]:
+def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
     """Return the tensors of a file, reading its head only.
 
     Args:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from pipeline.checkpoint.safetensors import StoredTensor, read_header
+from pipeline.checkpoint.safetensors import Read, StoredTensor, read_header
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError, quoted
 
@@ -106,9 +106,7 @@ def _require(named: tuple[str, ...], present: Collection[str], why: str, where: 
         )
 
 
-def read_tensors(
-    read: Callable[[int, int], bytes], size: int, path: str, where: str
-) -> dict[str, StoredTensor]:
+def read_tensors(read: Read, size: int, path: str, where: str) -> dict[str, StoredTensor]:
     """Return the tensors of a weight file, by the format that its name states.
 
     Raises:

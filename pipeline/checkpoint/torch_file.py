@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickles import (
     MAX_PICKLE_BYTES,
-    Read,
     Storage,
     TensorRecord,
     extent,
@@ -24,7 +23,7 @@ from pipeline.checkpoint.pickles import (
     state_dict,
     storage_order,
 )
-from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.safetensors import Read, StoredTensor
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 _BLOCK_BYTES = 1 << 16  # one read: a tail of 64 KiB holds the directory of some 600 storages

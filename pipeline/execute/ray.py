@@ -115,7 +115,7 @@ class RayPool:
     def __init__(self, plan: Plan, sink: Sink, shape: Layout, calls: int, memory: Memory) -> None:
         """`calls`: tiles that an actor has in hand at once, computing or pulling."""
         self._calls = calls
-        remote = ray.remote(_Actor).options(  # type: ignore[attr-defined]
+        remote = ray.remote(_Actor).options(
             num_cpus=shape.threads,
             num_gpus=1 if shape.device == "cuda" else 0,
             max_concurrency=self._calls,

@@ -196,5 +196,5 @@ def _too_few(
     elif left_out:
         hint = f"checkpoint names must state a step, like step1000 or checkpoint-500; found {names}"
     else:
-        hint = "a checkpoint is a branch, a tag or a sub-directory with safetensors files"
+        hint = "a checkpoint is a branch, a tag or a sub-directory with weight files"
     return NothingMatches(f"{request.source}: expected at least 2 checkpoints, found {found}", hint)

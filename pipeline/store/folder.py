@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
@@ -76,9 +77,9 @@ class Folder:
             except FileNotFoundError:
                 continue
 
-    def _write(self, path: str, data: bytes, mode: str) -> None:
+    def _write(self, path: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
         try:
-            obstore.put(self._files, path, data, mode=mode, use_multipart=False)  # type: ignore
+            obstore.put(self._files, path, data, mode=mode, use_multipart=False)
         except AlreadyExistsError:
             raise
         except (obstore.exceptions.BaseError, OSError) as error:

@@ -119,7 +119,9 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
     for number, part in enumerate(parts("h.0.c_attn.weight", shape, neox)):
         inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
         assert flat[inside].tolist() == of_heads[:, number].reshape(-1).tolist()
-    columns = parts("h.0.c_attn.weight", tuple(reversed(shape)), {"model_type": "gpt2"})
+    columns = parts(
+        "h.0.c_attn.weight", tuple(reversed(shape)), {"model_type": "gpt2", "n_head": 4}
+    )
     of_columns = flat.reshape(*tuple(reversed(shape))[:-1], 3, 8)
     for number, part in enumerate(columns):
         inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
@@ -190,7 +192,15 @@ def test_any_index_is_read_or_refused(index: object) -> None:
     assert set(found) <= set(SHARDS)
 
 
-@given(name=st.text(max_size=60))
-def test_any_name_has_a_position_or_none(name: str) -> None:
+NUMBERS = st.integers(0, 10**400).map(str) | st.text("0123456789kmbtKMBT.", max_size=12)
+WORDS = st.sampled_from(["step", "stage", "tokens", "layers.", "experts.", "blocks", "-", ".", "x"])
+
+
+@given(name=st.lists(NUMBERS | WORDS | st.text(max_size=3), max_size=8).map("".join))
+def test_any_name_is_read_into_what_the_tables_hold(name: str) -> None:
     found = position(name)
-    assert found.step is None or found.step >= 0
+    assert found.step is None or 0 <= found.step < 2**63
+    assert found.stage is None or 0 <= found.stage < 2**31
+    for entry in roles({name: (2,), f"{name}.1.weight": (2,)}).values():
+        assert entry.layer is None or 0 <= entry.layer < 2**31
+        assert entry.expert is None or 0 <= entry.expert < 2**31
