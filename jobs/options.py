@@ -9,6 +9,7 @@ import click
 
 from pipeline.errors import RequestError
 from pipeline.planning.memory import parse_size
+from pipeline.planning.plan import run_name
 from pipeline.planning.request import Request, Resources, StepRange
 from pipeline.sources.hub import LAYOUTS
 
@@ -90,7 +91,15 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
             f"--run {options['run']} cannot name {len(sources)} runs",
             "leave it out: runs are named after their sources",
         )
-    return [_request(source, options) for source in sources]
+    requests = [_request(source, options) for source in sources]
+    names = [run_name(request) for request in requests]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(
+                f"two SOURCEs would both become run {name}, and one replace the other",
+                "analyze them one by one, with --run",
+            )
+    return requests
 
 
 def _request(source: str, options: dict[str, Any]) -> Request:

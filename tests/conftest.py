@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.hub import Hub
 
 # Whatever the user has set must not reach a test, and no test may reach the network.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "RAY_"))]:
@@ -20,6 +23,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.trained import write_all
 
     return write_all(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def served_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub on loopback, which the client of this process talks to."""
+    served = Hub()
+    with served.serve() as endpoint:
+        # the client reads its endpoint when it is imported
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield served
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +32,15 @@ NAME = "org/neox"
 
 
 @pytest.fixture
-def hub(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(served_hub: Hub, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A Hub with one repository: a branch per checkpoint, a main branch, and a tag."""
-    served = Hub()
-    repository = served.repository(NAME)
+    repository = served_hub.repository(NAME)
     for step in STEPS:
         repository.commit_folder(trained["neox-f16"] / f"step{step}", branch=f"step{step}")
     repository.branches["main"] = repository.branches["step12"]
     repository.tag("v1", repository.branches["step0"])
-    with served.serve() as endpoint:
-        # the client reads its endpoint when it is imported
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr("pipeline.sources.http._FIRST_PAUSE_S", 0.001)
-        yield served
+    monkeypatch.setattr("pipeline.sources.http._FIRST_PAUSE_S", 0.001)
+    return served_hub
 
 
 def analysed_by_command(

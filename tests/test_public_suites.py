@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,6 @@ from tests.hub import Hub
 
 State = dict[str, torch.Tensor]
 Files = dict[str, bytes | Path]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    served = Hub()
-    with served.serve() as endpoint:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        yield served
 
 
 def network(name: str, **settings: Any) -> tuple[State, dict]:
@@ -321,9 +308,8 @@ def expose(suite: Suite, name: str, hub: Hub, directory: Path) -> str:
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_a_suite_is_read_without_a_word(name: str, hub: Hub, tmp_path: Path) -> None:
-    suite = SUITES[name]
-    hub.reset()
+def test_a_suite_is_read_without_a_word(name: str, served_hub: Hub, tmp_path: Path) -> None:
+    suite, hub = SUITES[name], served_hub
     plan, _ = make_plan(Request(expose(suite, name, hub, tmp_path)))
     found = {c.name.rpartition("/")[2]: (c.stage, c.step, c.tokens) for c in plan.checkpoints}
     assert list(found.items()) == list(suite.checkpoints.items())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role, roles
 from pipeline.checkpoint.safetensors import StoredTensor
-from pipeline.checkpoint.shards import read_tensors, weight_files
-from pipeline.errors import FormatError, NothingMatches, quoted
+from pipeline.errors import NothingMatches, quoted
+from pipeline.planning.contents import Contents, read_config, read_contents
 from pipeline.planning.learnt import Learnt
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
-from pipeline.sources.base import Candidate, File, Source
+from pipeline.sources.base import File, Source
 
 _WRAPPERS = re.compile(
     r"^(?:module\.)+|_orig_mod\.|^transformer\.(?=(?:h|wte|wpe|ln_f|word_emb)[._])"
@@ -62,15 +60,6 @@ class Alignment:
     """Size of all weight files of each checkpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Contents:
-    """What one checkpoint stores: tensor name → (index of its file, place in it)."""
-
-    files: tuple[File, ...]
-    tensors: dict[str, tuple[int, StoredTensor]]
-    config: File | None
-
-
 def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> Alignment:
     """Read all headers and return the tensors that are comparable throughout.
 
@@ -79,8 +68,8 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
         NothingMatches: no tensor is left.
     """
     with Learnt() as learnt, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda entry: _contents(source, entry, learnt), checkpoints))
-        config = _config(source, contents[0].config, learnt)
+        contents = list(pool.map(lambda entry: read_contents(source, entry, learnt), checkpoints))
+        config = read_config(source, contents[0].config, learnt)
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
     offsets = _running_sum([len(entry.files) for entry in contents])
@@ -129,75 +118,6 @@ def _parts(name: str, place: StoredTensor, config: dict, request: Request) -> tu
     return by_head(found, place.numel, config) if request.by_head else found
 
 
-def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
-    if candidate.commit is None:
-        return source.files(candidate)
-    key = f"files {candidate.origin or source.label} {candidate.commit} {candidate.folder}"
-    known = learnt.get(key)
-    if known is not None:
-        return [File(candidate, *fields) for fields in known]
-    found = source.files(candidate)
-    learnt.put(key, [(file.path, file.where, file.size, file.identity) for file in found])
-    return found
-
-
-def _tensors(source: Source, file: File, learnt: Learnt) -> dict[str, StoredTensor]:
-    """Return a file's tensors; of a commit they are known by the content's hash."""
-    key = f"tensors {file.identity}" if file.checkpoint.commit is not None else None
-    known = learnt.get(key) if key else None
-    if known is not None:
-        return {
-            name: StoredTensor(dtype, tuple(shape), start, stop, tuple(order))
-            for name, dtype, shape, start, stop, order in known
-        }
-    found = read_tensors(
-        lambda start, stop: source.read(file, start, stop), file.size, file.path, file.where
-    )
-    if key:
-        rows = ((n, t.dtype, t.shape, t.start, t.stop, t.order) for n, t in found.items())
-        learnt.put(key, list(rows))
-    return found
-
-
-def _text(source: Source, file: File, learnt: Learnt) -> bytes:
-    """Return a small file's contents: an index or a configuration."""
-    key = f"text {file.identity}" if file.checkpoint.commit is not None else None
-    known = learnt.get(key) if key else None
-    if known is not None:
-        return known.encode()
-    found = source.read(file, 0, file.size)
-    if key:
-        with contextlib.suppress(UnicodeDecodeError):
-            learnt.put(key, found.decode())
-    return found
-
-
-def _contents(source: Source, checkpoint: Selected, learnt: Learnt) -> _Contents:
-    candidate = checkpoint.candidate
-    where = (
-        f"{source.label}@{candidate.name}"
-        if candidate.commit
-        else f"{source.label}/{candidate.name}"
-    )
-    listing = {file.path: file for file in _files(source, candidate, learnt)}
-    names = weight_files(listing.keys(), lambda path: _text(source, listing[path], learnt), where)
-    if not names:
-        raise FormatError(
-            f"{where}: expected weight files, found none among {len(listing)} files",
-            "leave this checkpoint out with --revisions or --steps",
-        )
-    files = tuple(listing[name] for name in names)
-    tensors: dict[str, tuple[int, StoredTensor]] = {}
-    for index, file in enumerate(files):
-        header = _tensors(source, file, learnt)
-        for name, place in header.items():
-            if name in tensors:
-                other = files[tensors[name][0]].path
-                raise FormatError(f"{file.where}: tensor {quoted(name)} is also in {quoted(other)}")
-            tensors[name] = (index, place)
-    return _Contents(files, tensors, listing.get("config.json"))
-
-
 def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
     """Return the tensors under the names that the network gives them.
 
@@ -208,18 +128,7 @@ def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
     return renamed if len(renamed) == len(stored) else stored
 
 
-def _config(source: Source, file: File | None, learnt: Learnt) -> dict:
-    """Return the contents of a `config.json`: it says how fused tensors are laid out."""
-    if file is None or file.size > 1 << 20:
-        return {}
-    try:
-        config = json.loads(_text(source, file, learnt))
-    except (ValueError, RecursionError):
-        raise FormatError(f"{file.where}: not valid JSON") from None
-    return config if isinstance(config, dict) else {}
-
-
-def _names_in_storage_order(contents: Sequence[_Contents]) -> list[str]:
+def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:
     """Return all tensor names: neighbours in the first checkpoint's files are neighbours here.
 
     Neighbours in one tile are then read by one range.
@@ -268,7 +177,7 @@ def _reason(
     return None
 
 
-def _tied(contents: Sequence[_Contents], config: dict) -> dict[str, str]:
+def _tied(contents: Sequence[Contents], config: dict) -> dict[str, str]:
     """Return which tensors are another one under a second name, and its first name.
 
     That is where all checkpoints store the two at one place, or where `config.json` says that the

@@ -77,7 +77,7 @@ def make_plan(
         RequestError: nothing can be planned; nothing was written.
     """
     source = source or open_source(request.source, request.layout)
-    run = check_run_name(request.run) if request.run else run_name_from(source.run_name)
+    run = run_name(request, source)
     selection = without_repeated_main(source, select(source.candidates(), request))
     alignment = align(source, selection.checkpoints, request)
     tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(selection.checkpoints)))
@@ -94,6 +94,13 @@ def make_plan(
         digest=_digest(selection, alignment, tiles),
     )
     return plan, source
+
+
+def run_name(request: Request, source: Source | None = None) -> str:
+    """Return the name that the request's run will have; reads nothing."""
+    if request.run:
+        return check_run_name(request.run)
+    return run_name_from((source or open_source(request.source)).run_name)
 
 
 def _checkpoints(selection: Selection, alignment: Alignment) -> tuple[PlannedCheckpoint, ...]:

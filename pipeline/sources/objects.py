@@ -52,19 +52,22 @@ class ObjectAccess:
     reads_at_once = 16
 
     def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
+        del transport  # the client has its own connections
+        self.read(start, buffer)
+
+    def read(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` on.
 
         Raises:
             SourceChanged: the object is another one by now.
             TransientReadError: it could not be read.
         """
-        del transport  # the client has its own connections
         if not len(buffer):
             return
         span = f"{self.where}[{start}:{start + len(buffer)}]"
         options: Any = {"range": (start, start + len(buffer)), "if_match": self.etag}
 
-        def read() -> None:
+        def fill() -> None:
             answer = obstore.get(_store(self.root), self.path, options=options)
             data = answer.bytes()
             if answer.meta["size"] != self.size or len(data) != len(buffer):
@@ -74,7 +77,7 @@ class ObjectAccess:
                 )
             buffer[:] = memoryview(data)
 
-        _ask(read, span)
+        _ask(fill, span)
 
 
 class ObjectStorage:
@@ -124,7 +127,7 @@ class ObjectStorage:
 
     def read(self, file: File, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
-        self.access(file).read_into(Transport(), start, memoryview(buffer))
+        self.access(file).read(start, memoryview(buffer))
         return bytes(buffer)
 
     def access(self, file: File) -> ObjectAccess:
