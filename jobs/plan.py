@@ -48,6 +48,10 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "digest": made.digest,
         "checkpoints": [asdict(checkpoint) for checkpoint in made.checkpoints],
         "checkpoints_left_out": [asdict(entry) for entry in made.left_out_checkpoints],
+        "repeats": {
+            made.checkpoints[k].name: made.checkpoints[first].name
+            for k, first in made.repeats.items()
+        },
         "tensors": [
             {
                 "name": tensor.name,
@@ -89,6 +93,11 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
     if len(made.gaps) > _NAMES_SHOWN:
         say("", f"… and {len(made.gaps) - _NAMES_SHOWN} gaps more")
+    for k, first in list(made.repeats.items())[:_NAMES_SHOWN]:
+        names = made.checkpoints[k].name, made.checkpoints[first].name
+        say("", f"the same files: {names[0]} as {names[1]}, read once")
+    if len(made.repeats) > _NAMES_SHOWN:
+        say("", f"… and {len(made.repeats) - _NAMES_SHOWN} checkpoints more, read once")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
     say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights each checkpoint")
     counts: Counter[str] = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,33 @@ def test_each_weight_is_read_once_and_the_hub_is_asked_little(hub: Hub, tmp_path
         for start, stop in [r.range]
     )
     assert sent <= plan.bytes_total + headers
+
+
+def test_checkpoints_of_the_same_files_are_read_once(
+    hub: Hub, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two names of one commit, and another commit of the same contents."""
+    repository, late = hub.repositories[NAME], max(STEPS)
+    repository.branches["step9000"] = repository.branches[f"step{late}"]
+    folder = trained["neox-f16"] / f"step{late}"
+    for name in ("step9100", "step9200"):
+        repository.commit_folder(folder, name, message=name)
+    plan, _ = make_plan(Request(NAME))
+    names = [checkpoint.name for checkpoint in plan.checkpoints]
+    again = ("step9000", "step9100", "step9200")
+    assert {names[k]: names[first] for k, first in plan.repeats.items()} == dict.fromkeys(
+        again, f"step{late}"
+    )
+    hub.reset()
+    remote = analysed(tmp_path / "remote")
+    sent = sum(b - a for r in hub.records if r.kind == "cdn" and r.range for a, b in [r.range] if a)
+    assert sent == plan.bytes_total == 2 * plan.parameters * len(STEPS)
+    copies = tmp_path / "copies"
+    shutil.copytree(trained["neox-f16"], copies)
+    for name in again:
+        shutil.copytree(folder, copies / name)
+    pipeline.analyze(str(copies), str(tmp_path / "local"), executor="local", run="r")
+    assert remote == everything(tmp_path / "local")
 
 
 def test_no_weight_file_lands_on_disk(hub: Hub, tmp_path: Path) -> None:

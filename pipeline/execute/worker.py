@@ -107,11 +107,15 @@ class Worker:
     def _pull(self, piece: Slice, accesses: Mapping[int, Access]) -> NDArray[np.uint8]:
         """Return the slice's table of bytes, one row per checkpoint."""
         block = self._block(piece.row_bytes)
+        wanted: dict[tuple[int, int, int], list[NDArray[np.uint8]]] = {}
+        for row in range(len(block)):
+            for span in spans(piece, self._plan.tensors, row):
+                there = block[row, span.column : span.column + span.stop - span.start]
+                wanted.setdefault((span.file, span.start, span.stop), []).append(there)
         reads = [
-            (accesses[span.file], span.start, memoryview(block[row])[span.column :][: span.stop - span.start])
-            for row in range(len(block))
-            for span in spans(piece, self._plan.tensors, row)
-        ]  # fmt: skip
+            (accesses[file], start, memoryview(places[0]))
+            for (file, start, _), places in wanted.items()
+        ]
 
         def read(access: Access, start: int, buffer: memoryview) -> None:
             if self._cancelled.is_set():
@@ -131,6 +135,9 @@ class Worker:
                 for future in pending:
                     if not future.cancel():
                         future.exception()
+        for first, *others in wanted.values():
+            for other in others:  # checkpoints that share a file
+                other[:] = first
         return block
 
     def _block(self, row_bytes: int) -> NDArray[np.uint8]:

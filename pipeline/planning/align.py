@@ -72,7 +72,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
         config = read_config(source, contents[0].config, learnt)
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
-    offsets = _running_sum([len(entry.files) for entry in contents])
+    files, numbers = _files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     tied = _tied(contents, config)
@@ -100,13 +100,12 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 role=known[name],
                 parts=_parts(name, first, config, request),
                 dtypes=tuple(place.dtype for _, place in present),
-                files=tuple(o + file for o, (file, _) in zip(offsets, present, strict=True)),
+                files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
             )
         )
     if not tensors:
         raise _no_tensor(request, left_out)
-    files = tuple(file for entry in contents for file in entry.files)
     sizes = tuple(sum(file.size for file in entry.files) for entry in contents)
     return Alignment(files, tuple(tensors), tuple(left_out), sizes)
 
@@ -213,9 +212,22 @@ def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMa
     )
 
 
-def _running_sum(counts: Sequence[int]) -> list[int]:
-    sums, total = [], 0
-    for count in counts:
-        sums.append(total)
-        total += count
-    return sums
+def _files(contents: Sequence[Contents]) -> tuple[tuple[File, ...], list[list[int]]]:
+    """Return the distinct files, and the number of each checkpoint's own among them.
+
+    Where a commit tells contents by hash, files of the same contents are one file, read once:
+    of the 154 branches of one public suite 76 hold the last checkpoint.
+    """
+    files: list[File] = []
+    known: dict[str, int] = {}
+    numbers: list[list[int]] = []
+    for entry in contents:
+        numbers.append([])
+        for file in entry.files:
+            number = len(files)
+            if file.checkpoint.commit is not None:
+                number = known.setdefault(file.identity, number)
+            if number == len(files):
+                files.append(file)
+            numbers[-1].append(number)
+    return tuple(files), numbers

@@ -59,6 +59,18 @@ class Plan:
         return sum(tile.bytes for tile in self.tiles)
 
     @property
+    def repeats(self) -> dict[int, int]:
+        """Checkpoints whose weights are, file for file, those of an earlier one: k → that one."""
+        firsts: dict[tuple, int] = {}
+        found = {}
+        for k in range(len(self.checkpoints)):
+            places = tuple((tensor.files[k], tensor.starts[k]) for tensor in self.tensors)
+            first = firsts.setdefault(places, k)
+            if first != k:
+                found[k] = first
+        return found
+
+    @property
     def parameters(self) -> int:
         """Weights of one checkpoint that are analysed."""
         return sum(tensor.numel for tensor in self.tensors)

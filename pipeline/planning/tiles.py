@@ -46,8 +46,9 @@ class Tile:
 
 
 def bytes_per_element(tensor: AlignedTensor) -> int:
-    """Return the stored size of one element, summed over the checkpoints."""
-    return sum(DTYPES[dtype].itemsize for dtype in tensor.dtypes)
+    """Return the stored size of one element, over the checkpoints; what several share counts once."""
+    places = zip(tensor.files, tensor.starts, tensor.dtypes, strict=True)
+    return sum(DTYPES[dtype].itemsize for _, _, dtype in set(places))
 
 
 def tile_bytes(num_checkpoints: int) -> int:
