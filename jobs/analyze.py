@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, stop_on_signals
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
-from pipeline.analysis import Summary
+from pipeline.analysis import Summary, analyze_joint
 from pipeline.analysis import analyze as run_analysis
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
@@ -43,28 +43,32 @@ def analyze(**options: Any) -> int:
     """
     result = Result()
     requests = requests_from(options)
+    jobs = [requests] if options["joint"] else [[request] for request in requests]
+    summaries = []
     if not options["as_json"]:
-        summaries = []
-        for request in requests:
-            summaries.append(_analyze(request, options))
-            _print_summary(summaries[-1])
+        for job in jobs:
+            found = _analyze(job, options)
+            for summary in found:
+                _print_summary(summary)
+            summaries += found
     else:
         with result.claimed():
-            summaries = [_analyze(request, options) for request in requests]
+            for job in jobs:
+                summaries += _analyze(job, options)
             result.print_json(one_object([summary.as_dict() for summary in summaries]))
     return 0 if all(summary.complete for summary in summaries) else EXIT_INCOMPLETE
 
 
-def _analyze(request: Request, options: dict[str, Any]) -> Summary:
+def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
+    """Do one job: of one request, or of several in one read."""
     stop_on_signals()
     progress = JobProgress()
+    where, resources, fresh = options["store"], resources_from(options), options["fresh"]
     try:
-        return run_analysis(
-            request,
-            options["store"],
-            resources_from(options),
-            fresh=options["fresh"],
-            progress=progress,
+        if len(requests) == 1:
+            return [run_analysis(requests[0], where, resources, fresh=fresh, progress=progress)]
+        return analyze_joint(
+            requests, options["run"], where, resources, fresh=fresh, progress=progress
         )
     finally:
         progress.close()
@@ -84,7 +88,8 @@ def _print_summary(summary: Summary) -> None:
     table = Table("the whole model", "value", "random walk", title=f"run {summary.run}")
     for name in _SHOWN:
         value, null = values[name]
-        table.add_row(name, _shown(value), _shown(null))
+        if value is not None or null is not None:
+            table.add_row(name, _shown(value), _shown(null))
     console.print(table)
     state = "already complete: nothing was read" if summary.already_complete else (
         f"{show_size(summary.bytes_read)} read in {summary.seconds:.1f} s on {summary.device}"

@@ -45,6 +45,11 @@ _SELECTION = [
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
     ),
+    click.option(
+        "--joint",
+        is_flag=True,
+        help="One more run NAME over all SOURCEs, from the same read.",
+    ),
     click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
     click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
@@ -86,26 +91,32 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
 def requests_from(options: dict[str, Any]) -> list[Request]:
     """Return what decides the figures, a request for each source: each becomes a run of its own."""
     sources = options["sources"]
-    if len(sources) > 1 and options["run"]:
+    if options["joint"] and len(sources) < 2:
+        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(sources)}")
+    if len(sources) > 1 and options["run"] and not options["joint"]:
         raise RequestError(
             f"--run {options['run']} cannot name {len(sources)} runs",
-            "leave it out: runs are named after their sources",
+            "leave it out: runs are named after their sources; with --joint it names the one"
+            " over all",
         )
-    requests = [_request(source, options) for source in sources]
+    own = None if options["joint"] else options["run"]
+    requests = [_request(source, own, options) for source in sources]
     names = [run_name(request) for request in requests]
+    if options["joint"] and options["run"]:
+        names.append(options["run"])
     for name in names:
         if names.count(name) > 1:
             raise RequestError(
-                f"two SOURCEs would both become run {name}, and one replace the other",
-                "analyze them one by one, with --run",
+                f"two runs would both be called {name}, and one replace the other",
+                "choose another name, or analyze the SOURCEs one by one, with --run",
             )
     return requests
 
 
-def _request(source: str, options: dict[str, Any]) -> Request:
+def _request(source: str, run: str | None, options: dict[str, Any]) -> Request:
     return Request(
         source=source,
-        run=options["run"],
+        run=run,
         revisions=options["revisions"],
         steps=StepRange.parse(options["steps"]) if options["steps"] else None,
         include=options["include"],

@@ -15,7 +15,7 @@ from jobs.options import requests_from, resources_from, selection_and_resources
 from pipeline.analysis import worker_memory
 from pipeline.execute.worker import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 
 _NAMES_SHOWN = 5
 _Say = Callable[[str, str], None]
@@ -25,10 +25,14 @@ _Say = Callable[[str, str], None]
 @selection_and_resources
 def plan(**options: Any) -> int:
     """Show what analyze would read of SOURCE: checkpoints, tensors, bytes, memory."""
-    resources = resources_from(options)
+    resources, requests = resources_from(options), requests_from(options)
     descriptions = []
-    for request in requests_from(options):
-        made, source = make_plan(request)
+    plans = (
+        [make_joint_plan(requests, options["run"])]
+        if options["joint"]
+        else (make_plan(request) for request in requests)
+    )
+    for made, source in plans:
         # A worker of this machine; on a cluster the same budget holds for each of its workers.
         memory = worker_memory(made, resources, min(4, available_cores()) + source.waits)
         if options["as_json"]:
@@ -46,6 +50,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "run": made.run,
         "source": made.source,
         "digest": made.digest,
+        "paths": [{"run": p.run, "source": p.source, "first": p.first} for p in made.paths],
         "checkpoints": [asdict(checkpoint) for checkpoint in made.checkpoints],
         "checkpoints_left_out": [asdict(entry) for entry in made.left_out_checkpoints],
         "repeats": {
@@ -84,6 +89,8 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
 
     say("run", made.run)
     say("source", made.source)
+    for path in made.paths:
+        say("", f"from checkpoint {path.first}: {path.source}, also run {path.run}")
     dtypes = "/".join(sorted({checkpoint.dtype for checkpoint in made.checkpoints}))
     first, last = made.checkpoints[0], made.checkpoints[-1]
     count = len(made.checkpoints)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import analyze, open_store, plan
+    from pipeline.api import analyze, analyze_joint, open_store, plan
 
-__all__ = ["analyze", "open_store", "plan"]
+__all__ = ["analyze", "analyze_joint", "open_store", "plan"]
 
 
 def __getattr__(name: str) -> Any:

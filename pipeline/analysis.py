@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
 from pipeline.numerics.gram import one_thread_products
 from pipeline.planning.memory import Memory, project, total_memory
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import reduce
@@ -90,23 +90,61 @@ def analyze(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
+    (summary,) = _analyze(*make_plan(request), store, resources, fresh, progress)
+    return summary
+
+
+def analyze_joint(
+    requests: Sequence[Request],
+    run: str | None = None,
+    store: str = "hallmarks-store",
+    resources: Resources | None = None,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> list[Summary]:
+    """Analyse several sources in one read: a run for each, and last the run over all of them.
+
+    Args:
+        requests: alike but for their sources; at least two.
+        run: name of the run over all of them; default: made from their names.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        HallmarksError: something else failed; what was finished is kept.
+    """
+    return _analyze(*make_joint_plan(requests, run), store, resources, fresh, progress)
+
+
+def _analyze(
+    plan: Plan,
+    source: Source,
+    store: str,
+    resources: Resources | None,
+    fresh: bool,
+    progress: Progress | None,
+) -> list[Summary]:
     started = time.monotonic()
     resources = resources or Resources()
-    plan, source = make_plan(request)
     folder = Folder(store)
-    if not fresh and (done := _finished(folder, store, plan, resources, started)) is not None:
-        return done
-    with _executor(plan, source, resources) as (work, workers, executor_name):
-        lease = Lease(folder, plan.run)
-        lease.acquire()
-        try:
-            job = _Job(plan, folder, progress)
-            if fresh:
-                discard(folder, plan.run)
-            job.work_through(work)
-            return job.write(store, started, workers, executor_name)
-        finally:
-            lease.release()
+    plans = (*plan.alone(), plan)
+    if not fresh:
+        done = [_finished(folder, store, each, resources, started) for each in plans]
+        if None not in done:
+            return [summary for summary in done if summary is not None]
+    with (
+        _executor(plan, source, resources) as (work, workers, executor_name),
+        contextlib.ExitStack() as leases,
+    ):
+        for each in plans:
+            lease = Lease(folder, each.run)
+            lease.acquire()
+            leases.callback(lease.release)
+        job = _Job(plan, folder, progress)
+        if fresh:
+            discard(folder, plan.run)
+        job.work_through(work)
+        return job.write(plans, store, started, workers, executor_name)
 
 
 _Outcomes = Iterator[Receipt | Lost]
@@ -148,16 +186,21 @@ class _Job:
 
     def write(
         self,
+        plans: Sequence[Plan],
         store: str,
         started: float,
         workers: int,
         executor: str,
-    ) -> Summary:
-        """Reduce, write the tables, and drop the results of tiles if none is missing."""
+    ) -> list[Summary]:
+        """Reduce, write the tables of each run, and drop the results of tiles if none is missing.
+
+        Args:
+            plans: what each path of this plan is alone, if it has several, and this plan.
+        """
         if self._progress:
             self._progress.reducing()
         plan, devices = self._plan, set()
-        writer = RunWriter(self._folder, plan.run)
+        writers = [RunWriter(self._folder, each.run) for each in plans]
         numbers = _group_numbers(plan)
 
         def result(name: str):
@@ -166,44 +209,53 @@ class _Job:
                 devices.add(found.device)
             return found
 
-        model: dict[str, float] = {}
+        models: list[dict[str, float]] = [{} for _ in plans]
+        unfinished = list(writers)
         try:
             with one_thread_products():
                 for key, found in reduce(plan, result, available_cores()):
-                    writer.add(numbers[key], key, found)
+                    each = (*found.paths, found)
+                    for writer, own in zip(writers, each, strict=True):
+                        writer.add(numbers[key], key, own)
                     if key.scope == "model":
-                        model = found.indicators
-            read = plan.bytes_total - sum(plan.tiles[lost.tile].bytes for lost in self._lost)
-            summary = Summary(
-                run=plan.run,
-                store=store,
-                checkpoints=len(plan.checkpoints),
-                tensors=len(plan.tensors),
-                parameters=plan.parameters,
-                bytes_total=plan.bytes_total,
-                bytes_read=sum(receipt.bytes for receipt in self._receipts),
-                fraction=read / plan.bytes_total,
-                seconds=time.monotonic() - started,
-                gram_seconds=sum(receipt.gram_seconds for receipt in self._receipts),
-                pull_seconds=sum(receipt.pull_seconds for receipt in self._receipts),
-                device=" + ".join(sorted(devices)),
-                executor=executor,
-                workers=workers,
-                mds=_number(model.get("mds")),
-                relative_mds=_number(model.get("relative_mds")),
-                findings=None,
-                complete=not self._lost,
-                resumed_tiles=self._resumed,
-                lost=[lost.error.message for lost in self._lost],
-            )
+                        models = [own.indicators for own in each]
+            lost = {lost.tile for lost in self._lost}
             self._folder.replace("views.sql", views_sql().encode())
-            writer.finish(plan, _run_row(plan, summary))
+            summaries = []
+            for each, writer, model in zip(plans, writers, models, strict=True):
+                read = sum(tile.bytes for tile in each.tiles if tile.index not in lost)
+                summary = Summary(
+                    run=each.run,
+                    store=store,
+                    checkpoints=len(each.checkpoints),
+                    tensors=len(each.tensors),
+                    parameters=each.parameters,
+                    bytes_total=each.bytes_total,
+                    bytes_read=sum(each.tiles[receipt.tile].bytes for receipt in self._receipts),
+                    fraction=read / each.bytes_total,
+                    seconds=time.monotonic() - started,
+                    gram_seconds=sum(receipt.gram_seconds for receipt in self._receipts),
+                    pull_seconds=sum(receipt.pull_seconds for receipt in self._receipts),
+                    device=" + ".join(sorted(devices)),
+                    executor=executor,
+                    workers=workers,
+                    mds=_number(model.get("mds")),
+                    relative_mds=_number(model.get("relative_mds")),
+                    findings=None,
+                    complete=not self._lost,
+                    resumed_tiles=self._resumed,
+                    lost=[lost.error.message for lost in self._lost],
+                )
+                writer.finish(each, _run_row(each, summary))
+                unfinished.remove(writer)
+                summaries.append(summary)
         except BaseException:  # an interrupt, too, must not leave this attempt's files
-            writer.abandon()
+            for writer in unfinished:
+                writer.abandon()
             raise
-        if summary.complete:
+        if not self._lost:
             discard(self._folder, plan.run)
-        return summary
+        return summaries
 
 
 def _group_numbers(plan: Plan) -> dict[Key, int]:

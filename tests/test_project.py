@@ -214,7 +214,7 @@ def test_several_sources_are_a_run_each(suite: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "cannot name 2 runs" in done.stderr
     twin = shutil.copytree(suite, tmp_path / "elsewhere" / suite.name)
     done = hallmarks("analyze", suite, twin, "--store", store, "--executor", "local")
-    assert done.returncode == 2 and "both become run suite" in done.stderr
+    assert done.returncode == 2 and "both be called suite" in done.stderr
     assert len(json.loads(hallmarks("plan", suite, other, "--json").stdout)["runs"]) == 2
 
 

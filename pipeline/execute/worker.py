@@ -84,7 +84,10 @@ class Worker:
         tile, tensors = self._plan.tiles[index], self._plan.tensors
         accumulators = {
             (fragment.tensor, number): PartAccumulator(
-                part, tensors[fragment.tensor].numel, tensors[fragment.tensor].dtypes
+                part,
+                tensors[fragment.tensor].numel,
+                tensors[fragment.tensor].dtypes,
+                self._plan.firsts,
             )
             for fragment in tile.fragments
             for number, part in enumerate(tensors[fragment.tensor].parts)
@@ -113,7 +116,7 @@ class Worker:
                 there = block[row, span.column : span.column + span.stop - span.start]
                 wanted.setdefault((span.file, span.start, span.stop), []).append(there)
         reads = [
-            (accesses[file], start, memoryview(places[0]))
+            (accesses[file], start, places[0].data)
             for (file, start, _), places in wanted.items()
         ]
 

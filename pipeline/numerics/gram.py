@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.checkpoint.roles import Part
+from pipeline.numerics.joint import parents
 from pipeline.numerics.partial import DIGEST_WORDS, PartialGram
 from pipeline.numerics.pieces import CHUNK, PIECE, piece_bounds
 from pipeline.numerics.rounding import (
@@ -95,9 +96,16 @@ class Scratch:
 class PartAccumulator:
     """Adds up one part of one fragment, slice after slice in ascending order."""
 
-    def __init__(self, part: Part, numel: int, dtypes: Sequence[str]) -> None:
-        """`numel` and `dtypes` are the whole tensor's: its elements and format per checkpoint."""
+    def __init__(
+        self, part: Part, numel: int, dtypes: Sequence[str], firsts: Sequence[int] = (0,)
+    ) -> None:
+        """`numel` and `dtypes` are the whole tensor's: its elements and format per checkpoint.
+
+        `firsts`: where each path begins, if there are several.
+        """
         count = len(dtypes)
+        self._parents = parents(firsts, count)
+        self._later_firsts = list(firsts[1:])
         self._part = part
         self._stored = dtypes[0] if len(set(dtypes)) == 1 else None
         self._dtypes = dtypes
@@ -176,9 +184,11 @@ class PartAccumulator:
             increments[1:] = values[1:] - values[:-1]
         else:
             torch.sub(values[1:], values[:-1], out=increments[1:])
+        for first in self._later_firsts:
+            increments[first] = values[first] - values[0]
         gram = _float32_gram(increments, scratch.product)
         if gram is None:
-            gram, finite, non_finite = _exact_gram(values)
+            gram, finite, non_finite = _exact_gram(values, self._parents)
             self._non_finite += non_finite
             values = torch.where(finite.to(values.device), values, 0)
         self._gram += gram
@@ -259,7 +269,7 @@ def _float32_gram(increments: Tensor, product: Tensor) -> NDArray | None:
     return gram
 
 
-def _exact_gram(values: Tensor) -> tuple[NDArray, Tensor, NDArray]:
+def _exact_gram(values: Tensor, parent: NDArray[np.int64]) -> tuple[NDArray, Tensor, NDArray]:
     """Return the (K, K) product in float64, which (K, 1) rows are finite, and (K,) counts.
 
     A checkpoint with a value that is not finite is absent: its row is zero, and the next
@@ -270,10 +280,24 @@ def _exact_gram(values: Tensor) -> tuple[NDArray, Tensor, NDArray]:
     gram = np.zeros((len(values), len(values)))
     if len(present):
         inner = np.zeros((len(present), len(present)))
+        before = torch.from_numpy(_before(parent, present.numpy())).to(values.device)
         for start in range(0, values.shape[1], EXACT_COLUMNS):
             piece = values[:, start : start + EXACT_COLUMNS][present.to(values.device)].double()
-            piece[1:] -= piece[:-1].clone()
+            origins = torch.cat((torch.zeros_like(piece[:1]), piece))
+            piece -= origins[before]
             inner += (piece @ piece.T).cpu().numpy()
         rows = present.numpy()
         gram[np.ix_(rows, rows)] = inner
     return gram, (non_finite == 0)[:, None], non_finite.numpy()
+
+
+def _before(parent: NDArray[np.int64], present: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, of each present checkpoint, 1 + which of them its increment starts from, or 0."""
+    place = {int(k): number for number, k in enumerate(present, 1)}
+    found = []
+    for k in present:
+        before = int(parent[k])
+        while before >= 0 and before not in place:
+            before = int(parent[before])
+        found.append(place.get(before, 0))
+    return np.array(found)

@@ -88,6 +88,24 @@ def indicators(
     }
 
 
+def indicators_between(
+    dots: FloatArray, relative_dots: FloatArray, centered: FloatArray
+) -> dict[str, float]:
+    """The indicators of checkpoints of several paths: those that no path is needed for.
+
+    Args:
+        dots: (K, K), of all present checkpoints.
+        relative_dots: (K, K), of displacements, each from the start of its own path.
+        centered: (K,), eigenvalues of the centered Gram matrix.
+    """
+    found = dict.fromkeys(INDICATORS, np.nan)
+    if len(dots):
+        unknown = np.full(len(dots), np.nan)
+        found |= _directional_similarities(cosines(dots), cosines(relative_dots), unknown)
+        found |= _principal_figures(centered)
+    return found
+
+
 def null_values(
     trajectory: Trajectory, elapsed: FloatArray, steps: FloatArray, numbers: FloatArray
 ) -> dict[str, float]:

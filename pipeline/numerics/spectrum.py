@@ -45,9 +45,35 @@ def spectrum(trajectory: Trajectory) -> Spectrum:
     )
 
 
+def spectrum_between(
+    dots: FloatArray, relative_dots: FloatArray, squared_distances: FloatArray
+) -> Spectrum:
+    """The spectra of checkpoints of several paths that no path is needed for, and the projection.
+
+    Args:
+        dots: (K, K), of all present checkpoints.
+        relative_dots: (K, K), of displacements, each from the start of its own path.
+        squared_distances: (K, K); H G H = -H D H / 2, with nothing common left to cancel.
+    """
+    values, vectors = np.linalg.eigh(centered(squared_distances / -2.0))
+    cleaned = _cleaned(values)
+    return Spectrum(
+        eigenvalues={
+            "trajectory": eigenvalues(dots),
+            "relative": eigenvalues(relative_dots),
+            "centered": cleaned,
+        },
+        projection=_projection(cleaned, vectors[:, ::-1]),
+    )
+
+
 def centered_gram(trajectory: Trajectory) -> FloatArray:
     """(K, K) H G H, from the displacements: theta_0 is common to all rows and would cancel."""
-    gram = trajectory.relative_dots
+    return centered(trajectory.relative_dots)
+
+
+def centered(gram: FloatArray) -> FloatArray:
+    """(K, K) H G H of any symmetric G."""
     if not gram.size:
         return gram.copy()
     mean = gram.mean(axis=0)

@@ -60,8 +60,16 @@ class Alignment:
     """Size of all weight files of each checkpoint."""
 
 
-def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> Alignment:
+def align(
+    source: Source,
+    checkpoints: Sequence[Selected],
+    request: Request,
+    firsts: Sequence[int] = (0,),
+) -> Alignment:
     """Read all headers and return the tensors that are comparable throughout.
+
+    Args:
+        firsts: the checkpoints whose `config.json` counts: the first of each path.
 
     Raises:
         FormatError: a header or index is malformed, or a checkpoint holds no weights.
@@ -69,22 +77,22 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
     """
     with Learnt() as learnt, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
         contents = list(pool.map(lambda entry: read_contents(source, entry, learnt), checkpoints))
-        config = read_config(source, contents[0].config, learnt)
+        configs = [read_config(source, contents[first].config, learnt) for first in firsts]
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
     files, numbers = _files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
-    tied = _tied(contents, config)
+    tied = _tied(contents, configs)
     names = _names_in_storage_order(contents)
-    firsts = {
+    samples = {
         name: next(entry.tensors[name][1] for entry in contents if name in entry.tensors)
         for name in names
     }
-    known = roles({name: place.shape for name, place in firsts.items()})
+    known = roles({name: place.shape for name, place in samples.items()})
     for name in names:
         stored = [entry.tensors.get(name) for entry in contents]
-        first = firsts[name]
+        first = samples[name]
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
             reason = f"tied to {tied[name]}"
@@ -98,7 +106,7 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
                 shape=first.shape,
                 numel=first.numel,
                 role=known[name],
-                parts=_parts(name, first, config, request),
+                parts=_parts(name, first, configs, request),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
@@ -110,11 +118,17 @@ def align(source: Source, checkpoints: Sequence[Selected], request: Request) -> 
     return Alignment(files, tuple(tensors), tuple(left_out), sizes)
 
 
-def _parts(name: str, place: StoredTensor, config: dict, request: Request) -> tuple[Part, ...]:
-    if place.order:  # where its rows lie is not where the layouts say
-        return parts(name, place.shape, {})
-    found = parts(name, place.shape, config)
-    return by_head(found, place.numel, config) if request.by_head else found
+def _parts(
+    name: str, place: StoredTensor, configs: Sequence[dict], request: Request
+) -> tuple[Part, ...]:
+    def by(config: dict) -> tuple[Part, ...]:
+        found = parts(name, place.shape, config)
+        return by_head(found, place.numel, config) if request.by_head else found
+
+    ways = {by(config) for config in configs}
+    # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
+    # lay out tensors of one name differently.
+    return ways.pop() if len(ways) == 1 and not place.order else parts(name, place.shape, {})
 
 
 def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
@@ -176,7 +190,7 @@ def _reason(
     return None
 
 
-def _tied(contents: Sequence[Contents], config: dict) -> dict[str, str]:
+def _tied(contents: Sequence[Contents], configs: Sequence[dict]) -> dict[str, str]:
     """Return which tensors are another one under a second name, and its first name.
 
     That is where all checkpoints store the two at one place, or where `config.json` says that the
@@ -192,7 +206,7 @@ def _tied(contents: Sequence[Contents], config: dict) -> dict[str, str]:
         first = firsts.setdefault((places, contents[0].tensors.get(name, (0, None))[1]), name)
         if first != name and None not in places:
             found[name] = first
-    if config.get("tie_word_embeddings") is True:
+    if all(config.get("tie_word_embeddings") is True for config in configs):
         of = {role(name).component: name for name in contents[0].tensors if name.endswith("weight")}
         head, embedding = of.get("unembed"), of.get("embed")
         if head and embedding and head not in found and embedding not in found:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.gaps import Gap
 from pipeline.planning.request import Request, check_run_name, run_name_from
-from pipeline.planning.select import LeftOut, Selection, select, without_repeated_main
-from pipeline.planning.tiles import Tile, divide, tile_bytes
+from pipeline.planning.select import LeftOut, Selected, select, without_repeated_main
+from pipeline.planning.tiles import Tile, divide, fragment_bytes, tile_bytes
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
+from pipeline.sources.joint import Joint
 
 RESULT_FORMAT = 2
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
@@ -26,6 +29,7 @@ RESULT_FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class PlannedCheckpoint:
+    source: str
     name: str
     commit: str | None
     step: int | None
@@ -35,6 +39,18 @@ class PlannedCheckpoint:
     bytes: int
     dtype: str
     """The format that most of its weights are stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPath:
+    """What one of several sources adds to a joint plan."""
+
+    run: str
+    source: str
+    first: int
+    """Number of its first checkpoint among those of all."""
+    left_out_checkpoints: tuple[LeftOut, ...]
+    gaps: tuple[Gap, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,42 @@ class Plan:
     tiles: tuple[Tile, ...] = field(repr=False)
     digest: str
     """Of all that decides the figures; results are kept under it."""
+    paths: tuple[PlannedPath, ...] = ()
+    """Of a joint plan: one for each source, which also becomes a run of its own."""
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """Where each path begins among the checkpoints."""
+        return tuple(path.first for path in self.paths) or (0,)
+
+    def alone(self) -> tuple[Plan, ...]:
+        """Return what each path of a joint plan is by itself: a part of the same read."""
+        bounds = pairwise([*(path.first for path in self.paths), len(self.checkpoints)])
+        found = []
+        for path, (first, stop) in zip(self.paths, bounds, strict=True):
+            own = slice(first, stop)
+            tensors = tuple(
+                replace(t, dtypes=t.dtypes[own], files=t.files[own], starts=t.starts[own])
+                for t in self.tensors
+            )
+            found.append(
+                replace(
+                    self,
+                    run=path.run,
+                    source=path.source,
+                    checkpoints=self.checkpoints[own],
+                    left_out_checkpoints=path.left_out_checkpoints,
+                    gaps=path.gaps,
+                    tensors=tensors,
+                    tiles=tuple(
+                        replace(tile, bytes=fragment_bytes(tile.fragments, tensors))
+                        for tile in self.tiles
+                    ),
+                    digest=f"{self.digest}-{first}",
+                    paths=(),
+                )
+            )
+        return tuple(found)
 
     @property
     def bytes_total(self) -> int:
@@ -96,16 +148,74 @@ def make_plan(
     plan = Plan(
         run=run,
         source=source.label,
-        checkpoints=_checkpoints(selection, alignment),
+        checkpoints=_checkpoints(
+            selection.checkpoints, alignment, [source.label] * len(selection.checkpoints)
+        ),
         left_out_checkpoints=selection.left_out,
         gaps=selection.gaps,
         files=alignment.files,
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
-        digest=_digest(selection, alignment, tiles),
+        digest=_digest(selection.checkpoints, alignment, tiles, (0,)),
     )
     return plan, source
+
+
+def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
+    """Return one plan for several requests, whose checkpoints follow each other, and its source.
+
+    Tensors are those that all checkpoints of all sources hold.
+
+    Args:
+        requests: alike but for their sources; at least two.
+        run: name of the run over all of them; default: made from their names.
+
+    Raises:
+        RequestError: nothing can be planned; nothing was written.
+    """
+    sources = [open_source(request.source, request.layout) for request in requests]
+    joint = Joint(sources)
+    checkpoints: list[Selected] = []
+    paths: list[PlannedPath] = []
+    for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
+        found = without_repeated_main(source, select(source.candidates(), request))
+        paths.append(
+            PlannedPath(
+                run_name(request, source),
+                source.label,
+                len(checkpoints),
+                found.left_out,
+                found.gaps,
+            )
+        )
+        checkpoints += [
+            replace(entry, candidate=joint.adopted(number, entry.candidate))
+            for entry in found.checkpoints
+        ]
+    firsts = tuple(path.first for path in paths)
+    alignment = align(joint, checkpoints, requests[0], firsts)
+    tiles = divide(alignment.tensors, tile_bytes(len(checkpoints)))
+    stops = [*firsts[1:], len(checkpoints)]
+    labels = [
+        path.source
+        for path, stop in zip(paths, stops, strict=True)
+        for _ in range(path.first, stop)
+    ]
+    plan = Plan(
+        run=check_run_name(run) if run else run_name_from(joint.run_name),
+        source=joint.label,
+        checkpoints=_checkpoints(checkpoints, alignment, labels),
+        left_out_checkpoints=tuple(entry for path in paths for entry in path.left_out_checkpoints),
+        gaps=tuple(gap for path in paths for gap in path.gaps),
+        files=alignment.files,
+        tensors=alignment.tensors,
+        left_out_tensors=alignment.left_out,
+        tiles=tiles,
+        digest=_digest(checkpoints, alignment, tiles, firsts),
+        paths=tuple(paths),
+    )
+    return plan, joint
 
 
 def run_name(request: Request, source: Source | None = None) -> str:
@@ -115,14 +225,17 @@ def run_name(request: Request, source: Source | None = None) -> str:
     return run_name_from((source or open_source(request.source)).run_name)
 
 
-def _checkpoints(selection: Selection, alignment: Alignment) -> tuple[PlannedCheckpoint, ...]:
+def _checkpoints(
+    checkpoints: Sequence[Selected], alignment: Alignment, labels: Sequence[str]
+) -> tuple[PlannedCheckpoint, ...]:
     found = []
-    for k, entry in enumerate(selection.checkpoints):
+    for k, entry in enumerate(checkpoints):
         numels: Counter[str] = Counter()
         for tensor in alignment.tensors:
             numels[tensor.dtypes[k]] += tensor.numel
         found.append(
             PlannedCheckpoint(
+                source=labels[k],
                 name=entry.candidate.name,
                 commit=entry.candidate.commit,
                 step=entry.position.step,
@@ -136,15 +249,20 @@ def _checkpoints(selection: Selection, alignment: Alignment) -> tuple[PlannedChe
     return tuple(found)
 
 
-def _digest(selection: Selection, alignment: Alignment, tiles: tuple[Tile, ...]) -> str:
+def _digest(
+    checkpoints: Sequence[Selected],
+    alignment: Alignment,
+    tiles: tuple[Tile, ...],
+    firsts: tuple[int, ...],
+) -> str:
     """Files count by what is in them: a store or a source that moved is still the same plan."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
         digest.update(json.dumps(value).encode() + b"\n")
 
-    add([RESULT_FORMAT, PIECE, CHUNK])
-    for entry in selection.checkpoints:
+    add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    for entry in checkpoints:
         add([entry.candidate.name, entry.candidate.commit, entry.elapsed])
     for file in alignment.files:
         add([file.path, file.size, file.identity])

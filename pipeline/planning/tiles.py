@@ -89,8 +89,13 @@ def _tile(index: int, fragments: tuple[Fragment, ...], tensors: Sequence[Aligned
     for fragment in fragments:
         tensor = tensors[fragment.tensor]
         digest.update(f"\n{tensor.name!r} {fragment.first} {fragment.stop}".encode())
-    num_bytes = sum(
+    name = f"{index:06d}-{digest.hexdigest()[:16]}"
+    return Tile(index, fragments, fragment_bytes(fragments, tensors), name)
+
+
+def fragment_bytes(fragments: Sequence[Fragment], tensors: Sequence[AlignedTensor]) -> int:
+    """Return the stored size of some fragments, over all checkpoints."""
+    return sum(
         (fragment.stop - fragment.first) * bytes_per_element(tensors[fragment.tensor])
         for fragment in fragments
     )
-    return Tile(index, fragments, num_bytes, f"{index:06d}-{digest.hexdigest()[:16]}")

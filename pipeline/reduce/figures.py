@@ -10,9 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.numerics.indicators import indicators, null_values
+from pipeline.numerics.indicators import (
+    INDICATORS,
+    indicators,
+    indicators_between,
+    null_values,
+)
+from pipeline.numerics.joint import between_paths, own_basis, transformed
 from pipeline.numerics.path import path, with_absent
-from pipeline.numerics.spectrum import Spectrum, shares, spectrum
+from pipeline.numerics.spectrum import Spectrum, shares, spectrum, spectrum_between
 from pipeline.numerics.trajectory import Trajectory, present_increments
 
 Array = NDArray[np.float64]
@@ -53,10 +59,18 @@ class Figures:
     spectrum: dict[str, tuple[Array, Array]]
     """Basis → eigenvalues and their shares, in order of rank."""
     projection: Array
+    paths: tuple[Figures, ...] = ()
+    """Of several paths: the figures of each alone."""
 
 
-def figures(sums: GroupSums | None, times: Times) -> Figures:
-    """Return a group's figures; all are undefined if a tile of it was lost (`sums` is None)."""
+def figures(sums: GroupSums | None, times: Times, firsts: tuple[int, ...] = (0,)) -> Figures:
+    """Return a group's figures; all are undefined if a tile of it was lost (`sums` is None).
+
+    Args:
+        firsts: where each path begins, if there are several.
+    """
+    if len(firsts) > 1:
+        return _of_paths(sums, times, firsts)
     count = len(times.steps)
     absent = np.ones(count, bool) if sums is None else sums.absent
     present = np.flatnonzero(~absent)
@@ -75,6 +89,61 @@ def figures(sums: GroupSums | None, times: Times) -> Figures:
         null_values=null_values(trajectory, *when),
         spectrum=_ranked(found) if len(present) else {},
         projection=_projection(found, absent),
+    )
+
+
+def _of_paths(sums: GroupSums | None, times: Times, firsts: tuple[int, ...]) -> Figures:
+    """Return each path's own figures side by side, and what is known between paths."""
+    count = len(times.steps)
+    stops = [*firsts[1:], count]
+    own = [
+        figures(
+            None if sums is None else of_path(sums, firsts, number),
+            Times(times.steps[first:stop], times.elapsed[first:stop]),
+        )
+        for number, (first, stop) in enumerate(zip(firsts, stops, strict=True))
+    ]
+    absent = np.ones(count, bool) if sums is None else sums.absent
+    kept = np.zeros((count, count)) if sums is None else sums.increments
+    dots, relative_dots, squared_distances = between_paths(kept, firsts, absent)
+    if sums is not None:
+        labels = _labels(sums.digests)
+        squared_distances[(labels == labels[:, np.newaxis]) & ~np.isnan(squared_distances)] = 0.0
+    for number, (first, stop) in enumerate(zip(firsts, stops, strict=True)):
+        block = slice(first, stop), slice(first, stop)
+        dots[block] = own[number].dots
+        relative_dots[block] = own[number].relative_dots
+        squared_distances[block] = own[number].squared_distances
+    present = np.ix_(~absent, ~absent)
+    found = spectrum_between(dots[present], relative_dots[present], squared_distances[present])
+    return Figures(
+        dots=dots,
+        relative_dots=relative_dots,
+        squared_distances=squared_distances,
+        path={
+            column: np.concatenate([figures.path[column] for figures in own])
+            for column in own[0].path
+        },
+        indicators=indicators_between(
+            dots[present], relative_dots[present], found.eigenvalues["centered"]
+        ),
+        null_values=dict.fromkeys(INDICATORS, np.nan),
+        spectrum=_ranked(found) if not absent.all() else {},
+        projection=_projection(found, absent),
+        paths=tuple(own),
+    )
+
+
+def of_path(sums: GroupSums, firsts: tuple[int, ...], number: int) -> GroupSums:
+    """Return the sums over one path's own checkpoints, in its own increment basis."""
+    count = len(sums.absent)
+    rows = own_basis(firsts, count, number)
+    own = slice(firsts[number], firsts[number] + len(rows))
+    return GroupSums(
+        transformed(rows, sums.increments),
+        sums.digests[own],
+        sums.absent[own],
+        sums.rounding[own],
     )
 
 

@@ -35,7 +35,8 @@ def reduce(
     times = _times(plan)
     with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
         pending = (
-            (keys, pool.submit(figures, sums, times)) for keys, sums in group_sums(plan, result)
+            (keys, pool.submit(figures, sums, times, plan.firsts))
+            for keys, sums in group_sums(plan, result)
         )
         for batch in _batches(pending, 2 * threads):
             for keys, future in batch:

@@ -151,12 +151,12 @@ def _parquet(table: pa.Table, name: str) -> bytes:
 
 
 def _checkpoint_columns(plan: Plan) -> dict[str, Any]:
-    names = ("name", "commit", "step", "elapsed", "tokens", "stage", "bytes", "dtype")
+    names = ("name", "source", "commit", "step", "elapsed", "tokens", "stage", "bytes", "dtype")
     columns: dict[str, Any] = {
         name: [getattr(checkpoint, name) for checkpoint in plan.checkpoints] for name in names
     }
     count = len(plan.checkpoints)
-    return columns | {"k": list(range(count)), "source": [plan.source] * count}
+    return columns | {"k": list(range(count))}
 
 
 def _tensor_columns(plan: Plan) -> dict[str, Any]:

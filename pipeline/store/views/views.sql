@@ -53,7 +53,8 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     CASE WHEN s.dot IS NULL OR pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.dot / (pi.norm * pj.norm))) END AS cosine,
     s.relative_dot,
-    CASE WHEN s.dot IS NULL OR pi.displacement * pj.displacement = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
+    CASE WHEN s.dot IS NULL OR pi.displacement * pj.displacement = 0 THEN NULL
+        WHEN s.squared_distance = 0 AND ci.source = cj.source THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.relative_dot / (pi.displacement * pj.displacement)))
         END AS relative_cosine,
     sqrt(s.squared_distance) AS distance

@@ -1,0 +1,58 @@
+"""Several sources side by side, for one plan over all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pipeline.sources.base import Access, Candidate, File, Source
+
+
+class Joint:
+    """Checkpoints of several sources; each keeps to the source that it was `adopted` from."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = tuple(sources)
+        self.label = " + ".join(source.label for source in sources)
+        self.run_name = "--with--".join(source.run_name for source in sources)
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """The sum over the sources."""
+        return sum((Counter(source.requests) for source in self._sources), Counter())
+
+    @property
+    def waits(self) -> bool:
+        """True if any of the sources waits."""
+        return any(source.waits for source in self._sources)
+
+    def adopted(self, number: int, candidate: Candidate) -> Candidate:
+        """Return a candidate of the source of that number as one of this."""
+        return replace(candidate, origin=f"{number} {candidate.origin}")
+
+    def candidates(self) -> list[Candidate]:
+        return [
+            self.adopted(number, candidate)
+            for number, source in enumerate(self._sources)
+            for candidate in source.candidates()
+        ]
+
+    def whole(self) -> list[Candidate]:
+        return []
+
+    def files(self, candidate: Candidate) -> list[File]:
+        source, own = self._of(candidate)
+        return [replace(file, checkpoint=candidate) for file in source.files(own)]
+
+    def read(self, file: File, start: int, stop: int) -> bytes:
+        source, own = self._of(file.checkpoint)
+        return source.read(replace(file, checkpoint=own), start, stop)
+
+    def access(self, file: File) -> Access:
+        source, own = self._of(file.checkpoint)
+        return source.access(replace(file, checkpoint=own))
+
+    def _of(self, candidate: Candidate) -> tuple[Source, Candidate]:
+        number, _, origin = candidate.origin.partition(" ")
+        return self._sources[int(number)], replace(candidate, origin=origin)
