@@ -328,7 +328,7 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
 
     def accesses(index: int) -> Mapping[int, Access]:
         tensors = (plan.tensors[fragment.tensor] for fragment in plan.tiles[index].fragments)
-        numbers = {number for tensor in tensors for number in tensor.files}
+        numbers = {number for tensor in tensors for number in tensor.all_files()}
         return {number: source.access(plan.files[number]) for number in sorted(numbers)}
 
     if resources.executor == "local":

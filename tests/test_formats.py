@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import save as save_distributed
 
 import pipeline
+from pipeline.errors import FormatError
 from pipeline.planning.plan import Plan
 from tests.suites import trajectory
 
@@ -35,6 +39,17 @@ def sharded(state: dict[str, torch.Tensor], folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
 
 
+def gaps(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Matrices as columns of wider ones."""
+    stored = dict(state)
+    for name, value in state.items():
+        if value.ndim == 2:
+            wide = torch.randn(len(value), value.shape[1] + 7)
+            stored[name] = wide[:, 3:-4]
+            stored[name].copy_(value)
+    torch.save(stored, folder / "m.pt")
+
+
 WRITERS: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
     "safetensors": lambda state, folder: save_file(state, folder / "model.safetensors"),
     "bin": lambda state, folder: torch.save(state, folder / "pytorch_model.bin"),
@@ -51,6 +66,12 @@ WRITERS: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
     "wrapped": lambda state, folder: torch.save(
         {("module." if "step0" in str(folder) else "") + n: t for n, t in state.items()},
         folder / "model.pth",
+    ),
+    "gaps": gaps,
+    "distributed": lambda state, folder: save_distributed(
+        {"model": state, "optimizer": {"state": {"x": torch.ones(7)}}, "step": 3},
+        checkpoint_id=folder,
+        no_dist=True,
     ),
     "transposed": lambda state, folder: torch.save(
         {n: t.T.contiguous().T if t.ndim == 2 else t for n, t in state.items()}, folder / "m.pt"
@@ -95,11 +116,60 @@ def test_figures_do_not_depend_on_the_format(kind: str, expected: list, tmp_path
         assert row[-1] == pytest.approx(other[-1], rel=close, abs=1e-9 if close == 1e-6 else 0)
 
 
-def test_a_tensor_with_gaps_is_left_out_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shards_of_several_ranks(ranks: int, expected: list, tmp_path: Path) -> None:
+    """Matrices cut by rows and by columns, each rank's part in a file of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.distributed_writer",
+        str(tmp_path / "suite"),
+        str(ranks),
+    ]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(ranks)]
+    assert [process.wait(120) for process in processes] == [0] * ranks
+    assert len(list((tmp_path / "suite" / "step0" / "model_and_optim").glob("*.distcp"))) == ranks
+    found = figures(tmp_path / "suite", tmp_path / "store")
+    assert [row[:-1] for row in found] == [row[:-1] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert row[-1] == pytest.approx(other[-1], rel=0 if row[0] == "tensor" else 1e-14)
+
+
+def test_pipeline_layers_of_neox(tmp_path: Path) -> None:
+    for k in range(3):
+        folder = tmp_path / f"global_step{10 * k}"
+        folder.mkdir()
+        moved = torch.arange(64.0).view(8, 8) + k
+        files = {
+            0: {"word_embeddings.weight": moved},
+            2: {"attention.query_key_value.weight": moved, "input_layernorm.weight": moved[0]},
+            3: {"attention.query_key_value.weight": moved, "input_layernorm.weight": moved[0]},
+            5: {"norm.weight": moved[0]},
+            6: {"final_linear.weight": moved},
+        }
+        for layer, state in files.items():
+            torch.save(state, folder / f"layer_{layer:02d}-model_00-model_states.pt")
+        torch.save({"module": None, "iteration": k}, folder / "mp_rank_00_model_states.pt")
+    plan = planned(tmp_path)
+    assert {(t.name, t.role.layer, t.role.component) for t in plan.tensors} == {
+        ("word_embeddings.weight", None, "embed"),
+        ("layers.0.attention.query_key_value.weight", 0, "attn_qkv"),
+        ("layers.0.input_layernorm.weight", 0, "norm"),
+        ("layers.1.attention.query_key_value.weight", 1, "attn_qkv"),
+        ("layers.1.input_layernorm.weight", 1, "norm"),
+        ("norm.weight", None, "norm"),
+        ("final_linear.weight", None, "unembed"),
+    }
+    torch.save(files[2], folder / "layer_02-model_01-model_states.pt")
+    with pytest.raises(FormatError, match="one rank's part"):
+        planned(tmp_path)
+
+
+def test_a_tensor_of_single_elements_is_left_out_and_named(tmp_path: Path) -> None:
     for k in range(2):
         (tmp_path / f"step{k}").mkdir()
         state = weights(k)
-        state["sliced"] = state["head.weight"][:, :10]
+        state["sliced"] = state["head.weight"][:, ::2]
         state["shared"] = state["norm.weight"]
         torch.save(state, tmp_path / f"step{k}" / "model.pt")
     plan = planned(tmp_path)

@@ -12,11 +12,13 @@ CVE-2026-24747), and it reads storages, one by one.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.safetensors import MAX_RUNS
 from pipeline.errors import FormatError, quoted
 
 MAX_PICKLE_BYTES = 100_000_000
@@ -36,8 +38,9 @@ _OPCODES = frozenset(_OPCODE_NAMES.split())
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
-# What a pickle can get hold of is made of tuples: the opcode BUILD could set attributes of anything
-# else, frozen data classes included, and change what the next file is read with.
+# What a pickle can get hold of is made of tuples, and of dictionaries that take a state as their
+# entries: the opcode BUILD could set attributes of anything else, frozen data classes included, and
+# change what the next file is read with.
 
 
 class StorageType(NamedTuple):
@@ -78,6 +81,18 @@ class _Dict(dict):
 
     def __setstate__(self, state: object) -> None:
         del state
+
+
+class Record(dict):
+    """An object of some class, as what its pickle sets: attributes, or else one `state`.
+
+    Hashed by identity.
+    """
+
+    def __setstate__(self, state: object) -> None:
+        self.update(state if isinstance(state, dict) else {"state": state})
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a mapping that is a key of another one
 
 
 _STORAGES = {
@@ -133,7 +148,20 @@ def _parameter(data: Any, *_: Any) -> TensorRecord:
     return data
 
 
-_NAMES: dict[tuple[str, str], Any] = {
+def _path(*parts: Any) -> str:
+    return "/".join(map(str, parts))
+
+
+def _itself(value: Any = None) -> Any:
+    return value
+
+
+_DCP = "torch.distributed.checkpoint"
+_DCP_RECORDS = (
+    "Metadata MetadataIndex TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata"
+    " TensorProperties StorageMeta"
+)
+TENSOR_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Maker(_dict),
     ("torch", "Size"): _Maker(_size),
     ("torch._utils", "_rebuild_tensor"): _Maker(_tensor),
@@ -145,16 +173,33 @@ _NAMES: dict[tuple[str, str], Any] = {
     **{("torch", name): StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
 }
-"""Everything a pickle may name. Source: `torch/_utils.py` and `torch/storage.py` of torch 2.13."""
+"""Everything a file of tensors may name. Source: `torch/_utils.py` and `torch/storage.py` of torch
+2.13."""
+METADATA_NAMES: dict[tuple[str, str], Any] = {
+    ("torch", "Size"): _Maker(_size),
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    **{(f"{_DCP}.metadata", name): Record for name in _DCP_RECORDS.split()},
+    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"): _Maker(_itself),
+    (f"{_DCP}.filesystem", "_StorageInfo"): Record,
+    ("torch.serialization", "_get_layout"): _Maker(_itself),
+    ("pathlib", "PosixPath"): _Maker(_path),
+    ("pathlib._local", "PosixPath"): _Maker(_path),
+}
+"""Everything the metadata of a distributed checkpoint may name. Source:
+`torch/distributed/checkpoint/metadata.py` of torch 2.13, and what it pickles."""
 
-_NESTED_UNDER = ("model", "state_dict", "model_state_dict", "module")
+NESTED_UNDER = ("model", "state_dict", "model_state_dict", "module")
 _MOST_NESTED = 3
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, names: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(stream)
+        self._names = names
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _NAMES[module, name]
+            return self._names[module, name]
         except KeyError:
             raise _Refused(f"{module}.{name}") from None
 
@@ -174,8 +219,13 @@ class _Refused(Exception):
     """A pickle names something that is not on the list."""
 
 
-def load(stream: io.BytesIO, where: str) -> Any:
+def load(
+    stream: io.BytesIO, where: str, names: Mapping[tuple[str, str], Any] = TENSOR_NAMES
+) -> Any:
     """Return the next pickle of a stream, as plain containers and records.
+
+    Args:
+        names: all that it may name.
 
     Raises:
         FormatError: it names anything but tensors and their containers, or is malformed.
@@ -190,7 +240,7 @@ def load(stream: io.BytesIO, where: str) -> Any:
                 raise ValueError(f"a memo of {argument:,} entries")
         stop = stream.tell()
         stream.seek(start)
-        found = _Unpickler(stream).load()
+        found = _Unpickler(stream, names).load()
         stream.seek(stop)
         return found
     except _Refused as error:
@@ -218,7 +268,7 @@ def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
             if isinstance(name, str) and isinstance(value, TensorRecord)
         }
         nested = next(
-            (found[key] for key in _NESTED_UNDER if isinstance(found.get(key), Mapping)), None
+            (found[key] for key in NESTED_UNDER if isinstance(found.get(key), Mapping)), None
         )
         if nested is None:
             if tensors:
@@ -237,6 +287,25 @@ def extent(record: TensorRecord) -> int:
         return 0
     steps = zip(record.shape, record.strides, strict=True)
     return 1 + sum((length - 1) * stride for length, stride in steps)
+
+
+def runs(record: TensorRecord) -> list[tuple[int, int]] | None:
+    """Return where a tensor with gaps or repetitions lies: (first element, offset) of each run.
+
+    A run is what lies side by side; offsets count elements from the tensor's first. None if that
+    would be single elements, or more runs than MAX_RUNS.
+    """
+    length, dimension = 1, len(record.shape)
+    while dimension and record.strides[dimension - 1] == length:
+        dimension -= 1
+        length *= record.shape[dimension]
+    count = math.prod(record.shape[:dimension])
+    if length == 1 or count > MAX_RUNS:
+        return None
+    offsets = [0]
+    for size, stride in zip(record.shape[:dimension], record.strides[:dimension], strict=True):
+        offsets = [offset + n * stride for offset in offsets for n in range(size)]
+    return [(number * length, offset) for number, offset in enumerate(offsets)]
 
 
 def storage_order(record: TensorRecord) -> tuple[int, ...] | None:

@@ -36,7 +36,7 @@ _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("norm", r"[^.]*(?:[nN]orm|ln_[^.]*|ln|bn)\d*\.(?:weight|bias)$"),
         ("position", r"wpe\.|[^.]*position(?:al)?_embeddings?|embed_positions|pos_embed"),
         ("embed", r"wte\.|shared\.|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
-        ("unembed", r"(?:lm_head|embed_out|classifier|score|heads?|fc)\.|cls\.predictions\.|transformer\.ff_out\."),
+        ("unembed", r"(?:lm_head|embed_out|final_linear|classifier|score|heads?|fc)\.|cls\.predictions\.|transformer\.ff_out\."),
         ("cross_q", r"(?:encoder_attn|crossattention|cross_attn)\.(?:q_proj|query|q)\."),
         ("cross_k", r"(?:encoder_attn|crossattention|cross_attn)\.(?:k_proj|key|k)\."),
         ("cross_v", r"(?:encoder_attn|crossattention|cross_attn)\.(?:v_proj|value|v)\."),

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.errors import FormatError, quoted
@@ -28,6 +28,21 @@ Read = Callable[[int, int], bytes]
 """Gives the bytes [start, stop) of a file."""
 
 
+MAX_RUNS = 1 << 20
+"""Of one tensor in one checkpoint: 100 MB of records; a vocabulary cut by columns has 250,000."""
+
+
+class Run(NamedTuple):
+    """Elements of a tensor that lie side by side, up to the next run."""
+
+    first: int
+    """Index of its first element in the tensor."""
+    file: int
+    """Which file it lies in, counted from the file that the tensor is listed with."""
+    start: int
+    """Absolute offset of its first byte."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor lies in its file."""
@@ -40,7 +55,9 @@ class StoredTensor:
     """Absolute offset one past the last byte."""
     order: tuple[int, ...] = ()
     """Dimensions by descending stride where that is not their order: a transposed tensor. (-1,)
-    where the elements do not lie side by side at all. Empty for a plain tensor."""
+    where hardly any two elements lie side by side. Empty for a plain tensor."""
+    runs: tuple[Run, ...] = ()
+    """Where it lies if not in one piece: a slice of a larger tensor, or chunks of several files."""
 
     @property
     def numel(self) -> int:

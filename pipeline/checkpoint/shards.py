@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable
 
+from pipeline.checkpoint.distributed import METADATA, SUFFIX
 from pipeline.checkpoint.safetensors import Read, StoredTensor, read_header
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError, quoted
@@ -20,6 +21,9 @@ _PREFERRED = (
 _NUMBERED = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.safetensors|\.bin)"
 )
+# GPT-NeoX's pipeline: layer 0 embeds, 1 has no weights, 2 is the first transformer layer.
+_OF_LAYER = re.compile(r"layer_(?P<layer>\d{2,4})-model_\d\d-model_states\.pt")
+_IN_A_LAYER = ("attention.", "mlp.", "input_layernorm.", "post_attention_layernorm.")
 # What trainers write beside the weights. Sources: transformers' Trainer (optimizer.pt, scheduler.pt,
 # scaler.pt, rng_state.pth, training_args.bin), DeepSpeed (…_optim_states.pt).
 _NOT_WEIGHTS = re.compile(
@@ -30,7 +34,14 @@ _NOT_WEIGHTS = re.compile(
 
 def holds_weights(paths: Iterable[str]) -> bool:
     """Return whether a listing has anything that may be a weight file, or an index of some."""
-    return any(_may_be_weights(path) or path.endswith(".index.json") for path in paths)
+    return any(
+        _may_be_weights(path) or path.endswith(".index.json") or _name(path) == METADATA
+        for path in paths
+    )
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _may_be_weights(path: str) -> bool:
@@ -44,7 +55,8 @@ def weight_files(
 
     The order of preference is that of transformers: `model.safetensors`, then the shards of its
     index, then the same of `pytorch_model.bin`; then one set of `…-00001-of-0000N.safetensors` or
-    `.bin`; then a weight file that stands alone. Files in sub-folders belong to something else.
+    `.bin`; then NeoX's file for each layer; then a distributed checkpoint, its metadata first; then
+    a weight file that stands alone. Files in sub-folders belong to something else.
 
     Args:
         paths: names of all files of the checkpoint, relative to it.
@@ -74,6 +86,18 @@ def weight_files(
         named = tuple(f"{stem}-{i:05d}-of-{total:05d}{suffix}" for i in range(1, total + 1))
         _require(named, paths, f"one of {total}", where)
         return named
+    if layers := [path for path in files if _OF_LAYER.fullmatch(path)]:
+        split = next((path for path in layers if "-model_00-" not in path), None)
+        if split is not None:
+            raise FormatError(
+                f"{where}: {quoted(split)} is one rank's part of tensors that are split by rank",
+                "convert the checkpoint to one part: tensor-parallel shards cannot be told apart",
+            )
+        return tuple(layers)
+    if metadata := [path for path in paths if _name(path) == METADATA]:
+        folder = metadata[0].removesuffix(METADATA)
+        chunks = (p for p in paths if p.startswith(folder) and p.endswith(SUFFIX))
+        return (metadata[0], *sorted(chunks))
     if len(files) > 1:
         raise FormatError(
             f"{where}: expected one set of weights, found {len(files)} files with no index: "
@@ -113,4 +137,11 @@ def read_tensors(read: Read, size: int, path: str, where: str) -> dict[str, Stor
         FormatError: the file is not what its name says.
     """
     reader = read_header if path.endswith(".safetensors") else read_torch_file
-    return reader(read, size, where)
+    found = reader(read, size, where)
+    if match := _OF_LAYER.fullmatch(path):
+        prefix = f"layers.{int(match['layer']) - 2}."
+        return {
+            prefix + name if name.startswith(_IN_A_LAYER) else name: place
+            for name, place in found.items()
+        }
+    return found

@@ -20,10 +20,11 @@ from pipeline.checkpoint.pickles import (
     TensorRecord,
     extent,
     load,
+    runs,
     state_dict,
     storage_order,
 )
-from pipeline.checkpoint.safetensors import Read, StoredTensor
+from pipeline.checkpoint.safetensors import Read, Run, StoredTensor
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 _BLOCK_BYTES = 1 << 16  # one read: a tail of 64 KiB holds the directory of some 600 storages
@@ -56,6 +57,19 @@ def read_torch_file(read: Read, size: int, where: str) -> dict[str, StoredTensor
         f"{where}: expected a file of torch.save, found one that begins with {quoted(head)}",
         "the file is damaged, or of another format",
     )
+
+
+def read_torch_chunk(read: Read, size: int, where: str) -> StoredTensor:
+    """Return the one tensor of a file that `torch.save` wrote of it alone.
+
+    Raises:
+        FormatError: as for `read_torch_file`.
+    """
+    program, place = _archive(_RangeFile(read, size), where)
+    record = load(io.BytesIO(program), where)
+    if not isinstance(record, TensorRecord):
+        raise FormatError(f"{where}: expected one tensor, found {quoted(record)}")
+    return _placed("", record, place, where)
 
 
 class _RangeFile(io.RawIOBase):
@@ -104,7 +118,17 @@ class _RangeFile(io.RawIOBase):
         return data
 
 
+_Place = Callable[[Storage], tuple[int, int]]
+
+
 def _of_zip(remote: _RangeFile, where: str) -> dict[str, StoredTensor]:
+    program, place = _archive(remote, where)
+    records = state_dict(load(io.BytesIO(program), where), where)
+    return {name: _placed(name, record, place, where) for name, record in records.items()}
+
+
+def _archive(remote: _RangeFile, where: str) -> tuple[bytes, _Place]:
+    """Return an archive's pickle, and what tells where a storage's bytes begin and end."""
     try:
         archive = zipfile.ZipFile(remote)
         entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
@@ -127,7 +151,6 @@ def _of_zip(remote: _RangeFile, where: str) -> dict[str, StoredTensor]:
             f"{where}: not an archive of torch.save: {quoted(error, 120)}",
             "the file is truncated or damaged: fetch it again, or leave the checkpoint out",
         ) from None
-    records = state_dict(load(io.BytesIO(program), where), where)
 
     def place(storage: Storage) -> tuple[int, int]:
         found = begins.get(f"{prefix}data/{storage.key}")
@@ -135,7 +158,7 @@ def _of_zip(remote: _RangeFile, where: str) -> dict[str, StoredTensor]:
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
         return found
 
-    return {name: _placed(name, record, place, where) for name, record in records.items()}
+    return program, place
 
 
 def _data_starts(entries: list[zipfile.ZipInfo], directory: int) -> dict[str, tuple[int, int]]:
@@ -216,9 +239,7 @@ def _of_legacy(remote: _RangeFile, size: int, where: str) -> dict[str, StoredTen
     return {name: _placed(name, record, place, where) for name, record in records.items()}
 
 
-def _placed(
-    name: str, record: TensorRecord, place: Callable[[Storage], tuple[int, int]], where: str
-) -> StoredTensor:
+def _placed(name: str, record: TensorRecord, place: _Place, where: str) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
     begin, end = place(record.storage)
     itemsize = DTYPES[record.dtype].itemsize
@@ -230,8 +251,11 @@ def _placed(
             f" found it to end at {stop - begin:,}"
         )
     order = storage_order(record)
-    if order is None:
-        order = (-1,)
-    elif order == tuple(sorted(order)):
-        order = ()
-    return StoredTensor(record.dtype, record.shape, start, stop, order)
+    if order is not None:
+        order = () if order == tuple(sorted(order)) else order
+        return StoredTensor(record.dtype, record.shape, start, stop, order)
+    found = runs(record)
+    if found is None:
+        return StoredTensor(record.dtype, record.shape, start, stop, (-1,))
+    places = tuple(Run(first, 0, start + offset * itemsize) for first, offset in found)
+    return StoredTensor(record.dtype, record.shape, start, stop, (), places)

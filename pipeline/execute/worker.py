@@ -116,8 +116,7 @@ class Worker:
                 there = block[row, span.column : span.column + span.stop - span.start]
                 wanted.setdefault((span.file, span.start, span.stop), []).append(there)
         reads = [
-            (accesses[file], start, places[0].data)
-            for (file, start, _), places in wanted.items()
+            (accesses[file], start, places[0].data) for (file, start, _), places in wanted.items()
         ]
 
         def read(access: Access, start: int, buffer: memoryview) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role, roles
-from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents
 from pipeline.planning.learnt import Learnt
@@ -37,6 +39,30 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
+    scattered: Mapping[int, tuple[Run, ...]] = field(default_factory=dict)
+    """Checkpoints where it does not lie in one piece; runs give indexes into the plan's files."""
+
+    def all_files(self) -> set[int]:
+        """Return the files that any of its elements lie in."""
+        return {*self.files, *(run.file for runs in self.scattered.values() for run in runs)}
+
+    def pieces(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (file, first byte, byte past the last, elements from `first`) of [first, stop)."""
+        size = DTYPES[self.dtypes[k]].itemsize
+        runs = self.scattered.get(k)
+        if runs is None:
+            start = self.starts[k]
+            yield self.files[k], start + first * size, start + stop * size, 0
+            return
+        number = bisect.bisect_right(runs, first, key=lambda run: run.first) - 1
+        reached = first
+        while reached < stop:
+            run = runs[number]
+            number += 1
+            end = min(stop, runs[number].first if number < len(runs) else self.numel)
+            start = run.start + (reached - run.first) * size
+            yield run.file, start, start + (end - reached) * size, reached - first
+            reached = end
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +136,11 @@ def align(
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
+                scattered={
+                    k: tuple(run._replace(file=numbers[k][file + run.file]) for run in place.runs)
+                    for k, (file, place) in enumerate(present)
+                    if place.runs
+                },
             )
         )
     if not tensors:
@@ -176,7 +207,7 @@ def _reason(
         return f"absent from {len(absent)} checkpoints, first {absent[0].candidate.name}"
     orders = {found[1].order for found in stored if found is not None}
     if (-1,) in orders:
-        return "its elements do not lie side by side (a slice or an expanded tensor)"
+        return "its elements do not lie side by side (a slice of columns, or an expanded tensor)"
     if len(orders) > 1 and len(shapes) == 1:
         return "stored transposed in some checkpoints and not in others"
     if len(shapes) > 1:

@@ -9,7 +9,8 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.distributed import METADATA, read_distributed
+from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, quoted
 from pipeline.planning.learnt import Learnt
@@ -50,6 +51,10 @@ def read_contents(source: Source, checkpoint: Selected, learnt: Learnt) -> Conte
             "leave this checkpoint out with --revisions or --steps",
         )
     files = tuple(listing[name] for name in names)
+    if names[0].endswith(METADATA):
+        return Contents(
+            files, _distributed(source, files, learnt, where), listing.get("config.json")
+        )
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, file in enumerate(files):
         header = _tensors(source, file, learnt)
@@ -59,6 +64,25 @@ def read_contents(source: Source, checkpoint: Selected, learnt: Learnt) -> Conte
                 raise FormatError(f"{file.where}: tensor {quoted(name)} is also in {quoted(other)}")
             tensors[name] = (index, place)
     return Contents(files, tensors, listing.get("config.json"))
+
+
+def _distributed(
+    source: Source, files: tuple[File, ...], learnt: Learnt, where: str
+) -> dict[str, tuple[int, StoredTensor]]:
+    versioned = files[0].checkpoint.commit is not None
+    key = "distributed " + " ".join(file.identity for file in files) if versioned else None
+    found = _known_tensors(key, learnt)
+    if found is None:
+        if files[0].size > MAX_TEXT_BYTES:
+            raise FormatError(f"{files[0].where}: {files[0].size:,} bytes are too many")
+        found = read_distributed(
+            source.read(files[0], 0, files[0].size),
+            [(file.path, file.size) for file in files],
+            lambda number, start, stop: source.read(files[number], start, stop),
+            where,
+        )
+        _learn_tensors(key, found, learnt)
+    return {name: (0, place) for name, place in found.items()}
 
 
 def read_config(source: Source, file: File | None, learnt: Learnt) -> dict:
@@ -87,19 +111,31 @@ def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
 def _tensors(source: Source, file: File, learnt: Learnt) -> dict[str, StoredTensor]:
     """Return a file's tensors; of a commit they are known by the content's hash."""
     key = f"tensors {file.identity}" if file.checkpoint.commit is not None else None
-    known = learnt.get(key) if key else None
-    if known is not None:
-        return {
-            name: StoredTensor(dtype, tuple(shape), start, stop, tuple(order))
-            for name, dtype, shape, start, stop, order in known
-        }
-    found = read_tensors(
-        lambda start, stop: source.read(file, start, stop), file.size, file.path, file.where
-    )
-    if key:
-        rows = ((n, t.dtype, t.shape, t.start, t.stop, t.order) for n, t in found.items())
-        learnt.put(key, list(rows))
+    found = _known_tensors(key, learnt)
+    if found is None:
+        found = read_tensors(
+            lambda start, stop: source.read(file, start, stop), file.size, file.path, file.where
+        )
+        _learn_tensors(key, found, learnt)
     return found
+
+
+def _known_tensors(key: str | None, learnt: Learnt) -> dict[str, StoredTensor] | None:
+    known = learnt.get(key) if key else None
+    if known is None:
+        return None
+    return {
+        name: StoredTensor(
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Run(*run) for run in runs)
+        )
+        for name, dtype, shape, start, stop, order, runs in known
+    }
+
+
+def _learn_tensors(key: str | None, found: dict[str, StoredTensor], learnt: Learnt) -> None:
+    if key:
+        rows = ((n, t.dtype, t.shape, t.start, t.stop, t.order, t.runs) for n, t in found.items())
+        learnt.put(key, list(rows))
 
 
 def _text(source: Source, file: File, learnt: Learnt) -> bytes:

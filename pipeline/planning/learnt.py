@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is kept changes its form."""
 
 

@@ -83,7 +83,13 @@ class Plan:
         for path, (first, stop) in zip(self.paths, bounds, strict=True):
             own = slice(first, stop)
             tensors = tuple(
-                replace(t, dtypes=t.dtypes[own], files=t.files[own], starts=t.starts[own])
+                replace(
+                    t,
+                    dtypes=t.dtypes[own],
+                    files=t.files[own],
+                    starts=t.starts[own],
+                    scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
+                )
                 for t in self.tensors
             )
             found.append(
@@ -271,6 +277,7 @@ def _digest(
             (part.label, part.head, part.period, part.start, part.stop) for part in tensor.parts
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
+        add(list(tensor.scattered.items()))
     for tile in tiles:
         add(tile.name)
     return digest.hexdigest()[:32]

@@ -82,19 +82,18 @@ def spans(piece: Slice, tensors: Sequence[AlignedTensor], row: int) -> list[Span
     for placed in piece.placed:
         tensor, fragment = tensors[placed.fragment.tensor], placed.fragment
         size = DTYPES[tensor.dtypes[row]].itemsize
-        start = tensor.starts[row] + fragment.first * size
-        stop = tensor.starts[row] + fragment.stop * size
-        span = Span(tensor.files[row], start, stop, row, placed.column)
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and last.file == span.file
-            and last.stop == span.start
-            and last.column + last.stop - last.start == span.column
-        ):
-            found[-1] = Span(last.file, last.start, span.stop, row, last.column)
-        else:
-            found.append(span)
+        for file, start, stop, elements in tensor.pieces(row, fragment.first, fragment.stop):
+            column = placed.column + elements * size
+            last = found[-1] if found else None
+            if (
+                last is not None
+                and last.file == file
+                and last.stop == start
+                and last.column + last.stop - last.start == column
+            ):
+                found[-1] = Span(last.file, last.start, stop, row, last.column)
+            else:
+                found.append(Span(file, start, stop, row, column))
     return found
 
 

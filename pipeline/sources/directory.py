@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.checkpoint.distributed import FOLDERS, METADATA
 from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError
 from pipeline.sources.base import Candidate, File
@@ -86,8 +87,9 @@ class Directory:
         path = self._root if candidate.folder == "." else self._root / candidate.name
         try:
             if path.is_dir():
-                found = (entry for entry in path.iterdir() if entry.is_file())
-                return [self._file(candidate, entry, entry.name) for entry in found]
+                folders = [path, *(path / name for name in FOLDERS if (path / name).is_dir())]
+                found = (e for folder in folders for e in folder.iterdir() if e.is_file())
+                return [self._file(candidate, e, str(e.relative_to(path))) for e in found]
             # a bare weight file is a checkpoint of one file, whatever it is called
             return [self._file(candidate, path, f"weights{path.suffix}")]
         except OSError as error:
@@ -110,6 +112,8 @@ class Directory:
 
 def _holds_weights(folder: Path) -> bool:
     try:
-        return holds_weights(entry.name for entry in folder.iterdir())
+        return holds_weights(entry.name for entry in folder.iterdir()) or any(
+            (folder / name / METADATA).is_file() for name in FOLDERS
+        )
     except OSError as error:
         raise SourceNotFound(f"{folder}: {error.strerror}", "check its permissions") from None

@@ -96,7 +96,12 @@ def test_integers_and_odd_strides_are_seen_as_such(kind: str) -> None:
     )
     assert found["mask"].dtype == "U8"
     assert found["transposed"].order == (1, 2, 0)
-    assert found["gaps"].order == found["repeated"].order == (-1,)
+    assert found["gaps"].order == ()
+    begin = found["gaps"].start
+    assert [(run.first, run.start - begin) for run in found["gaps"].runs] == [
+        (2 * row, 16 * row) for row in range(6)
+    ]
+    assert found["repeated"].order == (-1,)
 
 
 @pytest.mark.parametrize("kind", KINDS)
