@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import pipeline
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from tests.hub import Hub
@@ -35,6 +37,7 @@ def network(name: str, **settings: Any) -> tuple[State, dict]:
         kind = "GPT2LMHeadModel"
     model = getattr(transformers, kind)(config)
     described = json.loads(config.to_json_string(use_diff=False))
+    described["architectures"] = [kind]
     return {n: t.detach().clone() for n, t in model.state_dict().items()}, described
 
 
@@ -68,6 +71,23 @@ def bloom() -> tuple[State, dict]:
     state, config = network("Bloom", **settings)
     del state["lm_head.weight"]  # tied; the files are of the bare model
     return {n.removeprefix("transformer."): t.half() for n, t in state.items()}, config
+
+
+def olmoe() -> tuple[State, dict]:
+    """In memory experts are one tensor; in files, as transformers saves them, each is its own."""
+    import transformers
+
+    config = transformers.OlmoeConfig(**LLAMA, num_experts=3)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.OlmoeForCausalLM(config).save_pretrained(folder)
+        described = json.loads((Path(folder) / "config.json").read_text())
+        return load_file(Path(folder) / "model.safetensors"), described
+
+
+def crystal() -> tuple[State, dict]:
+    """Code of its own, after GPT-2: how its projection is laid out is not known here."""
+    state, config = gpt2()
+    return state, config | {"model_type": "crystalcoder", "architectures": ["CrystalCoder"]}
 
 
 def olmo_native() -> tuple[State, dict]:
@@ -132,6 +152,7 @@ class Suite:
 
 FUSED = {"attn_q", "attn_k", "attn_v", "attn_out", "mlp_up", "mlp_down", "norm", "embed"}
 LLAMA_PARTS = FUSED | {"mlp_gate", "unembed"}
+WHOLE_QKV = FUSED - {"attn_q", "attn_k", "attn_v"} | {"attn_qkv"}
 B = 1e9
 
 SUITES: dict[str, Suite] = {
@@ -229,7 +250,19 @@ SUITES: dict[str, Suite] = {
         {"CrystalCoder_phase1_checkpoint_055500": (1, 55_500, None),
          "CrystalCoder_phase2_checkpoint_020000": (2, 20_000, None),
          "CrystalCoder_phase2_checkpoint_220000": (2, 220_000, None)},
-        lambda: network("Llama", **LLAMA), one_bin, LLAMA_PARTS,
+        crystal, one_bin, WHOLE_QKV | {"position"},
+        {"buffer: causal mask", "buffer: value of masked positions",
+         "tied to transformer.wte.weight"},
+    ),
+    "k2": Suite(
+        "branches",
+        {f"ckpt_{n:03d}": (None, n, None) for n in (1, 60, 360)},
+        lambda: network("Llama", **LLAMA), shards, LLAMA_PARTS,
+    ),
+    "olmoe": Suite(
+        "branches",
+        {f"step{s}-tokens{t}B": (None, s, t * B) for s, t in ((5000, 20), (10_000, 41))},
+        olmoe, shards, LLAMA_PARTS | {"router"},
     ),
     "trainer": Suite(
         "directory",
@@ -239,8 +272,7 @@ SUITES: dict[str, Suite] = {
     "deepspeed": Suite(
         "directory",
         {f"global_step{s}": (None, s, None) for s in (5, 50, 100)},
-        neox, deepspeed, {c for c in FUSED if c not in ("attn_q", "attn_k", "attn_v")}
-        | {"attn_qkv", "unembed"},
+        neox, deepspeed, WHOLE_QKV | {"unembed"},
         {"buffer: causal mask", "buffer: value of masked positions", "buffer: rotary frequencies"},
     ),
     "folders-of-one-repository": Suite(
@@ -330,3 +362,100 @@ def _costs_little(suite: Suite, plan: Plan, hub: Hub) -> None:
         files = len(plan.files) + len(plan.checkpoints) + 1  # an index each, one config
         assert hub.count("resolve_head") <= files
         assert hub.count("cdn") <= 3 * files
+
+
+HELD = [name for name in SUITES if name not in ("olmo-1-native", "crystal", "deepspeed")]
+"""Suites whose network transformers has, and whose files say which it is."""
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_queries_keys_values_and_heads_are_the_networks_own(
+    name: str, served_hub: Hub, tmp_path: Path
+) -> None:
+    suite, store = SUITES[name], tmp_path / "store"
+    source = expose(suite, name, served_hub, tmp_path)
+    pipeline.analyze(source, str(store), run="r", executor="local", by_head=True)
+    stored = pipeline.open_store(str(store))
+    with torch.no_grad():
+        slices = [own_slices(tmp_path / "suite" / checkpoint) for checkpoint in suite.checkpoints]
+    i, j = 0, len(slices) - 1
+    for label in ("q", "k", "v"):
+        first, last = slices[i][label], slices[j][label]
+        where = f"component = 'attn_{label}' AND layer = 1 AND i = {i} AND j = {j}"
+        (dot,) = _one(
+            stored, f"SELECT dot FROM similarity WHERE scope = 'layer_component' AND {where}"
+        )
+        assert dot == pytest.approx(float((first * last).sum()), rel=1e-6)
+        (dot,) = _one(
+            stored,
+            f"SELECT dot FROM similarity WHERE scope = 'head' AND head = 1 AND {where}"
+            " AND NOT contains(tensor, 'bias')",
+        )
+        weights = first[1, :, :-1] * last[1, :, :-1]  # the last column is the bias
+        assert dot == pytest.approx(float(weights.sum()), rel=1e-6)
+
+
+def _one(store: Any, query: str) -> tuple:
+    (row,) = store.sql(query).fetchall()
+    return row
+
+
+def own_slices(folder: Path) -> dict[str, torch.Tensor]:
+    """Return (heads, width, inputs + 1) weights and biases of the second layer's q, k and v.
+
+    They are what the network's own attention makes of one input at a time, none for the bias,
+    at position 0, where rotary embeddings turn nothing.
+    """
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    model = getattr(transformers, config["architectures"][0])(
+        transformers.AutoConfig.for_model(**config)
+    ).double()
+    state: State = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            state |= load_file(file)
+        elif file.name == "pytorch_model.bin":
+            state |= torch.load(file, weights_only=True)
+    own = model.state_dict()
+    prefix = "" if any(n in own for n in state) else "transformer."
+    known = {prefix + n: t.double() for n, t in state.items() if prefix + n in own}
+    missing, _ = model.load_state_dict(known, strict=False)
+    assert not any("attn" in n or "attention" in n for n in missing), missing
+    attention = [m for m in model.modules() if type(m).__name__.endswith("Attention")][-1]
+    inner = [m for m in attention.modules() if type(m).__name__.endswith("SelfAttention")]
+    return _probed(
+        inner[-1] if inner else attention,
+        config["hidden_size"] if "hidden_size" in config else config["n_embd"],
+    )
+
+
+def _probed(attention: Any, inputs: int) -> dict[str, torch.Tensor]:
+    hidden = torch.cat((torch.eye(inputs), torch.zeros(1, inputs))).double()[:, None, :]
+    seen: list[torch.Tensor] = []
+
+    def probe(module: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        del module
+        seen.extend((q, k, v))
+        return torch.zeros_like(q).transpose(1, 2), None
+
+    if hasattr(attention, "_reshape"):  # BLOOM computes its attention itself
+        seen.extend(attention._reshape(attention.query_key_value(hidden)))
+    else:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register("probe", probe)
+        attention.config._attn_implementation = "probe"
+        for norm in ("q_norm", "k_norm"):  # not linear; which weights make a head is the same
+            if hasattr(attention, norm):
+                setattr(attention, norm, torch.nn.Identity())
+        width = getattr(attention, "head_dim", None) or getattr(attention, "head_size", inputs)
+        turns = torch.ones(len(hidden), 1, width).double()
+        more: dict[str, Any] = {"position_embeddings": (turns, torch.zeros_like(turns))}
+        attention(hidden, attention_mask=None, **more)
+    found = {}
+    for label, values in zip("qkv", seen, strict=True):
+        each = values[:, :, 0].permute(1, 2, 0)  # (heads, width, inputs + 1)
+        found[label] = torch.cat((each[..., :-1] - each[..., -1:], each[..., -1:]), dim=-1)
+    return found

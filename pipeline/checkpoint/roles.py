@@ -53,9 +53,9 @@ _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("attn_v", r"(?:v_proj|value|wv|v_lin)\."),
         ("attn_out", r"(?:o_proj|wo|attn_out|out_lin)\.|(?:self_)?att(?:entio)?n\.(?:out_proj|c_proj|dense|proj|output\.dense)\."),
         ("router", r"(?:mlp|block_sparse_moe)\.gate\.|router\."),
-        ("mlp_gate", r"(?:gate_proj|w1|ff_gate)\."),
-        ("mlp_up", r"(?:gate_up_proj|ff_proj|up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|lin1)\.|intermediate\.dense\."),
-        ("mlp_down", r"(?:down_proj|w2|fc2|fc_out|dense_4h_to_h|lin2)\.|mlp\.c_proj\.|\d+\.(?:ff_out|output\.dense)\."),
+        ("mlp_gate", r"(?:gate_proj|w1|ff_gate)\.|experts\.mlp\.w1$"),
+        ("mlp_up", r"experts\.gate_up_proj|experts\.mlp\.v1$|(?:gate_up_proj|ff_proj|up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|lin1)\.|intermediate\.dense\."),
+        ("mlp_down", r"experts\.down_proj|experts\.mlp\.w2$|(?:down_proj|w2|fc2|fc_out|dense_4h_to_h|lin2)\.|mlp\.c_proj\.|\d+\.(?:ff_out|output\.dense)\."),
         ("conv", r"conv\d*[a-z]?\."),
     )
 )  # fmt: skip
@@ -97,6 +97,8 @@ class Part:
     stop: int
     head: int | None = None
     """Number of the attention head, where a part is one head's."""
+    expert: int | None = None
+    """Number of the expert, where a part is one expert's."""
 
 
 def role(name: str) -> Role:
@@ -206,6 +208,10 @@ _MLP: dict[str, tuple[str, str]] = {
     "glm4": ("gate", "up"),
     "hf_olmo": ("up", "gate"),
 }
+# All experts of a layer in one tensor: (experts, …) by transformers 5, or experts' rows one after
+# the other by DBRX.
+_EXPERTS = re.compile(r"(?:^|\.)experts\.(?:gate_up_proj|down_proj|mlp\.(?:w1|v1|w2))(?:_bias)?$")
+_MOST_EXPERTS = 4096  # far above any network; a part each must not be what a shape of a file says
 _GATE_UP = re.compile(r"(?:^|\.)(?:gate_up_proj|ff_proj)\.")
 
 
@@ -217,6 +223,8 @@ def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
     """
     component, numel = role(name).component, math.prod(shape)
     whole = (Part("", component, numel, 0, numel),)
+    if _EXPERTS.search(name):
+        return _by_expert(component, shape, config) or whole
     model = config.get("model_type")
     if not isinstance(model, str):
         return whole
@@ -241,6 +249,26 @@ def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
         found.append(Part(label, f"{prefix}_{label}", period, start, stop))
         start = stop
     return tuple(found)
+
+
+def _by_expert(component: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
+    """Return a part for each expert of a tensor of all, or nothing if their number is not known.
+
+    What `gate_up_proj` holds of one expert stays together: it is interleaved in some networks and
+    not in others.
+    """
+    settings = config.get("ffn_config")
+    settings = settings if isinstance(settings, dict) else {}
+    count = settings.get("moe_num_experts")
+    if len(shape) == 3:
+        count = shape[0]
+    numel = math.prod(shape)
+    if type(count) is not int or not 0 < count <= _MOST_EXPERTS or shape[0] % count:
+        return ()
+    each = numel // count
+    return tuple(
+        Part("", component, numel, n * each, (n + 1) * each, expert=n) for n in range(count)
+    )
 
 
 def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ...]:

@@ -274,7 +274,8 @@ def _digest(
         add([file.path, file.size, file.identity])
     for tensor in alignment.tensors:
         parts = [
-            (part.label, part.head, part.period, part.start, part.stop) for part in tensor.parts
+            (part.label, part.head, part.expert, part.period, part.start, part.stop)
+            for part in tensor.parts
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))

@@ -65,7 +65,8 @@ def _keys(tensor: AlignedTensor, number: int) -> Iterator[Key]:
     if role.layer is not None:
         yield Key("layer_component", role.stack, role.layer, part.component)
     name = f"{tensor.name}[{part.label}]" if part.label else tensor.name
-    own = Key("tensor", role.stack, role.layer, part.component, name, expert=role.expert)
+    expert = role.expert if part.expert is None else part.expert
+    own = Key("tensor", role.stack, role.layer, part.component, name, expert=expert)
     yield own
     if part.head is not None:
         yield replace(own, scope="head", head=part.head)
@@ -80,4 +81,5 @@ def sort_key(key: Key) -> tuple:
         key.component or "",
         key.tensor or "",
         -1 if key.head is None else key.head,
+        -1 if key.expert is None else key.expert,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -204,3 +205,31 @@ def test_any_name_is_read_into_what_the_tables_hold(name: str) -> None:
     for entry in roles({name: (2,), f"{name}.1.weight": (2,)}).values():
         assert entry.layer is None or 0 <= entry.layer < 2**31
         assert entry.expert is None or 0 <= entry.expert < 2**31
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "component"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", (4, 6, 10), {}, "mlp_up"),
+        ("model.layers.0.mlp.experts.down_proj_bias", (4, 6), {}, "mlp_down"),
+        ("model.layers.0.mlp.experts.down_proj", (4, 5, 6), {}, "mlp_down"),
+        ("h.blocks.1.ffn.experts.mlp.w1", (12, 7), {"moe_num_experts": 4}, "mlp_gate"),
+        ("h.blocks.1.ffn.experts.mlp.v1", (12, 7), {"moe_num_experts": 4}, "mlp_up"),
+        ("h.blocks.1.ffn.experts.mlp.w2", (12, 7), {"moe_num_experts": 5}, "mlp_down"),
+    ],
+)
+def test_experts_in_one_tensor(
+    name: str, shape: tuple[int, ...], config: dict, component: str
+) -> None:
+    """Each is a run of rows; a tensor whose number of experts is not known stays whole."""
+    found = parts(name, shape, {"ffn_config": config})
+    values = np.arange(math.prod(shape)).reshape(shape)
+    assert {part.component for part in found} == {component}
+    if len(found) == 1:
+        assert found[0].expert is None
+        return
+    assert [part.expert for part in found] == [0, 1, 2, 3]
+    experts = values.reshape(4, -1) if len(shape) == 2 else values
+    for part in found:
+        assert part.period == values.size
+        assert list(range(part.start, part.stop)) == experts[part.expert].reshape(-1).tolist()
