@@ -86,10 +86,14 @@ def read_distributed(
         return number, begin + place.start
 
     try:
-        return {
-            name: _tensor(entry, partial(chunk_start, key), f"{where}: {quoted(name)}")
-            for name, (key, entry) in tensors.items()
-        }
+        placed: dict[str, StoredTensor] = {}
+        left = MAX_RUNS
+        for name, (key, entry) in tensors.items():
+            placed[name] = _tensor(
+                entry, partial(chunk_start, key), f"{where}: {quoted(name)}", left
+            )
+            left -= len(placed[name].runs)
+        return placed
     except FormatError:
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
@@ -122,6 +126,7 @@ def _tensor(
     entry: Record,
     chunk_start: Callable[[tuple[int, ...], str, int], tuple[int, int]],
     where: str,
+    most_runs: int,
 ) -> StoredTensor:
     shape, properties = tuple(entry["size"]), entry["properties"]
     dtype = properties["state"][0]  # the rest says how it lay in memory
@@ -140,7 +145,7 @@ def _tensor(
         if 0 in sizes:
             continue
         file, start = chunk_start(offsets, dtype, math.prod(sizes))
-        found += _runs(shape, offsets, sizes, file, start, itemsize, where)
+        found += _runs(shape, offsets, sizes, file, start, itemsize, where, most_runs - len(found))
     found.sort()
     reached = 0
     for run, length in found:
@@ -164,6 +169,7 @@ def _runs(
     start: int,
     itemsize: int,
     where: str,
+    most: int,
 ) -> list[tuple[Run, int]]:
     """Return a chunk's runs of elements that follow each other in the tensor, and their lengths.
 
@@ -172,8 +178,8 @@ def _runs(
     split = max((d for d, n in enumerate(sizes) if n != shape[d]), default=0)
     length = math.prod(sizes[split:])
     count = math.prod(sizes[:split])
-    if count > MAX_RUNS:
-        raise FormatError(f"{where}: expected at most {MAX_RUNS:,} runs, found {count:,}")
+    if count > most:
+        raise FormatError(f"{where}: expected at most {MAX_RUNS:,} runs, found more")
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     base = sum(o * s for o, s in zip(offsets, strides, strict=True))
     found = []

@@ -18,7 +18,6 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.checkpoint.safetensors import MAX_RUNS
 from pipeline.errors import FormatError, quoted
 
 MAX_PICKLE_BYTES = 100_000_000
@@ -289,18 +288,18 @@ def extent(record: TensorRecord) -> int:
     return 1 + sum((length - 1) * stride for length, stride in steps)
 
 
-def runs(record: TensorRecord) -> list[tuple[int, int]] | None:
+def runs(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
     """Return where a tensor with gaps or repetitions lies: (first element, offset) of each run.
 
     A run is what lies side by side; offsets count elements from the tensor's first. None if that
-    would be single elements, or more runs than MAX_RUNS.
+    would be single elements, or more runs than `most`.
     """
     length, dimension = 1, len(record.shape)
     while dimension and record.strides[dimension - 1] == length:
         dimension -= 1
         length *= record.shape[dimension]
     count = math.prod(record.shape[:dimension])
-    if length == 1 or count > MAX_RUNS:
+    if length == 1 or count > most:
         return None
     offsets = [0]
     for size, stride in zip(record.shape[:dimension], record.strides[:dimension], strict=True):

@@ -29,7 +29,8 @@ Read = Callable[[int, int], bytes]
 
 
 MAX_RUNS = 1 << 20
-"""Of one tensor in one checkpoint: 100 MB of records; a vocabulary cut by columns has 250,000."""
+"""Of all tensors of one file: 100 MB of records, whatever a few bytes of it say; a vocabulary cut by
+columns has 250,000."""
 
 
 class Run(NamedTuple):

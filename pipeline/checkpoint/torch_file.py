@@ -24,7 +24,7 @@ from pipeline.checkpoint.pickles import (
     state_dict,
     storage_order,
 )
-from pipeline.checkpoint.safetensors import Read, Run, StoredTensor
+from pipeline.checkpoint.safetensors import MAX_RUNS, Read, Run, StoredTensor
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 _BLOCK_BYTES = 1 << 16  # one read: a tail of 64 KiB holds the directory of some 600 storages
@@ -69,7 +69,7 @@ def read_torch_chunk(read: Read, size: int, where: str) -> StoredTensor:
     record = load(io.BytesIO(program), where)
     if not isinstance(record, TensorRecord):
         raise FormatError(f"{where}: expected one tensor, found {quoted(record)}")
-    return _placed("", record, place, where)
+    return _placed("", record, place, where, 0)
 
 
 class _RangeFile(io.RawIOBase):
@@ -124,7 +124,7 @@ _Place = Callable[[Storage], tuple[int, int]]
 def _of_zip(remote: _RangeFile, where: str) -> dict[str, StoredTensor]:
     program, place = _archive(remote, where)
     records = state_dict(load(io.BytesIO(program), where), where)
-    return {name: _placed(name, record, place, where) for name, record in records.items()}
+    return _all_placed(records, place, where)
 
 
 def _archive(remote: _RangeFile, where: str) -> tuple[bytes, _Place]:
@@ -236,10 +236,23 @@ def _of_legacy(remote: _RangeFile, size: int, where: str) -> dict[str, StoredTen
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
         return places[storage.key]
 
-    return {name: _placed(name, record, place, where) for name, record in records.items()}
+    return _all_placed(records, place, where)
 
 
-def _placed(name: str, record: TensorRecord, place: _Place, where: str) -> StoredTensor:
+def _all_placed(
+    records: dict[str, TensorRecord], place: _Place, where: str
+) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    left = MAX_RUNS
+    for name, record in records.items():
+        found[name] = _placed(name, record, place, where, left)
+        left -= len(found[name].runs)
+    return found
+
+
+def _placed(
+    name: str, record: TensorRecord, place: _Place, where: str, most_runs: int
+) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
     begin, end = place(record.storage)
     itemsize = DTYPES[record.dtype].itemsize
@@ -254,7 +267,7 @@ def _placed(name: str, record: TensorRecord, place: _Place, where: str) -> Store
     if order is not None:
         order = () if order == tuple(sorted(order)) else order
         return StoredTensor(record.dtype, record.shape, start, stop, order)
-    found = runs(record)
+    found = runs(record, most_runs)
     if found is None:
         return StoredTensor(record.dtype, record.shape, start, stop, (-1,))
     places = tuple(Run(first, 0, start + offset * itemsize) for first, offset in found)

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint.pickles import load
+from pipeline.checkpoint.safetensors import MAX_RUNS
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError
 from pipeline.numerics.gram import TORCH_DTYPES
@@ -237,6 +238,14 @@ def test_records_that_point_outside(change: dict, message: str) -> None:
     Dumper(buffer, protocol=2).dump({"w": Tensor()})
     with pytest.raises(FormatError, match=message):
         read(pickled(buffer.getvalue()))
+
+
+def test_runs_that_a_small_file_promises_are_bounded() -> None:
+    """Rows that repeat: a few bytes would make a hundred million runs."""
+    wide = torch.ones(4).as_strided((400_000, 2), (0, 1))
+    found = read(saved({f"w{i}": wide for i in range(50)}, "zip"))
+    assert sum(len(place.runs) for place in found.values()) <= MAX_RUNS
+    assert found["w0"].runs and found["w49"].order == (-1,)
 
 
 ZIP, LEGACY = (saved(layers(torch.float32), kind) for kind in KINDS)
