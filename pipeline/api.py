@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypedDict, Unpack
 
 from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
@@ -13,91 +14,63 @@ from pipeline.planning.request import Request, Resources, StepRange
 from pipeline.store.query import Store
 
 
-def plan(
-    source: str,
-    *,
-    run: str | None = None,
-    revisions: Iterable[str] = (),
-    steps: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    by_head: bool = False,
-    layout: str = "auto",
-) -> Plan:
-    """Return what `analyze` would read and compute; reads headers only.
+class Selection(TypedDict, total=False):
+    """What decides the figures: options of the command line, with the same defaults."""
 
-    Arguments are the options of the command line.
+    run: str | None
+    revisions: Iterable[str]
+    steps: str | None
+    include: Iterable[str]
+    exclude: Iterable[str]
+    by_head: bool
+    layout: str
+
+
+class Options(Selection, total=False):
+    """And what they do not depend on."""
+
+    memory: str | int | None
+    device: str
+    executor: str
+    address: str | None
+    max_workers: int | None
+    fresh: bool
+
+
+def plan(source: str, **selection: Unpack[Selection]) -> Plan:
+    """Return what `analyze` would read and compute; reads headers only.
 
     Raises:
         RequestError: nothing can be planned.
     """
-    return make_plan(_request(source, run, revisions, steps, include, exclude, by_head, layout))[0]
+    return make_plan(_request(source, **selection))[0]
 
 
-def analyze(
-    source: str,
-    store: str = "hallmarks-store",
-    *,
-    run: str | None = None,
-    revisions: Iterable[str] = (),
-    steps: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    by_head: bool = False,
-    layout: str = "auto",
-    memory: str | int | None = None,
-    device: str = "auto",
-    executor: str = "ray",
-    address: str | None = None,
-    max_workers: int | None = None,
-    fresh: bool = False,
-) -> Summary:
+def analyze(source: str, store: str = "hallmarks-store", **options: Unpack[Options]) -> Summary:
     """Analyse a source into a store and return the summary.
-
-    Arguments are the options of the command line.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    request = _request(source, run, revisions, steps, include, exclude, by_head, layout)
-    budget = parse_size(memory) if isinstance(memory, str) else memory
-    resources = Resources(budget, device, executor, address, max_workers)
-    return run_analysis(request, store, resources, fresh=fresh)
+    selection, resources, fresh = _divided(**options)
+    return run_analysis(_request(source, **selection), store, resources, fresh=fresh)
 
 
 def analyze_joint(
-    sources: Iterable[str],
-    store: str = "hallmarks-store",
-    *,
-    run: str | None = None,
-    revisions: Iterable[str] = (),
-    steps: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    by_head: bool = False,
-    layout: str = "auto",
-    memory: str | int | None = None,
-    device: str = "auto",
-    executor: str = "ray",
-    address: str | None = None,
-    max_workers: int | None = None,
-    fresh: bool = False,
+    sources: Iterable[str], store: str = "hallmarks-store", **options: Unpack[Options]
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
 
-    Arguments are the options of the command line; `run` names the run over all.
+    The option `run` names the run over all.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    requests = [
-        _request(source, None, revisions, steps, include, exclude, by_head, layout)
-        for source in sources
-    ]
-    budget = parse_size(memory) if isinstance(memory, str) else memory
-    resources = Resources(budget, device, executor, address, max_workers)
+    selection, resources, fresh = _divided(**options)
+    run = selection.pop("run", None)
+    requests = [_request(source, **selection) for source in sources]
     return run_joint_analysis(requests, run, store, resources, fresh=fresh)
 
 
@@ -110,15 +83,28 @@ def open_store(path: str = "hallmarks-store") -> Store:
     return Store(path)
 
 
+def _divided(
+    memory: str | int | None = None,
+    device: str = "auto",
+    executor: str = "ray",
+    address: str | None = None,
+    max_workers: int | None = None,
+    fresh: bool = False,
+    **selection: Unpack[Selection],
+) -> tuple[Selection, Resources, bool]:
+    budget = parse_size(memory) if isinstance(memory, str) else memory
+    return selection, Resources(budget, device, executor, address, max_workers), fresh
+
+
 def _request(
     source: str,
-    run: str | None,
-    revisions: Iterable[str],
-    steps: str | None,
-    include: Iterable[str],
-    exclude: Iterable[str],
-    by_head: bool,
-    layout: str,
+    run: str | None = None,
+    revisions: Iterable[str] = (),
+    steps: str | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    by_head: bool = False,
+    layout: str = "auto",
 ) -> Request:
     return Request(
         source,

@@ -22,16 +22,17 @@ import obstore
 import pytest
 from obstore.store import from_url
 
-import pipeline
 from pipeline.errors import SourceChanged
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources import objects
 from pipeline.sources.http import Transport
 from tests.suites import trajectory, write_suite
+from tests.test_objects import dots
 
 pytestmark = [
     pytest.mark.slow,
+    # Azurite is published for npm alone, which nothing else here needs: `make test-all` says so
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
 ]
 
@@ -75,12 +76,6 @@ def container(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     url = f"{endpoint}/{ACCOUNT}/{name}?restype=container"
     urllib.request.urlopen(urllib.request.Request(url, b"", headers, method="PUT")).close()
     return f"az://{name}"
-
-
-def dots(source: str, store: Path) -> list[tuple]:
-    pipeline.analyze(source, str(store), executor="local", run="r")
-    query = "SELECT scope, tensor, i, j, step_j, dot FROM similarity ORDER BY ALL"
-    return pipeline.open_store(str(store)).sql(query).fetchall()
 
 
 def test_a_container_gives_what_a_directory_gives(container: str, tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ class Record(dict):
     def __setstate__(self, state: object) -> None:
         self.update(state if isinstance(state, dict) else {"state": state})
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # a mapping that is a key of another one
+    # A dict says it has no hash; some of these are keys of a dictionary, each by itself.
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
 
 
 _STORAGES = {

@@ -17,7 +17,7 @@ from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.gaps import Gap
 from pipeline.planning.request import Request, check_run_name, run_name_from
-from pipeline.planning.select import LeftOut, Selected, select, without_repeated_main
+from pipeline.planning.select import LeftOut, Selected, Selection, select, without_repeated_main
 from pipeline.planning.tiles import Tile, divide, fragment_bytes, tile_bytes
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
@@ -147,25 +147,10 @@ def make_plan(
         RequestError: nothing can be planned; nothing was written.
     """
     source = source or open_source(request.source, request.layout)
-    run = run_name(request, source)
-    selection = without_repeated_main(source, select(source.candidates(), request))
-    alignment = align(source, selection.checkpoints, request)
-    tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(selection.checkpoints)))
-    plan = Plan(
-        run=run,
-        source=source.label,
-        checkpoints=_checkpoints(
-            selection.checkpoints, alignment, [source.label] * len(selection.checkpoints)
-        ),
-        left_out_checkpoints=selection.left_out,
-        gaps=selection.gaps,
-        files=alignment.files,
-        tensors=alignment.tensors,
-        left_out_tensors=alignment.left_out,
-        tiles=tiles,
-        digest=_digest(selection.checkpoints, alignment, tiles, (0,)),
-    )
-    return plan, source
+    found = without_repeated_main(source, select(source.candidates(), request))
+    labels = [source.label] * len(found.checkpoints)
+    made = _made(run_name(request, source), source, found, labels, (), request, least_tile_bytes)
+    return made, source
 
 
 def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
@@ -184,6 +169,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     joint = Joint(sources)
     checkpoints: list[Selected] = []
     paths: list[PlannedPath] = []
+    labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
         found = without_repeated_main(source, select(source.candidates(), request))
         paths.append(
@@ -199,29 +185,43 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
             replace(entry, candidate=joint.adopted(number, entry.candidate))
             for entry in found.checkpoints
         ]
-    firsts = tuple(path.first for path in paths)
-    alignment = align(joint, checkpoints, requests[0], firsts)
-    tiles = divide(alignment.tensors, tile_bytes(len(checkpoints)))
-    stops = [*firsts[1:], len(checkpoints)]
-    labels = [
-        path.source
-        for path, stop in zip(paths, stops, strict=True)
-        for _ in range(path.first, stop)
-    ]
-    plan = Plan(
-        run=check_run_name(run) if run else run_name_from(joint.run_name),
-        source=joint.label,
+        labels += [source.label] * len(found.checkpoints)
+    together = Selection(
+        tuple(checkpoints),
+        tuple(entry for path in paths for entry in path.left_out_checkpoints),
+        tuple(gap for path in paths for gap in path.gaps),
+    )
+    name = check_run_name(run) if run else run_name_from(joint.run_name)
+    return _made(name, joint, together, labels, tuple(paths), requests[0]), joint
+
+
+def _made(
+    run: str,
+    source: Source,
+    selection: Selection,
+    labels: Sequence[str],
+    paths: tuple[PlannedPath, ...],
+    request: Request,
+    least_tile_bytes: int | None = None,
+) -> Plan:
+    """Return the plan of a selection; `labels` name the source of each checkpoint."""
+    checkpoints = selection.checkpoints
+    firsts = tuple(path.first for path in paths) or (0,)
+    alignment = align(source, checkpoints, request, firsts)
+    tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(checkpoints)))
+    return Plan(
+        run=run,
+        source=source.label,
         checkpoints=_checkpoints(checkpoints, alignment, labels),
-        left_out_checkpoints=tuple(entry for path in paths for entry in path.left_out_checkpoints),
-        gaps=tuple(gap for path in paths for gap in path.gaps),
+        left_out_checkpoints=selection.left_out,
+        gaps=selection.gaps,
         files=alignment.files,
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
         digest=_digest(checkpoints, alignment, tiles, firsts),
-        paths=tuple(paths),
+        paths=paths,
     )
-    return plan, joint
 
 
 def run_name(request: Request, source: Source | None = None) -> str:
