@@ -8,14 +8,17 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jobs.audit import findings_of, print_finding, told
 from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, stop_on_signals
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
-from pipeline.analysis import Summary, analyze_joint
 from pipeline.analysis import analyze as run_analysis
+from pipeline.analysis import analyze_joint
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
+from pipeline.results import Summary
 from pipeline.store.query import Store
 
+_FINDINGS_SHOWN = 8
 _SHOWN = (
     "mds",
     "relative_mds",
@@ -76,36 +79,75 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
 
 def _print_summary(summary: Summary) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    rows = (
-        Store(summary.store)
-        .sql(
-            "SELECT indicator, value, null_value FROM indicators"
-            f" WHERE run = '{summary.run}' AND scope = 'model'"
-        )
-        .fetchall()
-    )
-    values = {indicator: (value, null) for indicator, value, null in rows}
-    table = Table("the whole model", "value", "random walk", title=f"run {summary.run}")
+    store = Store(summary.store)
+    where = f"WHERE run = '{summary.run}' AND scope = 'model'"
+    columns = "indicator, value, stderr, null_value, differs_from_null"
+    rows = store.sql(f"SELECT {columns} FROM indicators {where}").fetchall()
+    values = {indicator: rest for indicator, *rest in rows}
+    below, angles, angle, floor = store.sql(
+        "SELECT count_if(update_angle_deg <= noise_floor_deg), count(update_angle_deg),"
+        f" avg(update_angle_deg), avg(noise_floor_deg) FROM path {where}"
+    ).fetchall()[0]
+    sampled = any(error for _, error, _, _ in values.values())
+    errors = ["std. error"] if sampled else []
+    lines: list[tuple[list[str], str]] = []
     for name in _SHOWN:
-        value, null = values[name]
-        if value is not None or null is not None:
-            table.add_row(name, _shown(value), _shown(null))
+        value, error, null, differs = values[name]
+        if value is None and null is None:
+            continue
+        words = "as a random walk" if differs is False else ""
+        if name == "mean_update_angle_deg" and angles and angle <= floor:
+            words = "under the noise floor"
+        shown = [_shown(error)] if sampled else []
+        lines.append(([name, _shown(value), *shown, _shown(null)], words))
+    said = [""] if any(words for _, words in lines) else []
+    table = Table(
+        "the whole model", "value", *errors, "random walk", *said, title=f"run {summary.run}"
+    )
+    for cells, words in lines:
+        table.add_row(*cells, *([words] if said else []))
     console.print(table)
-    state = "already complete: nothing was read" if summary.already_complete else (
-        f"{show_size(summary.bytes_read)} read in {summary.seconds:.1f} s on {summary.device}"
-    )  # fmt: skip
+    if below:
+        console.print(
+            f"{below} of {angles} update angles lie under the noise floor: rounding alone can make"
+            " them"
+        )
+    if summary.recomputed:
+        state = "figures made again from stored sums: nothing was read"
+    elif summary.already_complete:
+        state = "already complete: nothing was read"
+    else:
+        state = (
+            f"{show_size(summary.bytes_read)} read in {summary.seconds:.1f} s on {summary.device}"
+        )
+    if summary.fraction < 1:
+        state += f"; {summary.fraction:.3%} of the weights"
     console.print(
         f"{summary.checkpoints} checkpoints, {summary.parameters:,} weights in {summary.tensors}"
         f" tensors; {state}"
     )
     for reason in summary.lost:
         console.print(f"incomplete: {reason}", markup=False)
+    _print_findings(console, store, summary)
     console.print(f"results: {summary.store}", markup=False)
     console.print(
         f'ask: hallmarks sql --store {summary.store} "SELECT layer, component, value FROM'
         " indicators WHERE scope = 'layer_component' AND indicator = 'relative_mds'\"",
         markup=False,
     )
+
+
+def _print_findings(console: Console, store: Store, summary: Summary) -> None:
+    rows = findings_of(store, summary.run)
+    console.print(f"findings: {told(rows)}")
+    for row in rows[:_FINDINGS_SHOWN]:
+        print_finding(console, row)
+    if len(rows) > _FINDINGS_SHOWN:
+        more = len(rows) - _FINDINGS_SHOWN
+        console.print(
+            f"… and {more} more: hallmarks audit --store {summary.store} --run {summary.run}",
+            markup=False,
+        )
 
 
 def _shown(value: float | None) -> str:

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error. Errors are one
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ from pipeline.errors import HallmarksError, Interrupted
 from pipeline.execute.queue import Lost
 from pipeline.planning.memory import show_size
 from pipeline.planning.plan import Plan
+from pipeline.results import Summary
 
 EXIT_INCOMPLETE = 3
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
@@ -136,6 +138,14 @@ def one_object(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return entries[0] if len(entries) == 1 else {"runs": entries}
 
 
+def with_error(value: float, error: float | None) -> str:
+    """Return a figure and its standard error, to two digits of that."""
+    if error is None:
+        return f"{value:.4g} ± ?"
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 6
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if digits < 15 else f"{value:.6g}"
+
+
 class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 
@@ -145,19 +155,20 @@ class JobProgress:
         self._task: Any = None
         self._done = self._total = self._resumed = 0
         self._started = self._last_line = time.monotonic()
+        self._estimate = ""
 
     def planned(self, plan: Plan, finished_bytes: int) -> None:
         stop_on_signals()
         self._done = self._resumed = finished_bytes
-        self._total, self._started = plan.bytes_total, time.monotonic()
+        self._total, self._started = plan.bytes_to_read, time.monotonic()
         resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
         self._say(
             f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.tensors)} tensors,"
-            f" {show_size(plan.bytes_total)} in {len(plan.tiles)} tiles{resumed}"
+            f" {show_size(plan.bytes_to_read)} in {len(plan.tiles)} tiles{resumed}"
         )
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("reading"),
+                TextColumn("reading{task.description}"),
                 BarColumn(),
                 DownloadColumn(binary_units=True),
                 TransferSpeedColumn(),
@@ -177,11 +188,25 @@ class JobProgress:
             left = (self._total - self._done) / max(1.0, rate)
             self._say(
                 f"{show_size(self._done)} of {show_size(self._total)},"
-                f" {show_size(int(rate))}/s, {left:.0f} s left"
+                f" {show_size(int(rate))}/s, {left:.0f} s left{self._estimate}"
             )
 
     def tile_lost(self, lost: Lost) -> None:
         self._say(f"tile {lost.tile} failed for good: {lost.error.message}")
+
+    def estimated(self, summary: Summary) -> None:
+        """Show the model's figures so far from now on."""
+        figures = (
+            ("mds", summary.mds, summary.mds_stderr),
+            ("relative mds", summary.relative_mds, summary.relative_mds_stderr),
+        )
+        self._estimate = "".join(
+            f"; {name} {with_error(value, error)}"
+            for name, value, error in figures
+            if value is not None
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._estimate)
 
     def reducing(self) -> None:
         self.close()

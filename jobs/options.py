@@ -51,6 +51,18 @@ _SELECTION = [
         help="One more run NAME over all SOURCEs, from the same read.",
     ),
     click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
+    click.option(
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="Read a random sample of so much; figures get standard errors.",
+    ),
+    click.option(
+        "--budget", type=Size(), help="Read a random sample of so many bytes at most, e.g. 20GB."
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of the sample; another draws anew."
+    ),
     click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
 ]
@@ -123,6 +135,9 @@ def _request(source: str, run: str | None, options: dict[str, Any]) -> Request:
         exclude=options["exclude"],
         by_head=options["by_head"],
         layout=options["layout"],
+        fraction=options["fraction"],
+        budget=options["budget"],
+        seed=options["seed"],
     )
 
 

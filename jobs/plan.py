@@ -63,9 +63,10 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
                 "shape": tensor.shape,
                 "dtypes": sorted(set(tensor.dtypes)),
                 "parts": sorted({part.label for part in tensor.parts if part.label}),
+                "fraction": made.fraction_of(number),
                 **asdict(tensor.role),
             }
-            for tensor in made.tensors
+            for number, tensor in enumerate(made.tensors)
         ],
         "tensors_left_out": [
             {"name": entry.name, "shape": entry.shape, "dtype": entry.dtype, "reason": entry.reason}
@@ -73,6 +74,9 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         ],
         "parameters": made.parameters,
         "bytes_total": made.bytes_total,
+        "bytes_to_read": made.bytes_to_read,
+        "fraction": made.bytes_to_read / made.bytes_total,
+        "seed": made.seed,
         "gaps": [asdict(gap) for gap in made.gaps],
         "files": len(made.files),
         "requests": dict(requests),
@@ -119,7 +123,15 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         say("", "attn_qkv: queries, keys and values are fused in a layout that is not known")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_tensors])
     files, tiles = len(made.files), len(made.tiles)
-    say("to read", f"{show_size(made.bytes_total)} of {files} files, in {tiles} tiles")
+    say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
+    if made.sampled:
+        share = made.bytes_to_read / made.bytes_total
+        runs = sum(1 for tile in made.tiles for _ in tile.fragments)
+        say(
+            "",
+            f"a sample of {share:.3%} of {show_size(made.bytes_total)}: {runs:,} runs of weights in"
+            f" each checkpoint, seed {made.seed}",
+        )
     if requests:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(requests.items()))
         say("requests", f"{kinds}; as many again to analyze, beside the ranges of weights")

@@ -31,7 +31,8 @@ from pipeline.store.query import Store
 def sql(store: str, form: str, debug: bool, query: str | None) -> int:
     """Run QUERY (or standard input) over the views of a store.
 
-    Views: runs, checkpoints, tensors, similarity, path, indicators, spectrum, projection.
+    Views: runs, checkpoints, tensors, similarity, path, indicators, spectrum, projection,
+    findings.
     """
     del debug
     if query is None:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
+from pipeline.errors import Interrupted
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
-from pipeline.numerics.gram import one_thread_products
+from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory, project, total_memory
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import Key, members, sort_key
-from pipeline.reduce.reduce import reduce
+from pipeline.reduce.groups import members
+from pipeline.reduce.reduce import group_sums, sums_of_tiles
+from pipeline.results import Snapshots, Summary, Work, stored_summary, write_runs
 from pipeline.sources.base import Access, Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
-from pipeline.store.query import Store, views_sql
+from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard
-from pipeline.store.write import RunWriter
 
 DEFAULT_SHARE_OF_MEMORY = 0.5
 """Of the machine's or container's memory, over all workers: the rest is for the page cache, for
@@ -37,40 +36,8 @@ class Progress(Protocol):
     def planned(self, plan: Plan, finished_bytes: int) -> None: ...
     def tile_done(self, num_bytes: int) -> None: ...
     def tile_lost(self, lost: Lost) -> None: ...
+    def estimated(self, summary: Summary) -> None: ...
     def reducing(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What `analyze --json` prints (docs/contract.md, §1)."""
-
-    run: str
-    store: str
-    checkpoints: int
-    tensors: int
-    parameters: int
-    bytes_total: int
-    bytes_read: int
-    fraction: float
-    seconds: float
-    gram_seconds: float
-    pull_seconds: float
-    device: str
-    executor: str
-    workers: int
-    mds: float | None
-    relative_mds: float | None
-    findings: dict[str, int] | None
-    """Counts by severity; None: not looked for."""
-    complete: bool
-    resumed_tiles: int
-    """Tiles that an earlier attempt had finished."""
-    already_complete: bool = False
-    lost: list[str] = field(default_factory=list)
-    """Why tiles failed for good."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def analyze(
@@ -128,23 +95,52 @@ def _analyze(
     resources = resources or Resources()
     folder = Folder(store)
     plans = (*plan.alone(), plan)
+    sums = SumFolder(folder, plan.run, plan.digest)
     if not fresh:
-        done = [_finished(folder, store, each, resources, started) for each in plans]
+        nothing = Work(store, resources.executor, 0, already_complete=True)
+        done = [stored_summary(folder, each, nothing, started) for each in plans]
         if None not in done:
             return [summary for summary in done if summary is not None]
+        if sums.complete:
+            with _leases(folder, plans):
+                return _recomputed(plans, sums, folder, nothing, started)
     with (
         _executor(plan, source, resources) as (work, workers, executor_name),
-        contextlib.ExitStack() as leases,
+        _leases(folder, plans),
     ):
+        if fresh:
+            discard(folder, plan.run)
+            sums.discard()
+        job = _Job(plans, folder, sums, Work(store, executor_name, workers), started, progress)
+        job.work_through(work)
+        return job.write()
+
+
+@contextlib.contextmanager
+def _leases(folder: Folder, plans: Sequence[Plan]) -> Iterator[None]:
+    """Hold the right to write all runs."""
+    with contextlib.ExitStack() as leases:
         for each in plans:
             lease = Lease(folder, each.run)
             lease.acquire()
             leases.callback(lease.release)
-        job = _Job(plan, folder, progress)
-        if fresh:
-            discard(folder, plan.run)
-        job.work_through(work)
-        return job.write(plans, store, started, workers, executor_name)
+        yield
+
+
+def _recomputed(
+    plans: Sequence[Plan], sums: SumFolder, folder: Folder, nothing: Work, started: float
+) -> list[Summary]:
+    """Write runs again from their stored sums."""
+    plan, devices = plans[-1], set[str]()
+    return write_runs(
+        plans,
+        group_sums(plan, sums.read(members(plan), devices)),
+        folder,
+        replace(nothing, recomputed=True),
+        tiles_done={tile.index for tile in plan.tiles},
+        devices=devices,
+        started=started,
+    )
 
 
 _Outcomes = Iterator[Receipt | Lost]
@@ -154,169 +150,104 @@ _Work = Callable[[list[int], TileFolder], _Outcomes]
 class _Job:
     """One run of one plan."""
 
-    def __init__(self, plan: Plan, folder: Folder, progress: Progress | None) -> None:
-        self._plan, self._folder, self._progress = plan, folder, progress
-        self._tiles = TileFolder(folder, plan.run, plan.digest)
-        self._receipts: list[Receipt] = []
-        self._lost: list[Lost] = []
-        self._resumed = 0
-
-    def work_through(self, work: _Work) -> None:
-        """Compute every tile that has no result yet."""
-        there = self._tiles.finished()
-        # A damaged result is done again, so each is looked at before it is counted on.
-        finished = [
-            tile
-            for tile in self._plan.tiles
-            if tile.name in there and self._tiles.get(tile.name) is not None
-        ]
-        self._resumed = len(finished)
-        pending = sorted({tile.index for tile in self._plan.tiles} - {t.index for t in finished})
-        if self._progress:
-            self._progress.planned(self._plan, sum(tile.bytes for tile in finished))
-        for outcome in work(pending, self._tiles) if pending else ():
-            if isinstance(outcome, Lost):
-                self._lost.append(outcome)
-                if self._progress:
-                    self._progress.tile_lost(outcome)
-            else:
-                self._receipts.append(outcome)
-                if self._progress:
-                    self._progress.tile_done(outcome.bytes)
-
-    def write(
+    def __init__(
         self,
         plans: Sequence[Plan],
-        store: str,
+        folder: Folder,
+        sums: SumFolder,
+        work: Work,
         started: float,
-        workers: int,
-        executor: str,
-    ) -> list[Summary]:
-        """Reduce, write the tables of each run, and drop the results of tiles if none is missing.
+        progress: Progress | None,
+    ) -> None:
+        """`plans`: what each path of the plan is alone, if it has several, and last the plan."""
+        self._plans, self._plan, self._folder = plans, plans[-1], folder
+        self._sums, self._work, self._started = sums, work, started
+        self._progress = progress
+        self._tiles = TileFolder(folder, self._plan.run, self._plan.digest)
+        self._receipts: list[Receipt] = []
+        self._lost: list[Lost] = []
+        self._resumed: set[int] = set()
 
-        Args:
-            plans: what each path of this plan is alone, if it has several, and this plan.
-        """
+    def work_through(self, work: _Work) -> None:
+        """Compute every tile that has no result yet, in the plan's random order."""
+        there = self._tiles.finished()
+        # A damaged result is done again, so each is looked at before it is counted on.
+        self._resumed = {
+            tile.index
+            for tile in self._plan.tiles
+            if tile.name in there and self._tiles.get(tile.name) is not None
+        }
+        pending = [number for number in self._plan.order() if number not in self._resumed]
+        if self._progress:
+            finished = sum(self._plan.tiles[number].bytes for number in self._resumed)
+            self._progress.planned(self._plan, finished)
+        told = self._progress.estimated if self._progress else None
+        snapshots = Snapshots(self._plans, self._folder, self._tiles, self._work, told)
+        try:
+            for outcome in work(pending, self._tiles) if pending else ():
+                self._take(outcome)
+                snapshots.consider(self._done(), self._bytes_read)
+        except Interrupted:
+            snapshots.last(self._done(), self._bytes_read)
+            raise
+        finally:
+            snapshots.stop()
+
+    def _take(self, outcome: Receipt | Lost) -> None:
+        if isinstance(outcome, Lost):
+            self._lost.append(outcome)
+            if self._progress:
+                self._progress.tile_lost(outcome)
+        else:
+            self._receipts.append(outcome)
+            if self._progress:
+                self._progress.tile_done(outcome.bytes)
+
+    def _done(self) -> list[int]:
+        """Return the tiles that have a result, in the order of the plan."""
+        done = self._resumed | {receipt.tile for receipt in self._receipts}
+        return [number for number in self._plan.order() if number in done]
+
+    @property
+    def _bytes_read(self) -> int:
+        return sum(self._plan.tiles[receipt.tile].bytes for receipt in self._receipts)
+
+    def write(self) -> list[Summary]:
+        """Reduce, write the tables of each run, and drop the results of tiles if none is missing."""
         if self._progress:
             self._progress.reducing()
-        plan, devices = self._plan, set()
-        writers = [RunWriter(self._folder, each.run) for each in plans]
-        numbers = _group_numbers(plan)
+        devices: set[str] = set()
 
-        def result(name: str):
+        def result(name: str) -> TileResult | None:
             found = self._tiles.get(name)
             if found is not None:
                 devices.add(found.device)
             return found
 
-        models: list[dict[str, float]] = [{} for _ in plans]
-        unfinished = list(writers)
-        try:
-            with one_thread_products():
-                for key, found in reduce(plan, result, available_cores()):
-                    each = (*found.paths, found)
-                    for writer, own in zip(writers, each, strict=True):
-                        writer.add(numbers[key], key, own)
-                    if key.scope == "model":
-                        models = [own.indicators for own in each]
-            lost = {lost.tile for lost in self._lost}
-            self._folder.replace("views.sql", views_sql().encode())
-            summaries = []
-            for each, writer, model in zip(plans, writers, models, strict=True):
-                read = sum(tile.bytes for tile in each.tiles if tile.index not in lost)
-                summary = Summary(
-                    run=each.run,
-                    store=store,
-                    checkpoints=len(each.checkpoints),
-                    tensors=len(each.tensors),
-                    parameters=each.parameters,
-                    bytes_total=each.bytes_total,
-                    bytes_read=sum(each.tiles[receipt.tile].bytes for receipt in self._receipts),
-                    fraction=read / each.bytes_total,
-                    seconds=time.monotonic() - started,
-                    gram_seconds=sum(receipt.gram_seconds for receipt in self._receipts),
-                    pull_seconds=sum(receipt.pull_seconds for receipt in self._receipts),
-                    device=" + ".join(sorted(devices)),
-                    executor=executor,
-                    workers=workers,
-                    mds=_number(model.get("mds")),
-                    relative_mds=_number(model.get("relative_mds")),
-                    findings=None,
-                    complete=not self._lost,
-                    resumed_tiles=self._resumed,
-                    lost=[lost.error.message for lost in self._lost],
-                )
-                writer.finish(each, _run_row(each, summary))
-                unfinished.remove(writer)
-                summaries.append(summary)
-        except BaseException:  # an interrupt, too, must not leave this attempt's files
-            for writer in unfinished:
-                writer.abandon()
-            raise
+        parts = sums_of_tiles(self._plan, result)
         if not self._lost:
-            discard(self._folder, plan.run)
+            parts = self._sums.kept(parts, devices)
+        summaries = write_runs(
+            self._plans,
+            group_sums(self._plan, parts),
+            self._folder,
+            replace(
+                self._work,
+                bytes_read=self._bytes_read,
+                gram_seconds=sum(receipt.gram_seconds for receipt in self._receipts),
+                pull_seconds=sum(receipt.pull_seconds for receipt in self._receipts),
+                resumed_tiles=len(self._resumed),
+                complete=not self._lost,
+                lost=tuple(lost.error.message for lost in self._lost),
+            ),
+            tiles_done=set(self._done()),
+            devices=devices,
+            started=self._started,
+        )
+        if not self._lost:
+            self._sums.seal()
+            discard(self._folder, self._plan.run)
         return summaries
-
-
-def _group_numbers(plan: Plan) -> dict[Key, int]:
-    keys = {key for member in members(plan) for key in member.keys}
-    return {key: number for number, key in enumerate(sorted(keys, key=sort_key))}
-
-
-def _run_row(plan: Plan, summary: Summary) -> dict[str, Any]:
-    return {
-        "plan": plan.digest,
-        "source": plan.source,
-        "created_at": datetime.now(UTC),
-        "version": version("hallmarks"),
-        "settings": None,
-        **summary.as_dict(),
-    }
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or value != value else value
-
-
-def _finished(
-    folder: Folder, store: str, plan: Plan, resources: Resources, started: float
-) -> Summary | None:
-    """Return the summary of this very plan if the store holds it, complete."""
-    if not any(path.startswith(f"runs/run={plan.run}/") for path in folder.list("runs")):
-        return None
-    stored = Store(store)
-    columns = "fraction, device, plan, complete"
-    rows = stored.sql(f"SELECT {columns} FROM runs WHERE run = '{plan.run}'").fetchall()
-    if not rows or rows[0][2] != plan.digest or not rows[0][3]:
-        return None
-    values = dict(
-        stored.sql(
-            "SELECT indicator, value FROM indicators WHERE scope = 'model'"
-            f" AND run = '{plan.run}' AND indicator IN ('mds', 'relative_mds')"
-        ).fetchall()
-    )
-    return Summary(
-        run=plan.run,
-        store=store,
-        checkpoints=len(plan.checkpoints),
-        tensors=len(plan.tensors),
-        parameters=plan.parameters,
-        bytes_total=plan.bytes_total,
-        bytes_read=0,
-        fraction=rows[0][0],
-        seconds=time.monotonic() - started,
-        gram_seconds=0.0,
-        pull_seconds=0.0,
-        device=rows[0][1],
-        executor=resources.executor,
-        workers=0,
-        mds=values.get("mds"),
-        relative_mds=values.get("relative_mds"),
-        findings=None,
-        complete=True,
-        resumed_tiles=len(plan.tiles),
-        already_complete=True,
-    )
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypedDict, Unpack
 
-from pipeline.analysis import Summary
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint as run_joint_analysis
 from pipeline.planning.memory import parse_size
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request, Resources, StepRange
+from pipeline.results import Summary
 from pipeline.store.query import Store
 
 
@@ -24,6 +24,9 @@ class Selection(TypedDict, total=False):
     exclude: Iterable[str]
     by_head: bool
     layout: str
+    fraction: float | None
+    budget: str | int | None
+    seed: int
 
 
 class Options(Selection, total=False):
@@ -105,6 +108,9 @@ def _request(
     exclude: Iterable[str] = (),
     by_head: bool = False,
     layout: str = "auto",
+    fraction: float | None = None,
+    budget: str | int | None = None,
+    seed: int = 0,
 ) -> Request:
     return Request(
         source,
@@ -115,4 +121,7 @@ def _request(
         tuple(exclude),
         by_head,
         layout,
+        fraction,
+        parse_size(budget) if isinstance(budget, str) else budget,
+        seed,
     )

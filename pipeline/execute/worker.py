@@ -25,6 +25,7 @@ from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices, spans
+from pipeline.planning.tiles import results
 from pipeline.sources.base import Access
 from pipeline.sources.http import Transport
 
@@ -83,14 +84,14 @@ class Worker:
         """
         tile, tensors = self._plan.tiles[index], self._plan.tensors
         accumulators = {
-            (fragment.tensor, number): PartAccumulator(
-                part,
-                tensors[fragment.tensor].numel,
-                tensors[fragment.tensor].dtypes,
+            key: PartAccumulator(
+                tensors[key[0]].parts[key[1]],
+                tensors[key[0]].numel,
+                tensors[key[0]].dtypes,
                 self._plan.firsts,
             )
             for fragment in tile.fragments
-            for number, part in enumerate(tensors[fragment.tensor].parts)
+            for key in results(fragment, tensors)
         }
         pull_seconds = gram_seconds = 0.0
         for piece in slices(tile, tensors, self._memory.row_bytes):
@@ -160,7 +161,7 @@ class Worker:
         self,
         piece: Slice,
         block: NDArray[np.uint8],
-        accumulators: dict[tuple[int, int], PartAccumulator],
+        accumulators: dict[tuple[int, int, int], PartAccumulator],
     ) -> None:
         table = torch.from_numpy(block)
         if self._device.type == "cuda":
@@ -169,8 +170,8 @@ class Worker:
             tensor = self._plan.tensors[placed.fragment.tensor]
             values = _typed(table, placed, tensor.dtypes)
             stored = _rows(block, placed, tensor.dtypes)
-            for number in range(len(tensor.parts)):
-                accumulator = accumulators[placed.fragment.tensor, number]
+            for key in results(placed.fragment, self._plan.tensors):
+                accumulator = accumulators[key]
                 accumulator.add_bytes(stored, placed.fragment.first)
                 accumulator.add_values(values, placed.fragment.first, self._local.scratch)
 

@@ -42,6 +42,12 @@ INDICATORS = (
     *("lookahead_share", "saturation_step", "settled_step"),
 )
 
+WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step")
+"""Ranks and steps jump: the jackknife says nothing of them."""
+SQUARES = (*(f"predictability_{m}" for m in (1, 2, 4, 8)), "lookahead_share")
+"""Squares of dot products, which a sample makes too large: less their bias (docs/method.md,
+"Sampling")."""
+
 MEMORIES = (1, 2, 4, 8)
 """Increments that `predictability_*` looks back on."""
 NEGLIGIBLE_EIGENVALUE = 1e-6

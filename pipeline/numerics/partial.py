@@ -62,7 +62,8 @@ class PartialGram:
 class TileResult:
     """What one tile leaves: small, whatever the tile's size."""
 
-    parts: dict[tuple[int, int], PartialGram]
-    """(number of the tensor, number of its part) → sums over the tile's elements of it."""
+    parts: dict[tuple[int, int, int], PartialGram]
+    """(tensor, its part, jackknife group) → sums over the tile's elements of it. Groups differ only
+    where weights are sampled."""
     device: str
     """What computed it: name of the processor or card."""

@@ -20,8 +20,9 @@ from pipeline.numerics.trajectory import (
 PRODUCT_ERROR = 2e-7
 """Error of a cosine from float32 products, delta in docs/method.md, "Noise floor"."""
 
-_ACROSS_GAP_BEFORE = ("increment", "update_angle_deg", "noise_floor_deg")
-_ACROSS_GAP_AFTER = ("update_angle_deg", "apex_angle_next_deg", "noise_floor_deg")
+_ANGLES = ("update_angle_deg", "update_angle_stderr_deg", "noise_floor_deg")
+_ACROSS_GAP_BEFORE = ("increment", *_ANGLES)
+_ACROSS_GAP_AFTER = ("apex_angle_next_deg", *_ANGLES)
 
 
 def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role, roles
@@ -74,6 +75,16 @@ class LeftOutTensor:
     dtype: str
     role: Role
     reason: str
+    kind: str | None = None
+    """Of the finding that it makes; None: left out at the user's wish."""
+    k: int | None = None
+    """The first checkpoint that is at fault."""
+
+
+class _Reason(NamedTuple):
+    text: str
+    kind: str | None = None
+    k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +132,9 @@ def align(
         first = samples[name]
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
-            reason = f"tied to {tied[name]}"
+            reason = _Reason(f"tied to {tied[name]}", "tied_weights")
         if reason is not None:
-            left_out.append(LeftOutTensor(name, first.shape, first.dtype, known[name], reason))
+            left_out.append(LeftOutTensor(name, first.shape, first.dtype, known[name], *reason))
             continue
         present = [found for found in stored if found is not None]
         tensors.append(
@@ -191,33 +202,40 @@ def _reason(
     stored: Sequence[tuple[int, StoredTensor] | None],
     checkpoints: Sequence[Selected],
     request: Request,
-) -> str | None:
+) -> _Reason | None:
     shapes = {found[1].shape for found in stored if found is not None}
     for found in stored:
         if found is not None:
             reason = reason_to_leave_out(name, found[1].dtype, found[1].shape)
             if reason is not None:
-                return reason
+                return _Reason(reason, "excluded_tensor")
     if any(re.search(pattern, name) for pattern in request.exclude):
-        return "excluded by --exclude"
+        return _Reason("excluded by --exclude")
     if request.include and not any(re.search(pattern, name) for pattern in request.include):
-        return "not matched by --include"
-    absent = [c for c, found in zip(checkpoints, stored, strict=True) if found is None]
+        return _Reason("not matched by --include")
+    absent = [k for k, found in enumerate(stored) if found is None]
     if absent:
-        return f"absent from {len(absent)} checkpoints, first {absent[0].candidate.name}"
+        first = checkpoints[absent[0]].candidate.name
+        text = f"absent from {len(absent)} checkpoints, first {first}"
+        return _Reason(text, "missing_tensor", absent[0])
     orders = {found[1].order for found in stored if found is not None}
     if (-1,) in orders:
-        return "its elements do not lie side by side (a slice of columns, or an expanded tensor)"
+        return _Reason(
+            "its elements do not lie side by side (a slice of columns, or an expanded tensor)",
+            "excluded_tensor",
+        )
     if len(orders) > 1 and len(shapes) == 1:
-        return "stored transposed in some checkpoints and not in others"
+        return _Reason("stored transposed in some checkpoints and not in others", "excluded_tensor")
     if len(shapes) > 1:
         first = stored[0][1].shape if stored[0] else ()
-        other, changed = next(
-            (checkpoint, found[1].shape)
-            for checkpoint, found in zip(checkpoints, stored, strict=True)
+        k, changed = next(
+            (k, found[1].shape)
+            for k, found in enumerate(stored)
             if found is not None and found[1].shape != first
         )
-        return f"shape changed from {list(first)} to {list(changed)} at {other.candidate.name}"
+        at = checkpoints[k].candidate.name
+        text = f"shape changed from {list(first)} to {list(changed)} at {at}"
+        return _Reason(text, "shape_changed", k)
     return None
 
 

@@ -14,7 +14,7 @@ from pipeline.errors import PlanDoesNotFit
 from pipeline.numerics.pieces import PIECE
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.slices import ROW_ALIGNMENT, width
-from pipeline.planning.tiles import Tile
+from pipeline.planning.tiles import Tile, results
 
 IDLE_BYTES = 300 << 20
 """What a process with torch, numpy and pyarrow takes before it has read anything (measured:
@@ -88,8 +88,8 @@ def _scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
 
 def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], num_checkpoints: int) -> int:
     """Accumulators (8 n² bytes a part) and the file that they become (a triangle, held twice)."""
-    num_parts = sum(len(tensors[fragment.tensor].parts) for fragment in tile.fragments)
-    return 2 * 8 * num_checkpoints**2 * num_parts
+    keys = {key for fragment in tile.fragments for key in results(fragment, tensors)}
+    return 2 * 8 * num_checkpoints**2 * len(keys)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from pipeline.errors import PlanDoesNotFit
 from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.gaps import Gap
+from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request, check_run_name, run_name_from
+from pipeline.planning.sample import WHOLE, Draw, Sample, draw, draw_within
 from pipeline.planning.select import LeftOut, Selected, Selection, select, without_repeated_main
-from pipeline.planning.tiles import Tile, divide, fragment_bytes, tile_bytes
+from pipeline.planning.tiles import (
+    Tile,
+    divide,
+    elements,
+    everything,
+    fragment_bytes,
+    tile_bytes,
+)
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
 
-RESULT_FORMAT = 2
+RESULT_FORMAT = 3
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -70,6 +81,9 @@ class Plan:
     """Of all that decides the figures; results are kept under it."""
     paths: tuple[PlannedPath, ...] = ()
     """Of a joint plan: one for each source, which also becomes a run of its own."""
+    draws: tuple[tuple[Draw, ...], ...] = field(default=(), repr=False)
+    """How each part of each tensor is sampled; none if every weight is read."""
+    seed: int = 0
 
     @property
     def firsts(self) -> tuple[int, ...]:
@@ -101,6 +115,10 @@ class Plan:
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
                     tensors=tensors,
+                    left_out_tensors=tuple(
+                        replace(entry, k=None if entry.k is None else max(0, entry.k - first))
+                        for entry in self.left_out_tensors
+                    ),
                     tiles=tuple(
                         replace(tile, bytes=fragment_bytes(tile.fragments, tensors))
                         for tile in self.tiles
@@ -113,8 +131,39 @@ class Plan:
 
     @property
     def bytes_total(self) -> int:
-        """Bytes of weights to read."""
+        """Bytes of all weights that the figures are about."""
+        return fragment_bytes(everything(self.tensors), self.tensors)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of weights to read: fewer than all of a sample."""
         return sum(tile.bytes for tile in self.tiles)
+
+    @property
+    def sampled(self) -> bool:
+        """True where only a sample of the weights is read."""
+        return bool(self.draws)
+
+    def drawn(self, tensor: int, part: int) -> Draw:
+        """Return how a part of a tensor is sampled."""
+        return self.draws[tensor][part] if self.draws else WHOLE
+
+    def fraction_of(self, tensor: int) -> float:
+        """Return the share of a tensor's elements that is read."""
+        if not self.draws:
+            return 1.0
+        tensors, numel = self.tensors[tensor], 0.0
+        for part, drawn in zip(tensors.parts, self.draws[tensor], strict=True):
+            numel += drawn.fraction * elements(part, 0, tensors.numel)
+        return numel / tensors.numel
+
+    def order(self) -> list[int]:
+        """Return the tiles in the order in which they are taken: at random, by the seed.
+
+        What has been read at any time is then a random sample of what there is.
+        """
+        rng = random.Random(f"{self.seed} tiles")
+        return sorted(range(len(self.tiles)), key=lambda _: rng.random())
 
     @property
     def repeats(self) -> dict[int, int]:
@@ -208,7 +257,13 @@ def _made(
     checkpoints = selection.checkpoints
     firsts = tuple(path.first for path in paths) or (0,)
     alignment = align(source, checkpoints, request, firsts)
-    tiles = divide(alignment.tensors, least_tile_bytes or tile_bytes(len(checkpoints)))
+    sample = _sample(alignment.tensors, request)
+    tiles = divide(
+        sample.fragments if sample else everything(alignment.tensors),
+        alignment.tensors,
+        least_tile_bytes or tile_bytes(len(checkpoints)),
+    )
+    draws = sample.draws if sample else ()
     return Plan(
         run=run,
         source=source.label,
@@ -219,9 +274,27 @@ def _made(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
-        digest=_digest(checkpoints, alignment, tiles, firsts),
+        digest=_digest(checkpoints, alignment, tiles, firsts, draws),
         paths=paths,
+        draws=draws,
+        seed=request.seed,
     )
+
+
+def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None:
+    """Return the sample that is asked for; None: every weight."""
+    fraction = 1.0 if request.fraction is None else request.fraction
+    if request.budget is not None:
+        fraction, sample = draw_within(tensors, request.budget, request.seed)
+        if fraction < 1 and sample is None:
+            least = fragment_bytes(draw(tensors, 1e-9, request.seed).fragments, tensors)
+            raise PlanDoesNotFit(
+                f"--budget {show_size(request.budget)} is too small: the least sample with"
+                f" standard errors reads {show_size(least, up=True)}",
+                f"use --budget {show_size(least, up=True)}, or fewer checkpoints with --steps",
+            )
+        return sample
+    return None if fraction == 1 else draw(tensors, fraction, request.seed)
 
 
 def run_name(request: Request, source: Source | None = None) -> str:
@@ -260,6 +333,7 @@ def _digest(
     alignment: Alignment,
     tiles: tuple[Tile, ...],
     firsts: tuple[int, ...],
+    draws: tuple[tuple[Draw, ...], ...],
 ) -> str:
     """Files count by what is in them: a store or a source that moved is still the same plan."""
     digest = hashlib.sha256()
@@ -281,4 +355,6 @@ def _digest(
         add(list(tensor.scattered.items()))
     for tile in tiles:
         add(tile.name)
+    for drawn in draws:
+        add([[entry.cells, entry.groups] for entry in drawn])
     return digest.hexdigest()[:32]

@@ -63,8 +63,23 @@ class Request:
     """Also a Gram matrix for each attention head."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
+    fraction: float | None = None
+    """Share of the weights to read, a random sample; default: all."""
+    budget: int | None = None
+    """Bytes of weights to read at most, instead of a fraction."""
+    seed: int = 0
+    """Of the sample, and of the order in which tiles are taken."""
 
     def __post_init__(self) -> None:
+        if self.fraction is not None and self.budget is not None:
+            raise RequestError("--fraction and --budget exclude each other", "give one of them")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise RequestError(
+                f"--fraction: expected more than 0 and at most 1, found {self.fraction:g}",
+                "for example --fraction 0.01",
+            )
+        if self.budget is not None and self.budget < 1:
+            raise RequestError(f"--budget: expected bytes, found {self.budget}")
         if self.run is not None:
             check_run_name(self.run)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):

@@ -7,7 +7,7 @@ all rows, as many as its widest stored format needs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.numerics.pieces import PIECE
@@ -69,7 +69,7 @@ def slices(tile: Tile, tensors: Sequence[AlignedTensor], row_bytes: int) -> Iter
                 yield Slice(tuple(placed), _aligned(column))
                 placed, column = [], 0
                 continue
-            placed.append(Placed(Fragment(fragment.tensor, first, stop), column, size))
+            placed.append(Placed(replace(fragment, first=first, stop=stop), column, size))
             column += (stop - first) * size
             first = stop
     if placed:

@@ -7,10 +7,11 @@ division is a function of the checkpoints and the request alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.roles import Part
 from pipeline.numerics.pieces import CHUNK
 from pipeline.planning.align import AlignedTensor
 
@@ -33,6 +34,8 @@ class Fragment:
     tensor: int
     first: int
     stop: int
+    group: int = 0
+    """Jackknife group, of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +59,66 @@ def tile_bytes(num_checkpoints: int) -> int:
     return max(MIN_TILE_BYTES, BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2)
 
 
-def divide(tensors: Sequence[AlignedTensor], least_bytes: int) -> tuple[Tile, ...]:
-    """Return the tiles that cover every element of every tensor once, in order.
+def everything(tensors: Sequence[AlignedTensor]) -> tuple[Fragment, ...]:
+    """Return fragments that hold every element of every tensor once."""
+    return tuple(Fragment(index, 0, tensor.numel) for index, tensor in enumerate(tensors))
 
-    Large tensors are cut at multiples of CHUNK elements; small ones share a tile.
+
+def divide(
+    fragments: Sequence[Fragment], tensors: Sequence[AlignedTensor], least_bytes: int
+) -> tuple[Tile, ...]:
+    """Return the tiles that cover every fragment once, in order.
+
+    Large fragments are cut at multiples of CHUNK elements; small ones share a tile.
     """
     if not tensors:
         return ()
-    result_bytes = 8 * len(tensors[0].dtypes) ** 2
+    most_results = max(1, MAX_RESULT_BYTES // (8 * len(tensors[0].dtypes) ** 2))
     tiles: list[tuple[Fragment, ...]] = []
     current: list[Fragment] = []
-    num_bytes = num_results = 0
-    for index, tensor in enumerate(tensors):
-        size, first = bytes_per_element(tensor), 0
-        num_results += len(tensor.parts)
-        while first < tensor.numel:
+    keys: set[tuple[int, int, int]] = set()
+    num_bytes = 0
+    for fragment in fragments:
+        size, first = bytes_per_element(tensors[fragment.tensor]), fragment.first
+        while first < fragment.stop:
             wanted = -(-(least_bytes - num_bytes) // size)
-            stop = min(tensor.numel, first + -(-wanted // CHUNK) * CHUNK)
-            current.append(Fragment(index, first, stop))
+            stop = min(fragment.stop, first + -(-wanted // CHUNK) * CHUNK)
+            current.append(replace(fragment, first=first, stop=stop))
+            keys.update(results(current[-1], tensors))
             num_bytes += (stop - first) * size
             first = stop
-            if num_bytes >= least_bytes or num_results * result_bytes >= MAX_RESULT_BYTES:
+            if num_bytes >= least_bytes or len(keys) >= most_results:
                 tiles.append(tuple(current))
-                current, num_bytes, num_results = [], 0, len(tensor.parts)
+                current, num_bytes, keys = [], 0, set()
     if current:
         tiles.append(tuple(current))
     return tuple(_tile(index, fragments, tensors) for index, fragments in enumerate(tiles))
+
+
+def results(fragment: Fragment, tensors: Sequence[AlignedTensor]) -> Iterator[tuple[int, int, int]]:
+    """Yield (tensor, part, jackknife group) of the results that a fragment adds to."""
+    for number, part in enumerate(tensors[fragment.tensor].parts):
+        if elements(part, fragment.first, fragment.stop):
+            yield fragment.tensor, number, fragment.group
+
+
+def elements(part: Part, first: int, stop: int) -> int:
+    """Return how many of the elements [first, stop) of its tensor belong to the part."""
+    block = part.stop - part.start
+
+    def below(end: int) -> int:
+        periods, rest = divmod(end, part.period)
+        return periods * block + min(max(rest - part.start, 0), block)
+
+    return below(stop) - below(first)
 
 
 def _tile(index: int, fragments: tuple[Fragment, ...], tensors: Sequence[AlignedTensor]) -> Tile:
     digest = hashlib.sha256(str(index).encode())
     for fragment in fragments:
         tensor = tensors[fragment.tensor]
-        digest.update(f"\n{tensor.name!r} {fragment.first} {fragment.stop}".encode())
+        place = f"{fragment.first} {fragment.stop} {fragment.group}"
+        digest.update(f"\n{tensor.name!r} {place}".encode())
     name = f"{index:06d}-{digest.hexdigest()[:16]}"
     return Tile(index, fragments, fragment_bytes(fragments, tensors), name)
 

@@ -23,6 +23,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tensors", pa.int64()),
             ("parameters", pa.int64()),
             ("fraction", pa.float64()),
+            ("figures", pa.int32()),
             ("bytes_total", pa.int64()),
             ("bytes_read", pa.int64()),
             ("seconds", pa.float64()),
@@ -59,6 +60,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("numel", pa.int64()),
             ("dtype", pa.string()),
             ("included", pa.bool_()),
+            ("fraction", pa.float64()),
             ("reason", pa.string()),
         ]
     ),
@@ -81,6 +83,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("j", pa.int32()),
             ("dot", pa.float64()),
             ("relative_dot", pa.float64()),
+            ("cosine_stderr", pa.float64()),
+            ("relative_cosine_stderr", pa.float64()),
             ("squared_distance", pa.float64()),
         ]
     ),
@@ -96,6 +100,7 @@ SCHEMAS: dict[str, pa.Schema] = {
                     "increment",
                     "path_length",
                     "update_angle_deg",
+                    "update_angle_stderr_deg",
                     "angle_to_first_deg",
                     "angle_to_last_deg",
                     "apex_angle_next_deg",
@@ -112,6 +117,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("value", pa.float64()),
             ("stderr", pa.float64()),
             ("null_value", pa.float64()),
+            ("differs_from_null", pa.bool_()),
         ]
     ),
     "spectrum": pa.schema(
@@ -121,6 +127,17 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("rank", pa.int32()),
             ("eigenvalue", pa.float64()),
             ("share", pa.float64()),
+        ]
+    ),
+    "findings": pa.schema(
+        [
+            *_common,
+            ("severity", pa.string()),
+            ("kind", pa.string()),
+            ("k", pa.int32()),
+            ("tensor", pa.string()),
+            ("message", pa.string()),
+            ("evidence", pa.string()),
         ]
     ),
     "projection": pa.schema(

@@ -65,13 +65,13 @@ def encode(result: TileResult) -> bytes:
     """Return a result as the bytes of a safetensors file; of the Gram matrix one triangle."""
     arrays: dict[str, NDArray[Any]] = {}
     parts: list[list[int]] = []
-    for (tensor, part), partial in result.parts.items():
+    for (tensor, part, group), partial in result.parts.items():
         upper = np.triu_indices(len(partial.increments))
         for name in _ARRAYS:
             array = getattr(partial, name)
             array = array[upper] if name == "increments" else array
-            arrays[f"{tensor}.{part}.{name}"] = np.ascontiguousarray(array)
-        parts.append([tensor, part, partial.numel, partial.sampled])
+            arrays[f"{tensor}.{part}.{group}.{name}"] = np.ascontiguousarray(array)
+        parts.append([tensor, part, group, partial.numel, partial.sampled])
     about = {
         "parts": parts,
         "device": result.device,
@@ -94,8 +94,8 @@ def decode(data: bytes) -> TileResult:
         if about["checksum"] != _checksum(arrays, about["device"]):
             raise ValueError("checksum")
         parts = {
-            (tensor, part): _partial(arrays, f"{tensor}.{part}", numel, sampled)
-            for tensor, part, numel, sampled in about["parts"]
+            (tensor, part, group): _partial(arrays, f"{tensor}.{part}.{group}", numel, sampled)
+            for tensor, part, group, numel, sampled in about["parts"]
         }
         return TileResult(parts, about["device"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -6,9 +6,10 @@ the attempt that counts: a reader sees the old tables or the new ones, never a m
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
@@ -46,6 +48,8 @@ class RunWriter:
             "dot": found.dots[i, j],
             "relative_dot": found.relative_dots[i, j],
             "squared_distance": found.squared_distances[i, j],
+            "cosine_stderr": found.cosine_errors[i, j],
+            "relative_cosine_stderr": found.relative_cosine_errors[i, j],
         }
         self._append("similarity", {"i": i, "j": j, **upper}, number)
         self._append("path", {"k": np.arange(count), **found.path}, number)
@@ -54,9 +58,9 @@ class RunWriter:
             {
                 "indicator": list(INDICATORS),
                 "value": np.array([found.indicators[name] for name in INDICATORS]),
-                # a complete run reads every weight: no figure that is defined is uncertain
-                "stderr": np.array([0.0 * found.indicators[name] for name in INDICATORS]),
+                "stderr": np.array([found.indicator_errors[name] for name in INDICATORS]),
                 "null_value": np.array([found.null_values[name] for name in INDICATORS]),
+                "differs_from_null": [found.differs_from_null[name] for name in INDICATORS],
             },
             number,
         )
@@ -67,10 +71,11 @@ class RunWriter:
         coordinates = {f"pc{c + 1}": found.projection[:, c] for c in range(3)}
         self._append("projection", {"k": np.arange(count), **coordinates}, number)
 
-    def finish(self, plan: Plan, run_row: dict[str, Any]) -> None:
+    def finish(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write what remains, then the row of `runs`, then remove earlier attempts."""
         self._append("checkpoints", _checkpoint_columns(plan))
         self._append("tensors", _tensor_columns(plan))
+        self._append("findings", _finding_columns(found))
         for table in SCHEMAS.keys() - {"runs"}:
             self._flush(table)
         row = {name: [run_row.get(name)] for name in SCHEMAS["runs"].names}
@@ -159,6 +164,12 @@ def _checkpoint_columns(plan: Plan) -> dict[str, Any]:
     return columns | {"k": list(range(count))}
 
 
+def _finding_columns(found: Sequence[Finding]) -> dict[str, Any]:
+    names = ("severity", "kind", "k", "tensor", "message")
+    columns: dict[str, Any] = {name: [getattr(entry, name) for entry in found] for name in names}
+    return columns | {"evidence": [json.dumps(entry.evidence) for entry in found]}
+
+
 def _tensor_columns(plan: Plan) -> dict[str, Any]:
     rows = [
         (tensor.name, tensor.role, tensor.shape, tensor.dtypes[0], None) for tensor in plan.tensors
@@ -166,8 +177,10 @@ def _tensor_columns(plan: Plan) -> dict[str, Any]:
         (tensor.name, tensor.role, tensor.shape, tensor.dtype, tensor.reason)
         for tensor in plan.left_out_tensors
     ]
+    fractions = [plan.fraction_of(number) for number in range(len(plan.tensors))]
     return {
         "tensor": [name for name, *_ in rows],
+        "fraction": fractions + [None] * len(plan.left_out_tensors),
         **{
             field: [getattr(role, field) for _, role, *_ in rows]
             for field in ("stack", "layer", "component", "expert", "kind")

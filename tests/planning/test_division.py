@@ -17,7 +17,7 @@ from pipeline.planning.memory import parse_size, project, show_size
 from pipeline.planning.request import Request, StepRange
 from pipeline.planning.select import select
 from pipeline.planning.slices import slices, spans
-from pipeline.planning.tiles import divide
+from pipeline.planning.tiles import divide, everything
 from pipeline.sources.base import Candidate
 
 COUNT = 3
@@ -47,7 +47,7 @@ def aligned(draw: st.DrawFn) -> list[AlignedTensor]:
 
 @given(aligned(), st.integers(1, 1 << 24))
 def test_tiles_cover_every_element_once(tensors: list[AlignedTensor], least: int) -> None:
-    tiles = divide(tensors, least)
+    tiles = divide(everything(tensors), tensors, least)
     covered = [(f.tensor, f.first, f.stop) for tile in tiles for f in tile.fragments]
     assert covered == sorted(covered)
     for index, tensor in enumerate(tensors):
@@ -57,13 +57,13 @@ def test_tiles_cover_every_element_once(tensors: list[AlignedTensor], least: int
         assert all(first % CHUNK == 0 for first, _ in mine)
     assert all(tile.bytes >= least for tile in tiles[:-1])
     assert len({tile.name for tile in tiles}) == len(tiles)
-    assert divide(tensors, least) == tiles
+    assert divide(everything(tensors), tensors, least) == tiles
 
 
 @settings(max_examples=50)
 @given(aligned(), st.integers(PIECE * 8, 1 << 23))
 def test_slices_cover_every_byte_once(tensors: list[AlignedTensor], row_bytes: int) -> None:
-    for tile in divide(tensors, 1 << 22):
+    for tile in divide(everything(tensors), tensors, 1 << 22):
         parts = list(slices(tile, tensors, row_bytes))
         covered = [
             (p.fragment.tensor, p.fragment.first, p.fragment.stop) for s in parts for p in s.placed
@@ -113,7 +113,7 @@ def test_pieces_are_cut_at_the_same_places_wherever_one_starts(first: int, lengt
 
 @given(aligned(), st.integers(1, 4))
 def test_the_least_that_is_named_is_enough(tensors: list[AlignedTensor], calls: int) -> None:
-    tiles = divide(tensors, 1 << 22)
+    tiles = divide(everything(tensors), tensors, 1 << 22)
     least = project(tensors, tiles, 1 << 50, calls).least
     memory = project(tensors, tiles, least, calls)
     assert memory.projected <= least

@@ -19,7 +19,8 @@ FROM read_parquet('checkpoints/run=*/*.parquet',
 SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW tensors AS
-SELECT run, tensor, stack, layer, component, expert, kind, shape, numel, dtype, included, reason
+SELECT run, tensor, stack, layer, component, expert, kind, shape, numel, dtype, included,
+    reason, fraction
 FROM read_parquet('tensors/run=*/*.parquet',
     hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
 SEMI JOIN attempts USING (run, attempt);
@@ -33,7 +34,8 @@ SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW path AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.k, c.step,
-    p.norm, p.displacement, p.increment, p.path_length, p.update_angle_deg, p.angle_to_first_deg,
+    p.norm, p.displacement, p.increment, p.path_length, p.update_angle_deg,
+    p.update_angle_stderr_deg, p.angle_to_first_deg,
     p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
 FROM read_parquet('path/run=*/*.parquet',
     hive_partitioning = true, hive_types_autocast = false, union_by_name = true) p
@@ -57,7 +59,7 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
         WHEN s.squared_distance = 0 AND ci.source = cj.source THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.relative_dot / (pi.displacement * pj.displacement)))
         END AS relative_cosine,
-    sqrt(s.squared_distance) AS distance
+    sqrt(s.squared_distance) AS distance, s.cosine_stderr, s.relative_cosine_stderr
 FROM read_parquet('similarity/run=*/*.parquet',
     hive_partitioning = true, hive_types_autocast = false, union_by_name = true) s
 JOIN groups g USING (run, attempt, group_id)
@@ -70,7 +72,7 @@ JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
 
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
-    n.value, n.stderr, n.null_value
+    n.value, n.stderr, n.null_value, n.differs_from_null
 FROM read_parquet('indicators/run=*/*.parquet',
     hive_partitioning = true, hive_types_autocast = false, union_by_name = true) n
 JOIN groups g USING (run, attempt, group_id);
@@ -88,3 +90,9 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
 FROM read_parquet('projection/run=*/*.parquet',
     hive_partitioning = true, hive_types_autocast = false, union_by_name = true) p
 JOIN groups g USING (run, attempt, group_id);
+
+CREATE OR REPLACE VIEW findings AS
+SELECT run, severity, kind, k, tensor, message, evidence
+FROM read_parquet('findings/run=*/*.parquet',
+    hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+SEMI JOIN attempts USING (run, attempt);

@@ -1,0 +1,134 @@
+"""Findings about what there is and what is not: gaps, tensors left out, formats, frozen tensors.
+
+Nothing here explains a checkpoint away, so the order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.findings.finding import Finding
+from pipeline.findings.naming import label, labels, name, some
+from pipeline.findings.observe import Observations
+from pipeline.planning.align import LeftOutTensor
+from pipeline.planning.plan import Plan
+
+_SEVERITIES = {
+    "shape_changed": "warning",
+    "missing_tensor": "warning",
+    "tied_weights": "info",
+    "excluded_tensor": "info",
+}
+FLOOR_REACHED_DEG = 90.0 - 1e-6
+
+
+def inventory(plan: Plan, seen: Observations) -> list[Finding]:
+    """Return the findings of this kind."""
+    return [
+        *_missing_steps(plan),
+        *_left_out(plan, "shape_changed"),
+        *_left_out(plan, "missing_tensor"),
+        *_dtype_changed(plan),
+        *_frozen(seen),
+        *_below_noise_floor(plan, seen),
+        *_left_out(plan, "tied_weights"),
+        *_left_out(plan, "excluded_tensor"),
+    ]
+
+
+def _missing_steps(plan: Plan) -> Iterator[Finding]:
+    for gap in plan.gaps:
+        places = [
+            k
+            for k, checkpoint in enumerate(plan.checkpoints)
+            if checkpoint.step == gap.before and checkpoint.stage == gap.stage
+        ]
+        stage = "" if gap.stage is None else f" of stage {gap.stage}"
+        yield Finding(
+            "warning",
+            "missing_steps",
+            f"{gap.missing} missing between step {gap.after} and step {gap.before}{stage}, by the"
+            " spacing on both sides",
+            places[0] if places else None,
+            evidence={
+                "stage": gap.stage,
+                "after": gap.after,
+                "before": gap.before,
+                "missing": gap.missing,
+            },
+        )
+
+
+def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
+    """One finding a reason: a network has one mask a layer."""
+    reasons: dict[str, list[LeftOutTensor]] = defaultdict(list)
+    for entry in plan.left_out_tensors:
+        if entry.kind == kind:
+            reason = "counted once" if kind == "tied_weights" else entry.reason
+            reasons[reason].append(entry)
+    for reason, entries in reasons.items():
+        names = [entry.name for entry in entries]
+        said = entries[0].reason if len(entries) == 1 else reason
+        yield Finding(
+            _SEVERITIES[kind],
+            kind,
+            f"{some(names)}: {said}; left out",
+            entries[0].k,
+            names[0],
+            {"tensors": names, "reasons": sorted({entry.reason for entry in entries})},
+        )
+
+
+def _dtype_changed(plan: Plan) -> Iterator[Finding]:
+    changes: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+    for tensor in plan.tensors:
+        for k in range(1, len(tensor.dtypes)):
+            if tensor.dtypes[k] != tensor.dtypes[k - 1]:
+                changes[k, tensor.dtypes[k - 1], tensor.dtypes[k]].append(tensor.name)
+    for (k, before, after), names in sorted(changes.items()):
+        yield Finding(
+            "info",
+            "dtype_changed",
+            f"{name(plan, k)}: {some(names)} stored as {after}, before as {before}",
+            k,
+            names[0],
+            {"checkpoint": label(plan, k), "from": before, "to": after, "tensors": names},
+        )
+
+
+def _frozen(seen: Observations) -> Iterator[Finding]:
+    if seen.model is None or len(set(seen.model.labels[~seen.model.absent])) < 2:
+        return
+    names = [
+        entry.name
+        for entry in seen.tensors
+        if len(present := entry.labels[~entry.absent]) > 1 and len(set(present)) == 1
+    ]
+    if names:
+        yield Finding(
+            "info",
+            "frozen_tensor",
+            f"{some(names)}: the same values in every checkpoint",
+            tensor=names[0],
+            evidence={"tensors": names},
+        )
+
+
+def _below_noise_floor(plan: Plan, seen: Observations) -> Iterator[Finding]:
+    if seen.model is None:
+        return
+    floors = seen.model.path["noise_floor_deg"]
+    below = np.flatnonzero(floors >= FLOOR_REACHED_DEG).tolist()
+    if below:
+        yield Finding(
+            "info",
+            "below_noise_floor",
+            f"{len(below)} of {np.count_nonzero(~np.isnan(floors))} update angles, the first at"
+            f" {name(plan, below[0])}: increments are smaller than their rounding, the angles say"
+            " nothing",
+            below[0],
+            evidence={"checkpoints": labels(plan, below)},
+        )

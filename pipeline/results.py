@@ -1,0 +1,349 @@
+"""From sums to a run in the store: figures, findings, tables, and the summary of it all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.errors import Interrupted
+from pipeline.execute.worker import available_cores
+from pipeline.findings.finding import Finding, counts
+from pipeline.findings.judge import findings
+from pipeline.findings.observe import Observations
+from pipeline.numerics.gram import one_thread_products
+from pipeline.planning.plan import Plan
+from pipeline.planning.sample import JACKKNIFE_GROUPS
+from pipeline.reduce.figures import Figures, GroupSums
+from pipeline.reduce.groups import Key, members, sort_key
+from pipeline.reduce.reduce import estimated_sums, reduce
+from pipeline.store.folder import Folder
+from pipeline.store.query import Store, views_sql
+from pipeline.store.tiles import TileFolder
+from pipeline.store.write import RunWriter
+
+FIGURES_FORMAT = 1
+"""Raised when figures, scopes or findings are added or change: stored runs are then made again from
+their sums, without reading a weight."""
+
+LEAST_TILES = 10
+"""Before so many have been read no estimate is shown: fewer draws tell too little of their spread."""
+SNAPSHOT_AFTER_S = 5.0
+"""Shorter runs are over before anyone has looked."""
+SNAPSHOT_SHARE = 0.05
+"""Of the time at most goes into snapshots."""
+QUICK_SNAPSHOT_S = 1.0
+"""What a snapshot may take that is made when the run is stopped: Ray leaves a job 3 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `analyze --json` prints (docs/contract.md, §1)."""
+
+    run: str
+    store: str
+    checkpoints: int
+    tensors: int
+    parameters: int
+    bytes_total: int
+    bytes_read: int
+    fraction: float
+    seconds: float
+    gram_seconds: float
+    pull_seconds: float
+    device: str
+    executor: str
+    workers: int
+    mds: float | None
+    relative_mds: float | None
+    mds_stderr: float | None
+    relative_mds_stderr: float | None
+    findings: dict[str, int]
+    """Counts by severity."""
+    complete: bool
+    resumed_tiles: int
+    """Tiles that an earlier attempt had finished."""
+    already_complete: bool = False
+    """Nothing was read: the store had this very run, or all that its figures are made from."""
+    recomputed: bool = False
+    """The figures were made again from stored sums."""
+    lost: list[str] = field(default_factory=list)
+    """Why tiles failed for good."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done for a run, beside its figures."""
+
+    store: str
+    executor: str
+    workers: int
+    bytes_read: int = 0
+    gram_seconds: float = 0.0
+    pull_seconds: float = 0.0
+    resumed_tiles: int = 0
+    complete: bool = True
+    already_complete: bool = False
+    recomputed: bool = False
+    lost: tuple[str, ...] = ()
+
+
+def write_runs(
+    plans: Sequence[Plan],
+    sums: Iterable[tuple[list[Key], GroupSums | None]],
+    folder: Folder,
+    work: Work,
+    *,
+    tiles_done: set[int],
+    devices: set[str],
+    started: float,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Summary]:
+    """Make the figures and findings of each run, write its tables, and return the summaries.
+
+    Args:
+        plans: what each path of a plan is alone, if it has several, and last the plan itself.
+        sums: of all groups of the plan.
+        tiles_done: numbers of the tiles that the sums are of.
+        devices: what computed them; may fill while the sums are consumed.
+        started: by the monotonic clock.
+        stop: asked between groups; once true, nothing is written and Interrupted raised.
+    """
+    plan = plans[-1]
+    writers = [RunWriter(folder, each.run) for each in plans]
+    observed = [Observations(each) for each in plans]
+    numbers = _group_numbers(plan)
+    unfinished = list(writers)
+    try:
+        with one_thread_products():
+            for key, found in reduce(plan, sums, available_cores()):
+                for writer, seen, own in zip(writers, observed, (*found.paths, found), strict=True):
+                    writer.add(numbers[key], key, own)
+                    seen.add(key, own)
+                if stop():
+                    raise Interrupted("stopped")
+        folder.replace("views.sql", views_sql().encode())
+        summaries, earlier = [], []
+        for each, writer, seen in zip(plans, writers, observed, strict=True):
+            read = sum(tile.bytes for tile in each.tiles if tile.index in tiles_done)
+            fraction = read / each.bytes_total
+            found = _found(each, seen, fraction, earlier)
+            earlier.append(found)
+            summary = _summary(each, seen.model, found, fraction, work, devices, started)
+            writer.finish(each, found, _run_row(each, summary))
+            unfinished.remove(writer)
+            summaries.append(summary)
+    except BaseException:  # an interrupt, too, must not leave this attempt's files
+        for writer in unfinished:
+            writer.abandon()
+        raise
+    return summaries
+
+
+def _found(
+    plan: Plan, seen: Observations, fraction: float, earlier: Sequence[Sequence[Finding]]
+) -> list[Finding]:
+    """Return a run's findings; those of several paths are the paths' own."""
+    if not plan.paths:
+        return findings(plan, seen, fraction)
+    return [
+        replace(
+            entry,
+            k=None if entry.k is None else entry.k + path.first,
+            message=f"{path.run}: {entry.message}",
+        )
+        for path, own in zip(plan.paths, earlier, strict=True)
+        for entry in own
+    ]
+
+
+def _summary(
+    plan: Plan,
+    model: Figures | None,
+    found: Sequence[Finding],
+    fraction: float,
+    work: Work,
+    devices: set[str],
+    started: float,
+) -> Summary:
+    values = {} if model is None else model.indicators
+    errors = {} if model is None else model.indicator_errors
+    return Summary(
+        run=plan.run,
+        store=work.store,
+        checkpoints=len(plan.checkpoints),
+        tensors=len(plan.tensors),
+        parameters=plan.parameters,
+        bytes_total=plan.bytes_total,
+        bytes_read=work.bytes_read,
+        fraction=fraction,
+        seconds=time.monotonic() - started,
+        gram_seconds=work.gram_seconds,
+        pull_seconds=work.pull_seconds,
+        device=" + ".join(sorted(devices)),
+        executor=work.executor,
+        workers=work.workers,
+        mds=_number(values.get("mds")),
+        relative_mds=_number(values.get("relative_mds")),
+        mds_stderr=_number(errors.get("mds")),
+        relative_mds_stderr=_number(errors.get("relative_mds")),
+        findings=counts(found),
+        complete=work.complete,
+        resumed_tiles=work.resumed_tiles,
+        already_complete=work.already_complete,
+        recomputed=work.recomputed,
+        lost=list(work.lost),
+    )
+
+
+def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Summary | None:
+    """Return the summary of this very plan if the store holds it, with today's figures."""
+    if not any(path.startswith(f"runs/run={plan.run}/") for path in folder.list("runs")):
+        return None
+    stored = Store(work.store)
+    columns = "fraction, device, plan, complete, figures"
+    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = '{plan.run}'").fetchall()
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+        return None
+    values = {
+        indicator: (value, stderr)
+        for indicator, value, stderr in stored.sql(
+            "SELECT indicator, value, stderr FROM indicators WHERE scope = 'model'"
+            f" AND run = '{plan.run}' AND indicator IN ('mds', 'relative_mds')"
+        ).fetchall()
+    }
+    severities = stored.sql(
+        f"SELECT severity, count(*) FROM findings WHERE run = '{plan.run}' GROUP BY ALL"
+    ).fetchall()
+    found = _summary(plan, None, (), rows[0][0], work, {rows[0][1]}, started)
+    return replace(
+        found,
+        mds=values["mds"][0],
+        relative_mds=values["relative_mds"][0],
+        mds_stderr=values["mds"][1],
+        relative_mds_stderr=values["relative_mds"][1],
+        findings=found.findings | dict(severities),
+    )
+
+
+class Snapshots:
+    """Estimates from the tiles read so far, made now and then beside the work, as tables too.
+
+    A finished run of the same name is never replaced by one.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        folder: Folder,
+        tiles: TileFolder,
+        work: Work,
+        told: Callable[[Summary], None] | None,
+    ) -> None:
+        self._plans, self._folder, self._tiles, self._work = plans, folder, tiles, work
+        self._told = told
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._started = time.monotonic()
+        self._due = self._started + SNAPSHOT_AFTER_S
+        self.seconds: float | None = None
+        """What the last one took."""
+        self._wanted = not any(_is_complete(folder, work.store, each.run) for each in plans)
+
+    def consider(self, done: Sequence[int], bytes_read: int) -> None:
+        """Begin one if it is time, and the last is done; `done`: tiles in the order of the plan."""
+        busy = self._thread is not None and self._thread.is_alive()
+        if busy or not self._wanted or time.monotonic() < self._due or not self._enough(done):
+            return
+        arguments = (list(done), bytes_read)
+        self._thread = threading.Thread(target=self._quietly, args=arguments, name="snapshot")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up the one under way, and wait until it has gone."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def last(self, done: Sequence[int], bytes_read: int) -> None:
+        """Make one now, of a run that is being stopped, if that is quickly done."""
+        self.stop()
+        self._stopped.clear()
+        if self.seconds is not None and self.seconds < QUICK_SNAPSHOT_S and self._wanted:
+            self._make(done, bytes_read)
+
+    def _enough(self, done: Sequence[int]) -> bool:
+        if len(done) < LEAST_TILES:
+            return False
+        plan = self._plans[-1]
+        read = {fragment.tensor for number in done for fragment in plan.tiles[number].fragments}
+        roles = [{part.component for part in tensor.parts} for tensor in plan.tensors]
+        return set().union(*(roles[number] for number in read)) == set().union(*roles)
+
+    def _quietly(self, done: Sequence[int], bytes_read: int) -> None:
+        try:
+            self._make(done, bytes_read)
+        except Interrupted:
+            return  # what was asked for
+
+    def _make(self, done: Sequence[int], bytes_read: int) -> None:
+        started = time.monotonic()
+        devices: set[str] = set()
+
+        def result(name: str):
+            found = self._tiles.get(name)
+            if found is not None:
+                devices.add(found.device)
+            return found
+
+        groups = {tile: place % JACKKNIFE_GROUPS for place, tile in enumerate(done)}
+        summaries = write_runs(
+            self._plans,
+            estimated_sums(self._plans[-1], groups, result),
+            self._folder,
+            replace(self._work, complete=False, bytes_read=bytes_read),
+            tiles_done=set(done),
+            devices=devices,
+            started=self._started,
+            stop=self._stopped.is_set,
+        )
+        if self._told:
+            self._told(summaries[-1])
+        self.seconds = time.monotonic() - started
+        self._due = time.monotonic() + self.seconds / SNAPSHOT_SHARE
+
+
+def _is_complete(folder: Folder, store: str, run: str) -> bool:
+    if not any(path.startswith(f"runs/run={run}/") for path in folder.list("runs")):
+        return False
+    return (True,) in Store(store).sql(
+        f"SELECT complete FROM attempts WHERE run = '{run}'"
+    ).fetchall()
+
+
+def _group_numbers(plan: Plan) -> dict[Key, int]:
+    keys = {key for member in members(plan) for key in member.keys}
+    return {key: number for number, key in enumerate(sorted(keys, key=sort_key))}
+
+
+def _run_row(plan: Plan, summary: Summary) -> dict[str, Any]:
+    return {
+        "plan": plan.digest,
+        "source": plan.source,
+        "created_at": datetime.now(UTC),
+        "version": version("hallmarks"),
+        "figures": FIGURES_FORMAT,
+        "settings": None,
+        **summary.as_dict(),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else value
