@@ -148,6 +148,9 @@ def test_bad_requests_write_nothing(suite: Path, tmp_path: Path) -> None:
         ((suite, "--memory", "1KiB"), "need at least"),
         ((suite, "--memory", "much"), "is not a size"),
         ((suite, "--run", "../x"), "not a run name"),
+        ((suite, "--fraction", "0"), "more than 0 and at most 1"),
+        ((suite, "--fraction", "0.1", "--budget", "1MB"), "exclude each other"),
+        ((suite, "--budget", "100B"), "the least sample"),
         ((suite, "--device", "cuda"), "no CUDA device"),
         ((suite, "--nonsense"), "No such option"),
         ((cut,), "tensors that end with the file"),
@@ -184,8 +187,8 @@ def test_commands(suite: Path, tmp_path: Path) -> None:
         done = hallmarks(*ask, bad)
         assert done.returncode == 2 and message in done.stderr
     listed = hallmarks("--help").stdout
-    assert all(name in listed for name in ("plan", "analyze", "sql", "demo"))
-    assert not any(name in listed for name in ("audit", "report", "sweep", "status"))
+    assert all(name in listed for name in ("plan", "analyze", "audit", "sql", "demo"))
+    assert not any(name in listed for name in ("report", "sweep", "status"))
 
 
 def test_left_out_tensors_are_named(tmp_path: Path) -> None:

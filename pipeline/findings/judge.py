@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.findings.finding import Finding
 from pipeline.findings.inventory import FLOOR_REACHED_DEG, inventory
 from pipeline.findings.naming import label, labels, name, some
-from pipeline.findings.observe import LAGS, Observations, Seen
+from pipeline.findings.observe import LAGS, Observations, Seen, strain
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 
@@ -109,7 +109,7 @@ class _Judge:
                 )
             else:
                 severity = "error"
-                right = self._rightful(group, self._nearest_to(group[0], others))
+                right = self._rightful(group)
                 why = (
                     f"by its neighbours {self._name(right)} is where they belong" if others else ""
                 )
@@ -139,13 +139,14 @@ class _Judge:
             if seen.numel < LEAST_RECURRING_WEIGHTS:
                 continue
             for group in _recurrences(seen.labels, left):
-                right = self._rightful(group, int(seen.nearest[group[0]]))
+                right = min(group, key=lambda k, seen=seen: seen.strain[k])
                 for k in group:
                     if k != right and abs(left.index(k) - left.index(right)) > 1:
                         wrong[k][right].append(seen)
         for before, k in pairwise(left):
             for shard in self._shards_that_stand_still(before, k, left):
-                right = self._rightful([before, k], int(max(shard, key=_numel).nearest[k]))
+                largest = max(shard, key=lambda seen: seen.numel)
+                right = min((before, k), key=lambda k, seen=largest: seen.strain[k])
                 other = k if right == before else before
                 if other not in wrong:
                     wrong[other][right] = shard
@@ -291,13 +292,12 @@ class _Judge:
         known = floors[~np.isnan(floors)]
         return bool(known.size) and bool(known[-1] >= FLOOR_REACHED_DEG)
 
-    def _nearest_to(self, k: int, others: Sequence[int]) -> int:
-        """Return which of the others is nearest to k; -1 if there are none."""
-        return min(others, key=lambda j: self._distance(j, k), default=-1)
-
-    def _rightful(self, group: Sequence[int], nearest: int) -> int:
-        """Return where values that several checkpoints hold belong: next to what is nearest."""
-        return min(group, key=lambda k: abs(k - nearest)) if nearest >= 0 else group[0]
+    def _rightful(self, group: Sequence[int]) -> int:
+        """Return which of several equal checkpoints holds its own weights."""
+        left = self._left()
+        held = np.ix_(left, left)
+        strains = strain(self._model.squared_distances[held], self._model.labels[left])
+        return min(group, key=lambda k: strains[left.index(k)])
 
     def _are_neighbours(self, group: Sequence[int]) -> bool:
         left = self._left()
@@ -362,10 +362,6 @@ def _stretches(ks: Sequence[int], joined: Callable[[int, int], bool]) -> Iterabl
         stretch.append(k)
     if stretch:
         yield stretch
-
-
-def _numel(seen: Seen) -> int:
-    return seen.numel
 
 
 def _hold(names: Sequence[str], many: str = "hold", one: str = "holds") -> str:

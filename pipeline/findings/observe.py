@@ -19,6 +19,10 @@ LAGS = 8
 seven between them have been left out as wrong."""
 
 
+AROUND = 3
+"""Checkpoints on each side that values are compared with: one or two of them may be wrong too."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Seen:
     """One tensor, or part of one, over all checkpoints."""
@@ -31,8 +35,8 @@ class Seen:
     """(K,) equal where the stored values are."""
     absent: NDArray[np.bool_]
     """(K,) where a value is not finite."""
-    nearest: NDArray[np.int64]
-    """(K,) the nearest checkpoint with other values; -1 if there is none."""
+    strain: NDArray[np.float64]
+    """(K,) of `strain`, over all checkpoints."""
     cosines: NDArray[np.float64]
     """(LAGS + 1, K): cosine of checkpoint k and the one so many before it; NaN where unknown."""
 
@@ -71,17 +75,28 @@ class Observations:
             tensor.role.kind == "weight" and len([d for d in tensor.shape if d > 1]) >= 2,
             found.labels,
             found.absent,
-            _nearest(found),
+            strain(found.squared_distances, found.labels),
             _cosines(found.dots),
         )
         self.tensors.append(seen)
 
 
-def _nearest(found: Figures) -> NDArray[np.int64]:
-    distances = np.where(np.isnan(found.squared_distances), np.inf, found.squared_distances)
-    distances[found.labels == found.labels[:, np.newaxis]] = np.inf
-    nearest = distances.argmin(axis=1)
-    return np.where(np.isfinite(distances.min(axis=1)), nearest, -1)
+def strain(
+    squared_distances: NDArray[np.float64], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(K,) how badly values fit where they are: of values held twice, the least is where they belong.
+
+    The mean distance to the checkpoints around, over how many checkpoints apart they are. Those with
+    the same values do not count; infinite where there is no other.
+    """
+    count = len(labels)
+    found = np.full(count, np.inf)
+    for k in range(count):
+        others = np.flatnonzero((labels != labels[k]) & ~np.isnan(squared_distances[k]))
+        near = np.append(others[others < k][-AROUND:], others[others > k][:AROUND])
+        if near.size:
+            found[k] = np.mean(np.sqrt(squared_distances[k, near]) / np.abs(near - k))
+    return found
 
 
 def _cosines(dots: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,6 +30,8 @@ class SumFolder:
     @property
     def complete(self) -> bool:
         """True if the sums of every part are there."""
+        if not self._folder.exists:
+            return False
         return self._folder.read(f"{self._prefix}/complete") is not None
 
     def kept(self, parts: Iterable[PartSums], devices: set[str]) -> Iterator[PartSums]:
