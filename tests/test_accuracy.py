@@ -13,6 +13,7 @@ import pytest
 import pipeline
 from pipeline.checkpoint.names import position
 from pipeline.errors import QueryError
+from pipeline.numerics.gram import LEAST_IN_FLOAT32
 from pipeline.store.query import Store
 from tests import reference
 from tests.reference import Matrix
@@ -46,7 +47,7 @@ def assert_group(store: Store, where: str, weights: Matrix, steps: list[int]) ->
     assert np.array_equal(np.isnan(rows[:, 3]), np.isnan(relative[i, j]))
     off = np.abs(rows[:, 3] - relative[i, j])
     assert np.all(np.nan_to_num(off) <= 2e-7 * both)
-    distances = np.linalg.norm(weights[i] - weights[j], axis=1)
+    distances = np.hstack([np.linalg.norm(weights[k:] - weights[k], axis=1) for k in range(count)])
     assert np.all(np.abs(rows[:, 4] - distances) <= 1e-6 * fold[i, j] * distances)
     assert rows[:, 5].tolist() == [steps[k] for k in i]
     assert_path(store, where, weights, fold)
@@ -146,15 +147,24 @@ def test_fused_parts_are_those_of_the_network(
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize(
-    ("kind", "count", "step"),
-    [("walk", 64, 1e-2), ("decaying", 154, 1e-1), ("smooth", 24, 1e-5), ("folding", 40, 1e-3)],
+    ("kind", "count", "step", "numel"),
+    [
+        ("walk", 64, 1e-2, 20_000),
+        ("decaying", 154, 1e-1, 10_000),
+        ("smooth", 24, 1e-5, 40_000),
+        ("folding", 40, 1e-3, 40_000),
+        # so many are multiplied in float32
+        ("smooth", 12, 1e-5, LEAST_IN_FLOAT32),
+        ("folding", 12, 1e-3, LEAST_IN_FLOAT32),
+        ("decaying", 12, 1e-1, LEAST_IN_FLOAT32),
+    ],
 )
-def test_adversarial_paths(kind: str, count: int, step: float, dtype: str, tmp_path: Path) -> None:
+def test_adversarial_paths(
+    kind: str, count: int, step: float, numel: int, dtype: str, tmp_path: Path
+) -> None:
     """Relative steps down to 1e-5 and paths that fold back, as stored in each format."""
-    rows = trajectory(kind, count, 40_000, step)
-    directory = write_suite(
-        tmp_path / "suite", {"layers.0.mlp.up_proj.weight": rows.reshape(count, 200, 200)}, dtype
-    )
+    rows = trajectory(kind, count, numel, step)
+    directory = write_suite(tmp_path / "suite", {"layers.0.mlp.up_proj.weight": rows}, dtype)
     stored = stored_weights(directory)["layers.0.mlp.up_proj.weight"]
     store = analysed(directory, tmp_path / "store")
     assert_group(store, "scope = 'model'", stored, list(range(count)))

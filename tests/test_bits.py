@@ -21,6 +21,7 @@ from pipeline.errors import TransientReadError
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker
+from pipeline.numerics.gram import LEAST_IN_FLOAT32
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
@@ -55,10 +56,10 @@ def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, 
     return kept.files
 
 
-@pytest.mark.parametrize("count", [64, 65, 154, 155])
+@pytest.mark.parametrize("count", [65, 154])
 def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
     """n = 65 is where a BLAS with four threads gives other bits than with one."""
-    rows = trajectory("walk", count, 300_000, 0.1).astype(np.float32)
+    rows = trajectory("walk", count, LEAST_IN_FLOAT32, 0.1).astype(np.float32)
     suite = {"layers.0.mlp.up_proj.weight": rows, "norm.weight": rows[:, :300]}
     plan, source = make_plan(
         Request(str(write_suite(tmp_path / "suite", suite, "F16"))), least_tile_bytes=1 << 24

@@ -6,7 +6,9 @@ elements, sums beyond that float64, in the order of the pieces.
 
 On the CPU the product is NumPy's: it knows `a @ a.T` for a symmetric product and does half the
 work (measured on one core, 64 to 935 rows: 160-225 against 95-105 GFLOP/s of torch.mm), and no
-process-wide precision setting reaches it. Elsewhere it is torch's, with TF32 off.
+process-wide precision setting reaches it. Elsewhere it is torch's, with TF32 off. Parts of few
+weights, and pieces whose squares float32 cannot hold, are done in float64; float32 sums of weights
+stored in more than 16 bits are shorter.
 
 Letters: K rows (checkpoints or increments), M elements of a piece.
 """
@@ -41,9 +43,24 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
+_HALF = {name for name, dtype in TORCH_DTYPES.items() if dtype.itemsize <= 2}
+
 LEAST_MEAN_SQUARE = 1e-30
 """Below it squares of single elements near float32's smallest normal number, 1.2e-38: the piece is
 done in float64."""
+
+LEAST_IN_FLOAT32 = 32 * PIECE
+"""Weights of a part that float32 products serve. The error of one of them is 3e-7 to 6e-7 of a cosine
+(512 to 16,384 columns of 8 to 935 rows, OpenBLAS's kernels for Haswell and SkylakeX, oneMKL alike),
+and averages out over pieces: smaller parts, which cost little, are done in float64."""
+
+SHORT_SUM = 512
+"""Elements of one float32 sum where weights are stored in more than 16 bits. Small steps of float32
+weights are small multiples of one power of two, and squares of integers are 0 or 1 modulo 4: such
+sums are rounded down more often than up. Relative cosines of 2²⁰ weights on a smooth path in relative
+steps of 1e-5 (SkylakeX kernel) were off by 8e-8 with sums of 512, 1.7e-7 with 1,024, 2.7e-7 with
+16,384; of weights in 16 bits never by more than 1.4e-8. It costs 15 % of a product of 64 to 154 rows,
+31 % with 935; float64 would cost 55 to 90 %."""
 
 EXACT_COLUMNS = PIECE // 8  # columns of one float64 product: bounds what that route allocates
 
@@ -107,6 +124,8 @@ class PartAccumulator:
         self._parents = parents(firsts, count)
         self._later_firsts = list(firsts[1:])
         self._part = part
+        self._exact = numel // part.period * (part.stop - part.start) < LEAST_IN_FLOAT32
+        self._sum_length = PIECE if _HALF >= set(dtypes) else SHORT_SUM
         self._stored = dtypes[0] if len(set(dtypes)) == 1 else None
         self._dtypes = dtypes
         self._every = SAMPLED_EVERY if numel >= MIN_SAMPLED else 1
@@ -178,6 +197,17 @@ class PartAccumulator:
             values = values[:, columns]
         else:
             values = values.index_select(1, columns.to(values.device))
+        gram = None if self._exact else self._float32_gram(values, scratch)
+        if gram is None:
+            gram, finite, non_finite = _exact_gram(values, self._parents)
+            self._non_finite += non_finite
+            if non_finite.any():
+                values = torch.where(finite.to(values.device), values, 0)
+        self._gram += gram
+        self._numel += values.shape[1]
+        self._sample(values[:, :: self._every])
+
+    def _float32_gram(self, values: Tensor, scratch: Scratch) -> NDArray | None:
         increments = scratch.increments(values.shape[1])
         increments[0] = values[0]
         if values.dtype == torch.float64:
@@ -186,14 +216,7 @@ class PartAccumulator:
             torch.sub(values[1:], values[:-1], out=increments[1:])
         for first in self._later_firsts:
             increments[first] = values[first] - values[0]
-        gram = _float32_gram(increments, scratch.product)
-        if gram is None:
-            gram, finite, non_finite = _exact_gram(values, self._parents)
-            self._non_finite += non_finite
-            values = torch.where(finite.to(values.device), values, 0)
-        self._gram += gram
-        self._numel += values.shape[1]
-        self._sample(values[:, :: self._every])
+        return _float32_gram(increments, scratch.product, self._sum_length)
 
     def _sample(self, sample: Tensor) -> None:
         self._sampled += sample.shape[1]
@@ -248,18 +271,17 @@ def _decoded(rows: Sequence[Tensor] | Tensor, start: int, end: int, scratch: Scr
     return values
 
 
-def _float32_gram(increments: Tensor, product: Tensor) -> NDArray | None:
+def _float32_gram(increments: Tensor, product: Tensor, sum_length: int) -> NDArray | None:
     """Return the (K, K) product in float32, or None where float32 cannot hold it.
 
     That is where a diagonal entry is not finite (a value is not, or a square overflows) or so
-    small that squares underflow.
+    small that squares underflow. Sums beyond `sum_length` elements are float64.
     """
-    if increments.device.type == "cpu":
-        rows, gram = increments.numpy(), product.numpy()
-        with np.errstate(all="ignore"):  # looked for below
-            np.matmul(rows, rows.T, out=gram)
-    else:
-        gram = torch.mm(increments, increments.T, out=product).cpu().numpy()
+    with np.errstate(all="ignore"):  # looked for below
+        if increments.shape[1] <= sum_length:
+            gram = _symmetric_product(increments, product)
+        else:
+            gram = _sum_of_products(increments, product, sum_length)
     diagonal = np.diagonal(gram)
     if not np.isfinite(diagonal).all():
         return None
@@ -267,6 +289,29 @@ def _float32_gram(increments: Tensor, product: Tensor) -> NDArray | None:
     if tiny.size and bool(increments[torch.from_numpy(tiny).to(increments.device)].any()):
         return None
     return gram
+
+
+def _symmetric_product(rows: Tensor, product: Tensor | None = None) -> NDArray:
+    """Return rows @ rows.T, (K, K), in the precision of the rows; `product` is memory for it."""
+    if rows.device.type != "cpu":
+        return torch.mm(rows, rows.T, out=product).cpu().numpy()
+    values = rows.numpy()
+    return np.matmul(values, values.T, out=None if product is None else product.numpy())
+
+
+def _sum_of_products(rows: Tensor, product: Tensor, length: int) -> NDArray:
+    """Return the float64 sum of the products of so many columns each."""
+    whole = rows.shape[1] // length * length
+    if rows.device.type != "cpu":  # one call for all: a launch takes longer than such a product
+        parts = rows[:, :whole].unflatten(1, (-1, length)).transpose(0, 1)
+        total = torch.bmm(parts, parts.transpose(1, 2)).sum(0, dtype=torch.float64)
+        if whole < rows.shape[1]:
+            total += torch.mm(rows[:, whole:], rows[:, whole:].T, out=product)
+        return total.cpu().numpy()
+    total = np.zeros(product.shape)
+    for start in range(0, rows.shape[1], length):
+        total += _symmetric_product(rows[:, start : start + length], product)
+    return total
 
 
 def _exact_gram(values: Tensor, parent: NDArray[np.int64]) -> tuple[NDArray, Tensor, NDArray]:
@@ -285,7 +330,7 @@ def _exact_gram(values: Tensor, parent: NDArray[np.int64]) -> tuple[NDArray, Ten
             piece = values[:, start : start + EXACT_COLUMNS][present.to(values.device)].double()
             origins = torch.cat((torch.zeros_like(piece[:1]), piece))
             piece -= origins[before]
-            inner += (piece @ piece.T).cpu().numpy()
+            inner += _symmetric_product(piece)
         rows = present.numpy()
         gram[np.ix_(rows, rows)] = inner
     return gram, (non_finite == 0)[:, None], non_finite.numpy()

@@ -34,7 +34,7 @@ from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
 
-RESULT_FORMAT = 3
+RESULT_FORMAT = 4
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
