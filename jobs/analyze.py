@@ -13,6 +13,7 @@ from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, 
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint
+from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
 from pipeline.results import Summary
@@ -84,9 +85,12 @@ def _print_summary(summary: Summary) -> None:
     columns = "indicator, value, stderr, null_value, differs_from_null"
     rows = store.sql(f"SELECT {columns} FROM indicators {where}").fetchall()
     values = {indicator: rest for indicator, *rest in rows}
-    below, angles, angle, floor = store.sql(
-        "SELECT count_if(update_angle_deg <= noise_floor_deg), count(update_angle_deg),"
-        f" avg(update_angle_deg), avg(noise_floor_deg) FROM path {where}"
+    # a floor of 90 degrees hides every angle, larger ones too
+    below, angles, mean_below = store.sql(
+        f"SELECT count_if(noise_floor_deg >= least(update_angle_deg, {FLOOR_REACHED_DEG})),"
+        " count(update_angle_deg),"
+        f" avg(noise_floor_deg) >= least(avg(update_angle_deg), {FLOOR_REACHED_DEG})"
+        f" FROM path {where}"
     ).fetchall()[0]
     sampled = any(error for _, error, _, _ in values.values())
     errors = ["std. error"] if sampled else []
@@ -96,7 +100,7 @@ def _print_summary(summary: Summary) -> None:
         if value is None and null is None:
             continue
         words = "as a random walk" if differs is False else ""
-        if name == "mean_update_angle_deg" and angles and angle <= floor:
+        if name == "mean_update_angle_deg" and mean_below:
             words = "under the noise floor"
         shown = [_shown(error)] if sampled else []
         lines.append(([name, _shown(value), *shown, _shown(null)], words))

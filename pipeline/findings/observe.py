@@ -58,13 +58,11 @@ class Observations:
 
     def add(self, key: Key, found: Figures) -> None:
         """Take note of a group's figures, if findings need them."""
+        if not found.known:
+            return
         if key.scope == "model":
             self.model = found
-        if (
-            key.scope != "tensor"
-            or key.tensor is None
-            or np.isnan(found.dots).all() != found.absent.all()
-        ):
+        if key.scope != "tensor" or key.tensor is None:
             return
         index, numel = self._numels[key.tensor]
         tensor = self._plan.tensors[index]

@@ -125,7 +125,7 @@ class PartAccumulator:
         self._later_firsts = list(firsts[1:])
         self._part = part
         self._exact = numel // part.period * (part.stop - part.start) < LEAST_IN_FLOAT32
-        self._sum_length = PIECE if _HALF >= set(dtypes) else SHORT_SUM
+        self._sum_length = PIECE if set(dtypes) <= _HALF else SHORT_SUM
         self._stored = dtypes[0] if len(set(dtypes)) == 1 else None
         self._dtypes = dtypes
         self._every = SAMPLED_EVERY if numel >= MIN_SAMPLED else 1

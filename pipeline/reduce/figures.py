@@ -52,6 +52,8 @@ class GroupSums:
     """False where too little was read to tell how uncertain it is."""
     groups: int = 0
     """Jackknife groups, those that change nothing included."""
+    known: bool = True
+    """False where nothing can be said: a tile was lost, or nothing has been read yet."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,6 +85,8 @@ class Figures:
     """(K,) equal where the stored values are."""
     absent: NDArray[np.bool_]
     """(K,) where a value is not finite."""
+    known: bool
+    """False where nothing can be said of the group."""
     paths: tuple[Figures, ...] = ()
     """Of several paths: the figures of each alone."""
 
@@ -97,7 +101,7 @@ def figures(sums: GroupSums | None, times: Times, firsts: tuple[int, ...] = (0,)
     if sums is None:
         nothing = np.zeros((count, count))
         digests, absent = np.zeros((count, 1), np.uint64), np.ones(count, bool)
-        sums = GroupSums(nothing, digests, absent, np.zeros(count))
+        sums = GroupSums(nothing, digests, absent, np.zeros(count), known=False)
     return _of_path(sums, times) if len(firsts) == 1 else _of_paths(sums, times, firsts)
 
 
@@ -152,6 +156,7 @@ def _of_path(sums: GroupSums, times: Times) -> Figures:
         projection=_projection(found, absent),
         labels=labels,
         absent=absent,
+        known=sums.known,
     )
 
 
@@ -209,6 +214,7 @@ def _of_paths(sums: GroupSums, times: Times, firsts: tuple[int, ...]) -> Figures
         projection=_projection(found, absent),
         labels=labels,
         absent=absent,
+        known=sums.known,
         paths=tuple(own),
     )
 
