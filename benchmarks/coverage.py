@@ -42,7 +42,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     worst = []
     for kind in ("smooth", "walk", "trained"):
-        weights = trained() if kind == "trained" else synthetic(kind)
+        weights = trained() if kind == "trained" else synthetic(kind, width=256)
         for fraction in FRACTIONS:
             started = time.perf_counter()
             sampled = Sampled(weights, fraction)

@@ -247,7 +247,11 @@ def _diffusion_exponent(squared_distances: FloatArray) -> float:
     if count < MIN_CHECKPOINTS_FOR_DIFFUSION:
         return np.nan
     lags = np.arange(1, count // 2 + 1)
-    means = np.array([np.diagonal(squared_distances, lag).mean() for lag in lags])
+    # Sums of all diagonals at once: with as many zeros behind every row, from the last row up, those
+    # of one lag stand in one column of rows that are an element shorter.
+    padded = np.pad(squared_distances[::-1], ((0, 0), (0, count)))
+    sums = padded.reshape(-1)[:-count].reshape(count, -1).sum(axis=0)
+    means = sums[count - 1 + lags] / (count - lags)
     return _slope(np.log(lags), np.log(means)) if (means > 0).all() else np.nan
 
 
@@ -256,7 +260,7 @@ def _norm_growth_exponent(squared_norms: FloatArray, elapsed: FloatArray) -> flo
     if np.isnan(elapsed).any():
         return np.nan
     times, squared_norms = elapsed[elapsed > 0], squared_norms[elapsed > 0]
-    if np.unique(times).size < 2 or not (squared_norms > 0).all():
+    if not times.size or times.min() == times.max() or not (squared_norms > 0).all():
         return np.nan
     return _slope(np.log(times), np.log(squared_norms) / 2)
 

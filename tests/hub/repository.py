@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.distcp")
@@ -29,7 +30,7 @@ class StoredFile:
             file.seek(start)
             return file.read(stop - start)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.read(0, self.size)).hexdigest()
 

@@ -59,6 +59,9 @@ class Hub:
         self.quotas: dict[str, int] = {}
         """Requests left in the window, by bucket (`api`, `resolvers`); absent: no limit."""
         self.records: list[Record] = []
+        self.bytes_per_s: float | None = None
+        """What all bodies together may be sent at, as over one link; None: as fast as it goes."""
+        self._link_free = 0.0
         self.cdn_url = ""
         self._key = secrets.token_bytes(16)
         self._lock = threading.Lock()
@@ -102,6 +105,16 @@ class Hub:
     def note(self, record: Record) -> None:
         with self._lock:
             self.records.append(record)
+
+    def wait_for_link(self, num_bytes: int) -> None:
+        """Sleep until the link has taken so many bytes more."""
+        if self.bytes_per_s is None:
+            return
+        with self._lock:
+            start = max(self._link_free, time.monotonic())
+            self._link_free = start + num_bytes / self.bytes_per_s
+            end = self._link_free
+        time.sleep(max(0.0, end - time.monotonic()))
 
     def spend(self, kind: str) -> dict[str, str] | None:
         """Return rate-limit headers of one more request, or None if there is no limit."""
@@ -202,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = file.read(at, min(limit, at + _PIECE))
             if action == "changed_file":
                 data = bytes(byte ^ 0xFF for byte in data)
+            self.hub.wait_for_link(len(data))
             self.wfile.write(data)
             at += len(data)
         if fault and action == "stall":
