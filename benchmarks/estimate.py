@@ -5,7 +5,7 @@
 The suite of `end_to_end.py` (33.5 million float16 weights a checkpoint) as branches of a Hub
 repository, served from memory on loopback by a process of its own (tests/hub), on the same cores as
 the job. The whole run and the estimate take turns, each a process of its own, three times; medians.
-Bytes are what the server really sent for weights, headers of files included.
+Bytes are what the server really sent; headers are known from a first run that does not count.
 """
 
 from __future__ import annotations
