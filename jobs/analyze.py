@@ -102,7 +102,7 @@ def _print_summary(summary: Summary) -> None:
         words = "as a random walk" if differs is False else ""
         if name == "mean_update_angle_deg" and mean_below:
             words = "under the noise floor"
-        shown = [_shown(error)] if sampled else []
+        shown = ["–" if error is None else f"{error:.2g}"] if sampled else []
         lines.append(([name, _shown(value), *shown, _shown(null)], words))
     said = [""] if any(words for _, words in lines) else []
     table = Table(
