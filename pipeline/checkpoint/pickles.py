@@ -92,7 +92,7 @@ class Record(dict):
         self.update(state if isinstance(state, dict) else {"state": state})
 
     # A dict says it has no hash; some of these are keys of a dictionary, each by itself.
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # dict's is None
         return id(self)
 
 

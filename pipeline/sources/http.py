@@ -1,12 +1,13 @@
 """Ranges of a file over HTTP, straight into memory.
 
-The standard library's client, one connection for each thread and host: a range of 14 KB cost 0.20 ms
-of CPU time against 0.39-0.49 ms with urllib3's pools (Python 3.11, loopback, 3 threads), which is
+The standard library's client, one connection for each thread and host: a range of 14 KB cost 0.16-0.21 ms
+of CPU time against 0.47-0.57 ms with urllib3's pools (Python 3.11, loopback, 3-32 threads), which is
 what an estimate from many small ranges waits for; and it reads into the buffer without a copy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import re
@@ -55,15 +56,17 @@ class Transport:
         kept = connection.sock is not None
         try:
             return self._answer(connection, url, headers)
-        except (http.client.RemoteDisconnected, ConnectionError):
+        except ConnectionError:
             if not kept:
                 raise
             # a server may close a connection that it kept, at any time: that is no failure yet
+            connection.close()
             return self._answer(connection, url, headers)
 
     def drop(self, url: str) -> None:
         """Close this thread's connection to a host: something unread is in it."""
-        self._connection(url).close()
+        with contextlib.suppress(ValueError):  # a malformed address has none
+            self._connection(url).close()
 
     def _connection(self, url: str) -> http.client.HTTPConnection:
         parts = urlsplit(url)
@@ -85,17 +88,13 @@ class Transport:
         connection: http.client.HTTPConnection, url: str, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         parts = urlsplit(url)
-        try:
-            if connection.sock is None:
-                connection.connect()
-                assert connection.sock is not None
-                connection.sock.settimeout(_STALL_S)
-            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-            connection.request("GET", target, headers=dict(headers))
-            return connection.getresponse()
-        except BaseException:
-            connection.close()
-            raise
+        if connection.sock is None:
+            connection.connect()
+            assert connection.sock is not None
+            connection.sock.settimeout(_STALL_S)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        connection.request("GET", target, headers=dict(headers))
+        return connection.getresponse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +147,12 @@ class UrlAccess:
                 transport.drop(self.url)
             return done
         except HallmarksError:
-            transport.drop(self.url)
-            raise
+            raise  # some are OSErrors too
         except (OSError, http.client.HTTPException, ValueError) as error:
-            transport.drop(self.url)
             raise _Broken(type(error).__name__, done) from None
-        except _Broken:
-            transport.drop(self.url)
-            raise
+        finally:
+            if done < len(buffer):
+                transport.drop(self.url)
 
     def _check(self, response: http.client.HTTPResponse, first: int, last: int, done: int) -> None:
         status, span = response.status, f"{self.where}[{first}:{last + 1}]"
