@@ -197,7 +197,10 @@ class PartAccumulator:
             values = values[:, columns]
         else:
             values = values.index_select(1, columns.to(values.device))
-        gram = None if self._exact else self._float32_gram(values, scratch)
+        gram = None
+        if not self._exact:
+            increments = self._increments(values, scratch)
+            gram = _float32_gram(increments, scratch.product, self._sum_length)
         if gram is None:
             gram, finite, non_finite = _exact_gram(values, self._parents)
             self._non_finite += non_finite
@@ -207,7 +210,7 @@ class PartAccumulator:
         self._numel += values.shape[1]
         self._sample(values[:, :: self._every])
 
-    def _float32_gram(self, values: Tensor, scratch: Scratch) -> NDArray | None:
+    def _increments(self, values: Tensor, scratch: Scratch) -> Tensor:
         increments = scratch.increments(values.shape[1])
         increments[0] = values[0]
         if values.dtype == torch.float64:
@@ -216,7 +219,7 @@ class PartAccumulator:
             torch.sub(values[1:], values[:-1], out=increments[1:])
         for first in self._later_firsts:
             increments[first] = values[first] - values[0]
-        return _float32_gram(increments, scratch.product, self._sum_length)
+        return increments
 
     def _sample(self, sample: Tensor) -> None:
         self._sampled += sample.shape[1]

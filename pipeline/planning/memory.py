@@ -83,7 +83,8 @@ def _scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
     # values and gathered part as stored or in float32, increments in float32, samples of the
     # rounding energy (1/16 of the elements, four arrays), the float64 route (a quarter of it)
     per_element = 2 * value + 4 + 4 + 4
-    return num_checkpoints * PIECE * per_element + 4 * num_checkpoints**2
+    # a float32 product; in float64 a piece's sum, that over present checkpoints, and one product
+    return num_checkpoints * PIECE * per_element + (4 + 3 * 8) * num_checkpoints**2
 
 
 def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], num_checkpoints: int) -> int:
