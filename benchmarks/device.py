@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pipeline.execute.addresses import InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Worker
@@ -47,16 +48,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), options.checkpoints, options.elements)
         plan, source = make_plan(Request(folder))
-        accesses = {number: source.access(file) for number, file in enumerate(plan.files)}
         tiles = [tile.index for tile in plan.tiles]
         kept = {}
         for device in ("cpu", "cuda", "cuda"):  # the first time on the card loads its libraries
             torch.backends.cuda.matmul.allow_tf32 = True  # what a careless process may have set
             memory = project(plan.tensors, plan.tiles, 8 << 30, options.threads + 1)
             sink = kept[device] = Kept()
-            worker = Worker(plan, sink, device, options.threads, memory)
+            worker = Worker(plan, sink, InProcess(plan, source), device, options.threads, memory)
             started = time.perf_counter()
-            outcomes = list(run_local(worker, options.threads + 1, tiles, lambda _: accesses))
+            outcomes = list(run_local(worker, options.threads + 1, tiles))
             found[f"{device}_seconds"] = round(time.perf_counter() - started, 3)
             assert not any(isinstance(outcome, Lost) for outcome in outcomes), outcomes
         found["gigabytes"] = round(plan.bytes_total / 1e9, 2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from pipeline.errors import Interrupted
+from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
@@ -19,7 +20,7 @@ from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import members
 from pipeline.reduce.reduce import group_sums, sums_of_tiles
 from pipeline.results import Snapshots, Summary, Work, stored_summary, write_runs
-from pipeline.sources.base import Access, Source
+from pipeline.sources.base import Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
 from pipeline.store.sums import SumFolder
@@ -257,19 +258,15 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
     The plan is checked against the memory before anything is written.
     """
 
-    def accesses(index: int) -> Mapping[int, Access]:
-        tensors = (plan.tensors[fragment.tensor] for fragment in plan.tiles[index].fragments)
-        numbers = {number for tensor in tensors for number in tensor.all_files()}
-        return {number: source.access(plan.files[number]) for number in sorted(numbers)}
-
+    addresses = InProcess(plan, source, resources.cache)
     if resources.executor == "local":
         device, threads = choose_device(resources.device), resources.threads or available_cores()
         calls = threads + source.waits
         memory = worker_memory(plan, resources, calls)
 
         def work_here(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            worker = Worker(plan, sink, device, threads, memory)
-            return run_local(worker, calls, tiles, accesses)
+            worker = Worker(plan, sink, addresses, device, threads, memory)
+            return run_local(worker, calls, tiles)
 
         yield work_here, 1, "local"
         return
@@ -283,7 +280,7 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         memory = worker_memory(plan, resources, calls, shape.workers)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            return RayPool(plan, sink, shape, calls, memory).run(tiles, accesses)
+            return RayPool(plan, sink, shape, calls, memory).run(tiles, FrontDesk(addresses))
 
         yield work_there, shape.workers, "ray"
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import TransientReadError
+from pipeline.execute.addresses import InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
 from pipeline.execute.worker import Receipt, Worker
@@ -26,7 +27,7 @@ from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.base import Access, Source
+from pipeline.sources.base import Source
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.suites import trajectory, write_suite
@@ -48,10 +49,9 @@ def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, 
     """Return every tile's result file, computed in this process."""
     kept = Kept()
     memory = project(plan.tensors, plan.tiles, budget, threads + 1)
-    worker = Worker(plan, kept, "cpu", threads, memory)
-    accesses = {number: source.access(file) for number, file in enumerate(plan.files)}
+    worker = Worker(plan, kept, InProcess(plan, source), "cpu", threads, memory)
     tiles = [tile.index for tile in plan.tiles]
-    outcomes = list(run_local(worker, threads + 1, tiles, lambda _: accesses))
+    outcomes = list(run_local(worker, threads + 1, tiles))
     assert sorted(outcome.tile for outcome in outcomes) == tiles
     return kept.files
 
@@ -77,12 +77,14 @@ def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
     assert torch.get_num_threads() > 0
 
 
-def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+def test_a_read_that_fails_is_tried_again_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = trajectory("walk", 3, 1000, 0.1)
     plan, source = make_plan(Request(str(write_suite(tmp_path / "suite", {"w": rows}))))
 
     class Failing:
-        where, reads_at_once, times = "there", 1, 0
+        where, reads_at_once, issue, good_for_s, times = "there", 1, 1, 60.0, 0
 
         def read_into(self, transport: object, start: int, buffer: memoryview) -> None:
             del transport, start, buffer
@@ -91,13 +93,11 @@ def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> N
 
     failing = Failing()
     memory = project(plan.tensors, plan.tiles, 1 << 30, 2)
-    worker = Worker(plan, Kept(), "cpu", 1, memory)
-    accesses: dict[int, Access] = {
-        0: failing,
-        1: source.access(plan.files[1]),
-        2: source.access(plan.files[2]),
-    }
-    (outcome,) = run_local(worker, 2, [0], lambda _: accesses)
+    addresses = InProcess(plan, source)
+    monkeypatch.setattr(addresses, "get", lambda file: failing if file == 0 else get(file))
+    get = InProcess(plan, source).get
+    worker = Worker(plan, Kept(), addresses, "cpu", 1, memory)
+    (outcome,) = run_local(worker, 2, [0])
     assert isinstance(outcome, Lost)
     assert outcome.error.message == "cut off"
     assert failing.times == 3

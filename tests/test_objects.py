@@ -16,7 +16,6 @@ from pipeline.errors import NothingMatches, SourceChanged, SourceNotFound, Trans
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources import objects
-from pipeline.sources.http import Transport
 from tests.suites import trajectory, write_suite
 
 
@@ -90,11 +89,11 @@ def test_an_object_that_changed_is_refused(bucket: str, suite: Path) -> None:
     upload(suite, f"{bucket}/changing")
     plan, source = make_plan(Request(f"{bucket}/changing"))
     access = source.access(plan.files[0])
-    access.read_into(Transport(), 0, memoryview(bytearray(100)))
+    access.read(0, memoryview(bytearray(100)))
     store = from_url(f"{bucket}/changing")
     obstore.put(store, "step0/model.safetensors", b"x" * plan.files[0].size)
     with pytest.raises(SourceChanged, match="changed since it was planned"):
-        access.read_into(Transport(), 0, memoryview(bytearray(100)))
+        access.read(0, memoryview(bytearray(100)))
 
 
 def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +102,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(NothingMatches, match="at least 2 checkpoints, found 0"):
         make_plan(Request(f"{bucket}/empty"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(objects, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(objects, "ATTEMPTS", 1)
     objects._store.cache_clear()
     with pytest.raises(TransientReadError, match="GenericError"):
         make_plan(Request(f"{bucket}/other"))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.queue import Lost, TileQueue
 from pipeline.execute.worker import Receipt, Worker
-from pipeline.sources.base import Access
 
 
 def run_local(
     worker: Worker,
     calls: int,
     tiles: list[int],
-    accesses: Callable[[int], Mapping[int, Access]],
 ) -> Iterator[Receipt | Lost]:
     """Yield each tile's outcome as it comes.
 
     Args:
         calls: tiles side by side.
-        accesses: gives fresh access to the files of a tile.
     """
     queue = TileQueue(tiles)
     running: dict[Future[Receipt], int] = {}
@@ -29,7 +26,7 @@ def run_local(
     try:
         while True:
             while len(running) < calls and (tile := queue.take()) is not None:
-                running[pool.submit(worker.run, tile, accesses(tile))] = tile
+                running[pool.submit(worker.run, tile)] = tile
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.errors import HallmarksError, TileLost, TransientReadError
+from pipeline.errors import HallmarksError, SourceChanged, TileLost, TransientReadError
 
 MAX_ATTEMPTS = 3
 
@@ -31,7 +31,13 @@ class TileQueue:
         return self._waiting.popleft() if self._waiting else None
 
     def put_back(self, tile: int, error: HallmarksError) -> Lost | None:
-        """Take note of a failure: the tile waits again, unless it is hopeless."""
+        """Take note of a failure: the tile waits again, unless it is hopeless.
+
+        Raises:
+            SourceChanged: a file is not what was planned, and the rest of it may not be either.
+        """
+        if isinstance(error, SourceChanged):
+            raise error
         self._failures[tile] += 1
         passing = isinstance(error, TransientReadError | TileLost)
         if passing and self._failures[tile] < MAX_ATTEMPTS:

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, RequestError, TileLost
+from pipeline.execute.addresses import FrontDesk, Paused, Question, Remote
 from pipeline.execute.queue import Lost, TileQueue
 from pipeline.execute.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
-from pipeline.sources.base import Access
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
+_POLL_S = 60.0  # a worker without questions: the call is renewed after this
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -39,13 +41,27 @@ class Layout:
 
 
 class _Actor:
-    """The worker as Ray sees it. No argument of the constructor is a secret."""
+    """The worker as Ray sees it. No argument of the constructor is a secret.
+
+    Addresses come as arguments of `answer`, each below the size from which Ray would put it into
+    its object store, whose pages are spilled to disk in clear text.
+    """
 
     def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:
-        self._worker = Worker(plan, sink, device, threads, memory)
+        self._addresses = Remote(plan)
+        self._worker = Worker(plan, sink, self._addresses, device, threads, memory)
 
-    def run(self, index: int, accesses: Mapping[int, Access]) -> Receipt:
-        return self._worker.run(index, accesses)
+    def run(self, index: int) -> Receipt:
+        return self._worker.run(index)
+
+    def questions(self) -> list[tuple[int, Question]]:
+        return self._addresses.questions(_POLL_S)
+
+    def answer(self, number: int, found: Any) -> None:
+        self._addresses.answer(number, found)
+
+    def pause(self, host: str, seconds: float) -> None:
+        self._worker.pause(host, seconds)
 
 
 @contextmanager
@@ -115,10 +131,10 @@ class RayPool:
     def __init__(self, plan: Plan, sink: Sink, shape: Layout, calls: int, memory: Memory) -> None:
         """`calls`: tiles that an actor has in hand at once, computing or pulling."""
         self._calls = calls
-        remote = ray.remote(_Actor).options(
+        remote: Any = ray.remote(_Actor).options(
             num_cpus=shape.threads,
             num_gpus=1 if shape.device == "cuda" else 0,
-            max_concurrency=self._calls,
+            max_concurrency=self._calls + 2,  # and one call for questions, one for answers
             max_restarts=0,
             max_task_retries=0,
         )
@@ -126,49 +142,72 @@ class RayPool:
         self._start = lambda: remote.remote(shared, sink, shape.device, shape.threads, memory)
         self._size = shape.workers
         self._deaths = 0
+        self._actors: list[Any] = []
+        self._tiles: dict[Any, tuple[Any, int]] = {}  # call → (actor, tile)
+        self._polls: dict[Any, Any] = {}  # call for questions → actor
 
-    def run(
-        self, tiles: list[int], accesses: Callable[[int], Mapping[int, Access]]
-    ) -> Iterator[Receipt | Lost]:
-        """Yield each tile's outcome as it comes."""
+    def run(self, tiles: list[int], desk: FrontDesk) -> Iterator[Receipt | Lost]:
+        """Yield each tile's outcome as it comes; workers' questions are answered meanwhile."""
         queue = TileQueue(tiles)
-        actors = [self._start() for _ in range(min(self._size, len(tiles)))]
-        running: dict[Any, tuple[Any, int]] = {}  # call → (actor, tile)
-        while True:
-            self._feed(queue, actors, running, accesses)
-            if not running:
-                return
-            (call,), _ = ray.wait(list(running), num_returns=1)
-            if call not in running:
-                continue
-            actor, tile = running.pop(call)
-            outcome = self._outcome(call)
-            if isinstance(outcome, Receipt):
-                self._deaths = 0
-                yield outcome
-                continue
-            if isinstance(outcome, TileLost):
-                self._replace(actor, actors)
-                held = [tile, *self._drop_calls(actor, running)]
-            else:
-                held = [tile]
-            for index in held:
-                if (lost := queue.put_back(index, outcome)) is not None:
-                    yield lost
+        try:
+            for _ in range(min(self._size, len(tiles))):
+                self._add_actor()
+            while True:
+                self._feed(queue)
+                if not self._tiles:
+                    return
+                (call,), _ = ray.wait([*self._polls, *self._tiles], num_returns=1)
+                if call in self._polls:
+                    self._attend(call, desk)
+                elif call in self._tiles:
+                    yield from self._outcomes(call, queue)
+        finally:
+            desk.close()
 
-    def _feed(
-        self,
-        queue: TileQueue,
-        actors: list[Any],
-        running: dict[Any, tuple[Any, int]],
-        accesses: Callable[[int], Mapping[int, Access]],
-    ) -> None:
-        """Give every actor the calls it has room for, one each in turn."""
+    def _add_actor(self) -> None:
+        actor: Any = self._start()
+        self._actors.append(actor)
+        self._polls[actor.questions.remote()] = actor
+
+    def _feed(self, queue: TileQueue) -> None:
+        """Give every actor the tiles it has room for, one each in turn."""
         for _ in range(self._calls):
-            for actor in actors:
-                load = sum(1 for held, _ in running.values() if held is actor)
+            for actor in self._actors:
+                load = sum(1 for held, _ in self._tiles.values() if held is actor)
                 if load < self._calls and (tile := queue.take()) is not None:
-                    running[actor.run.remote(tile, accesses(tile))] = (actor, tile)
+                    self._tiles[actor.run.remote(tile)] = (actor, tile)
+
+    def _attend(self, call: Any, desk: FrontDesk) -> None:
+        """See to what a worker asked."""
+        actor = self._polls.pop(call)
+        try:
+            questions = ray.get(call)
+        except RayError:
+            return  # it died: its tiles tell
+        self._polls[actor.questions.remote()] = actor
+        for number, question in questions:
+            if not isinstance(question, Paused):
+                desk.answer(question, partial(actor.answer.remote, number))
+                continue
+            for other in self._actors:
+                if other is not actor:
+                    other.pause.remote(question.host, question.seconds)
+
+    def _outcomes(self, call: Any, queue: TileQueue) -> Iterator[Receipt | Lost]:
+        """Yield what a call that ended means: one tile, or all that a dead worker held."""
+        actor, tile = self._tiles.pop(call)
+        outcome = self._outcome(call)
+        if isinstance(outcome, Receipt):
+            self._deaths = 0
+            yield outcome
+            return
+        held = [tile]
+        if isinstance(outcome, TileLost):
+            held += self._drop(actor)
+            self._replace(actor)
+        for index in held:
+            if (lost := queue.put_back(index, outcome)) is not None:
+                yield lost
 
     def _outcome(self, call: Any) -> Receipt | HallmarksError:
         try:
@@ -181,11 +220,13 @@ class RayPool:
         except (RayActorError, RayError) as error:
             return TileLost(f"a worker died: {type(error).__name__}")
 
-    def _drop_calls(self, actor: Any, running: dict[Any, tuple[Any, int]]) -> list[int]:
-        calls = [call for call, (held, _) in running.items() if held is actor]
-        return [running.pop(call)[1] for call in calls]
+    def _drop(self, actor: Any) -> list[int]:
+        """Forget an actor's calls; return the tiles that it held."""
+        self._polls = {call: held for call, held in self._polls.items() if held is not actor}
+        calls = [call for call, (held, _) in self._tiles.items() if held is actor]
+        return [self._tiles.pop(call)[1] for call in calls]
 
-    def _replace(self, actor: Any, actors: list[Any]) -> None:
+    def _replace(self, actor: Any) -> None:
         self._deaths += 1
         if self._deaths > MAX_DEATHS_IN_A_ROW:
             raise HallmarksError(
@@ -193,5 +234,5 @@ class RayPool:
                 "is --memory more than the machine has? finished tiles are kept",
             )
         ray.kill(actor)
-        actors.remove(actor)
-        actors.append(self._start())
+        self._actors.remove(actor)
+        self._add_actor()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import Interrupted, RequestError
+from pipeline.execute.addresses import Addresses
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices, spans
 from pipeline.planning.tiles import results
-from pipeline.sources.base import Access
 from pipeline.sources.http import Transport
 
 _READERS = 32  # threads that wait for network reads, shared by all tiles of the worker
@@ -56,12 +56,21 @@ class Worker:
     More calls than `threads` may be under way: they pull while the others compute.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        addresses: Addresses,
+        device: str,
+        threads: int,
+        memory: Memory,
+    ) -> None:
         self._plan, self._sink, self._memory = plan, sink, memory
+        self._addresses = addresses
         self._device = torch.device(device)
         self._computing = threading.Semaphore(threads)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
-        self._transport = Transport()
+        self._transport = Transport(addresses)
         self._local = threading.local()
         self._cancelled = threading.Event()
         self._pinned = ExitStack()
@@ -73,12 +82,12 @@ class Worker:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._pinned.close()
 
-    def run(self, index: int, accesses: Mapping[int, Access]) -> Receipt:
-        """Compute one tile and put its result.
+    def pause(self, host: str, seconds: float) -> None:
+        """Leave a host alone: another worker was told to."""
+        self._transport.pause(host, seconds)
 
-        Args:
-            index: the tile's number in the plan.
-            accesses: how to reach each file that the tile reads, by the file's number.
+    def run(self, index: int) -> Receipt:
+        """Compute one tile, by its number in the plan, and put its result.
 
         Raises:
             ReadError: bytes could not be had.
@@ -95,9 +104,12 @@ class Worker:
             for key in results(fragment, tensors)
         }
         pull_seconds = gram_seconds = 0.0
+        started = time.perf_counter()
+        self._addresses.prepare(files_of(self._plan, index))
+        pull_seconds += time.perf_counter() - started
         for piece in slices(tile, tensors, self._memory.row_bytes):
             started = time.perf_counter()
-            block = self._pull(piece, accesses)
+            block = self._pull(piece)
             pulled = time.perf_counter()
             with self._computing:
                 computing = time.perf_counter()
@@ -109,7 +121,7 @@ class Worker:
         self._sink.put(tile.name, TileResult(parts, device))
         return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
 
-    def _pull(self, piece: Slice, accesses: Mapping[int, Access]) -> NDArray[np.uint8]:
+    def _pull(self, piece: Slice) -> NDArray[np.uint8]:
         """Return the slice's table of bytes, one row per checkpoint."""
         block = self._block(piece.row_bytes)
         wanted: dict[tuple[int, int, int], list[NDArray[np.uint8]]] = {}
@@ -117,11 +129,9 @@ class Worker:
             for span in spans(piece, self._plan.tensors, row):
                 there = block[row, span.column : span.column + span.stop - span.start]
                 wanted.setdefault((span.file, span.start, span.stop), []).append(there)
-        reads = [
-            (accesses[file], start, places[0].data) for (file, start, _), places in wanted.items()
-        ]
-
-        if all(access.reads_at_once == 1 for access, _, _ in reads):
+        reads = [(file, start, places[0].data) for (file, start, _), places in wanted.items()]
+        files = {file for file, _, _ in reads}
+        if all(self._addresses.get(file).reads_at_once == 1 for file in files):
             self._read(reads)
         else:
             # few calls for many small ranges: to hand one over costs a fifth of a range's own time
@@ -141,11 +151,11 @@ class Worker:
                 other[:] = first
         return block
 
-    def _read(self, reads: Sequence[tuple[Access, int, memoryview]]) -> None:
-        for access, start, buffer in reads:
+    def _read(self, reads: Sequence[tuple[int, int, memoryview]]) -> None:
+        for file, start, buffer in reads:
             if self._cancelled.is_set():
                 raise Interrupted("stopped")
-            access.read_into(self._transport, start, buffer)
+            self._addresses.get(file).read_into(self._transport, start, buffer)
 
     def _block(self, row_bytes: int) -> NDArray[np.uint8]:
         """Return this thread's table; it is used again for the next slice."""
@@ -178,6 +188,12 @@ class Worker:
                 accumulator = accumulators[key]
                 accumulator.add_bytes(stored, placed.fragment.first)
                 accumulator.add_values(values, placed.fragment.first, self._local.scratch)
+
+
+def files_of(plan: Plan, index: int) -> list[int]:
+    """Return the numbers of the files that a tile reads."""
+    tensors = (plan.tensors[fragment.tensor] for fragment in plan.tiles[index].fragments)
+    return sorted({number for tensor in tensors for number in tensor.all_files()})
 
 
 def _typed(

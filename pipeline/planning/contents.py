@@ -97,7 +97,7 @@ def read_config(source: Source, file: File | None, learnt: Learnt) -> dict:
 
 
 def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
-    if candidate.commit is None:
+    if candidate.commit is None or not source.lists_all:
         return source.files(candidate)
     key = f"files {candidate.origin or source.label} {candidate.commit} {candidate.folder}"
     known = learnt.get(key)

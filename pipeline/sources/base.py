@@ -43,6 +43,12 @@ class File:
     identity: str
     """What a change of the contents would change: content hash, or size and time of change."""
 
+    @property
+    def path_in_commit(self) -> str:
+        """Relative to the commit or the directory."""
+        folder = self.checkpoint.folder
+        return f"{folder}/{self.path}" if folder else self.path
+
 
 class Access(Protocol):
     """How a worker reaches one file. Picklable; shows no secret."""
@@ -65,6 +71,16 @@ class Access(Protocol):
         """How many reads of this kind are worth having in flight together in one tile."""
         ...
 
+    @property
+    def issue(self) -> int:
+        """Number of this access among those that the source has given for the file, from 1."""
+        ...
+
+    @property
+    def good_for_s(self) -> float:
+        """For how many seconds from now it may be used."""
+        ...
+
 
 class Source(Protocol):
     """One SOURCE argument. Lives in the driver only."""
@@ -77,6 +93,11 @@ class Source(Protocol):
     @property
     def requests(self) -> Mapping[str, int]:
         """How many requests of each rate-limited class were made so far."""
+        ...
+
+    @property
+    def lists_all(self) -> bool:
+        """True if the files that it lists of a commit are all that the commit has."""
         ...
 
     @property
@@ -100,6 +121,11 @@ class Source(Protocol):
         """Return a few bytes of a file: headers, indexes, configurations."""
         ...
 
-    def access(self, file: File) -> Access:
-        """Return fresh access to a file for a worker."""
+    def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
+        """Return access to a file that is good for a while. Safe in threads.
+
+        Args:
+            after: an access of this number was not accepted: return a later one.
+            keep: keep the file in the Hub cache.
+        """
         ...

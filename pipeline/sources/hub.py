@@ -1,51 +1,29 @@
 """A Hub repository whose revisions, folders or commits are checkpoints.
 
-Control plane (names, listings, addresses, errors): huggingface_hub. Data plane: range reads of
-the signed address that one resolve per file gives (`http.py`); HfFileSystem would make one
-rate-limited resolve request per range.
+Names and listings come from the Hub (`hub_client.py`), or offline from the user's cache
+(`hub_cache.py`); bytes from where `hub_addresses.py` finds them.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub import constants
 
 from pipeline.checkpoint.shards import holds_weights
-from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
-from pipeline.sources.base import Candidate, File
-from pipeline.sources.http import Transport, UrlAccess
+from pipeline.errors import SourceNotFound, quoted
+from pipeline.sources.base import Access, Candidate, File
+from pipeline.sources.hub_addresses import HubAddresses
+from pipeline.sources.hub_cache import CachedListing
+from pipeline.sources.hub_client import Entry, HubClient
 
 HUB_NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
 )
 
 LAYOUTS = ("auto", "revisions", "commits", "folders")
-
-ADDRESS_LIFE_S = 3600.0
-"""Assumed where an address does not say: what the Hub signs (X-Amz-Expires=3600)."""
-_USED_SHARE = 0.8  # of an address's life; the rest is for the reads that are under way
-_ATTEMPTS = 4
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-_Answer = TypeVar("_Answer")
 
 
 class HubRepository:
@@ -58,12 +36,16 @@ class HubRepository:
         self.label = f"{name}@{revision}" if revision else name
         self.run_name = self.label.replace("/", "--")
         self._name, self._revision, self._layout = name, revision, layout
-        self._api = HfApi(library_name="hallmarks", library_version=version("hallmarks"))
-        self._transport = Transport()
-        self._trees: dict[str, list[RepoFile]] = {}
-        self._addresses: dict[tuple[str | None, str], tuple[UrlAccess, float]] = {}
-        self._lock = threading.Lock()
-        self.requests: Counter[str] = Counter()
+        self._client = HubClient(name)
+        self.lists_all = not constants.is_offline_mode()
+        self._listing = self._client if self.lists_all else CachedListing(name)
+        self._addresses = HubAddresses(self._client)
+        self._trees: dict[str, list[Entry]] = {}
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Requests made so far, by rate-limit class."""
+        return self._client.requests
 
     def candidates(self) -> list[Candidate]:
         """Return what the layout exposes; `auto` takes the first that has two steps or more.
@@ -94,8 +76,7 @@ class HubRepository:
         return [Candidate(self._revision or "main", self._commit())]
 
     def _revisions(self) -> list[Candidate]:
-        refs = self._ask(lambda: self._api.list_repo_refs(self._name), self._name)
-        return [Candidate(ref.name, ref.target_commit) for ref in [*refs.branches, *refs.tags]]
+        return [Candidate(name, commit) for name, commit in self._listing.refs()]
 
     def _folders(self) -> list[Candidate]:
         commit = self._commit()
@@ -110,28 +91,15 @@ class HubRepository:
         ]
 
     def _commits(self) -> list[Candidate]:
-        entries = self._ask(
-            lambda: self._api.list_repo_commits(self._name, revision=self._revision), self.label
-        )
         # newest first: of two commits for one step the later one counts
-        return [Candidate(entry.title, entry.commit_id) for entry in entries]
+        return [Candidate(title, commit) for title, commit in self._listing.commits(self._revision)]
 
     def _commit(self) -> str:
-        info = self._ask(
-            lambda: self._api.repo_info(self._name, revision=self._revision), self.label
-        )
-        if info.sha is None:
-            raise SourceNotFound(f"no such revision: {quoted(self.label)}")
-        return info.sha
+        return self._listing.commit(self._revision)
 
-    def _tree(self, commit: str) -> list[RepoFile]:
+    def _tree(self, commit: str) -> list[Entry]:
         if commit not in self._trees:
-            where = f"{self._name}@{commit}"
-            entries = self._ask(
-                lambda: list(self._api.list_repo_tree(self._name, revision=commit, recursive=True)),
-                where,
-            )
-            self._trees[commit] = [entry for entry in entries if isinstance(entry, RepoFile)]
+            self._trees[commit] = self._listing.tree(commit)
         return self._trees[commit]
 
     def files(self, candidate: Candidate) -> list[File]:
@@ -144,131 +112,14 @@ class HubRepository:
                 entry.path.removeprefix(prefix),
                 f"{self._name}@{candidate.commit}/{entry.path}",
                 entry.size,
-                entry.lfs.sha256 if entry.lfs else entry.blob_id,
+                entry.identity,
             )
             for entry in self._tree(candidate.commit)
             if entry.path.startswith(prefix)
         ]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
-        buffer = bytearray(stop - start)
-        if buffer:
-            self.access(file).read_into(self._transport, start, memoryview(buffer))
-        return bytes(buffer)
+        return self._addresses.bytes_of(file, start, stop)
 
-    def access(self, file: File) -> UrlAccess:
-        """Return the file's address, asking for a new one when the old one nears its end."""
-        key = (file.checkpoint.commit, self._path(file))
-        with self._lock:
-            found = self._addresses.get(key)
-        if found is None or found[1] < time.time():
-            found = self._resolve(file)
-            with self._lock:
-                self._addresses[key] = found
-        return found[0]
-
-    @staticmethod
-    def _path(file: File) -> str:
-        folder = file.checkpoint.folder
-        return f"{folder}/{file.path}" if folder else file.path
-
-    def _resolve(self, file: File) -> tuple[UrlAccess, float]:
-        url = hf_hub_url(
-            self._name,
-            self._path(file),
-            revision=file.checkpoint.commit,
-            endpoint=self._api.endpoint,
-        )
-        asked = time.time()
-        metadata = self._ask(
-            lambda: get_hf_file_metadata(url, **self._identity), file.where, "resolvers"
-        )
-        if metadata.size != file.size or metadata.commit_hash != file.checkpoint.commit:
-            raise SourceChanged(
-                f"{file.where}: expected {file.size:,} bytes of commit {file.checkpoint.commit},"
-                f" found {metadata.size} of {quoted(metadata.commit_hash)}"
-            )
-        # A file that the Hub host serves itself is read with the user's rights; an address
-        # elsewhere is signed, and the token must never go there.
-        own = urlsplit(metadata.location).netloc == urlsplit(url).netloc
-        headers = build_hf_headers(**self._identity) if own else {}
-        access = UrlAccess(file.where, file.size, metadata.location, headers)
-        return access, asked + _USED_SHARE * _life_s(metadata.location, asked)
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "token": self._api.token,
-            "library_name": self._api.library_name,
-            "library_version": self._api.library_version,
-        }
-
-    def _ask(self, question: Callable[[], _Answer], where: str, kind: str = "api") -> _Answer:
-        """Return the client's answer; its errors are translated, never quoted or chained.
-
-        They carry addresses, and may carry headers.
-        """
-        failure = ""
-        for attempt in range(1, _ATTEMPTS + 1):
-            with self._lock:
-                self.requests[kind] += 1
-            try:
-                return question()
-            except GatedRepoError:
-                raise SourceNotFound(
-                    f"{where}: access is gated",
-                    f"accept the terms at {constants.ENDPOINT}/{self._name} and set HF_TOKEN",
-                ) from None
-            except RepositoryNotFoundError:
-                raise SourceNotFound(
-                    f"no such repository on {constants.ENDPOINT}: {quoted(self._name)}",
-                    "check the spelling; for a private repository log in with `hf auth login`",
-                ) from None
-            except RevisionNotFoundError:
-                raise SourceNotFound(f"no such revision: {where}") from None
-            except EntryNotFoundError:
-                raise SourceNotFound(f"no such file: {where}") from None
-            except OfflineModeIsEnabled:
-                raise SourceNotFound(
-                    f"{where} cannot be reached: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
-                ) from None
-            except HFValidationError:
-                raise SourceNotFound(
-                    f"{quoted(self._name)} is not a repository name", "write org/name"
-                ) from None
-            except HfHubHTTPError as error:
-                status = error.response.status_code if error.response is not None else 0
-                if status in (401, 403):
-                    raise SourceNotFound(f"{where}: HTTP {status}", "check HF_TOKEN") from None
-                if status not in _TRANSIENT:
-                    raise ReadError(f"{where}: HTTP {status}") from None
-                failure = f"HTTP {status}"
-            except OSError as error:
-                failure = type(error).__name__
-            except Exception as error:  # the HTTP client's own errors, whose package may change
-                if not _is_network_error(error):
-                    raise
-                failure = type(error).__name__
-            if attempt < _ATTEMPTS:
-                time.sleep(0.5 * 2**attempt)
-        raise TransientReadError(
-            f"{where}: {failure}, {_ATTEMPTS} times", f"is {constants.ENDPOINT} reachable?"
-        )
-
-
-def _is_network_error(error: Exception) -> bool:
-    """httpx before huggingface_hub 2, httpx2 since: known by name, so that neither is imported."""
-    return type(error).__module__.split(".")[0] in ("httpx", "httpx2")
-
-
-def _life_s(url: str, asked: float) -> float:
-    """Return for how many seconds a signed address is good, as its query states it."""
-    query = parse_qs(urlsplit(url).query)
-    try:
-        if "X-Amz-Expires" in query:
-            return float(query["X-Amz-Expires"][0])
-        if "Expires" in query:
-            return max(0.0, float(query["Expires"][0]) - asked)
-    except ValueError:
-        pass
-    return ADDRESS_LIFE_S
+    def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
+        return self._addresses.access(file, after, keep)

@@ -23,6 +23,11 @@ class Joint:
         return sum((Counter(source.requests) for source in self._sources), Counter())
 
     @property
+    def lists_all(self) -> bool:
+        """True if all of the sources list all."""
+        return all(source.lists_all for source in self._sources)
+
+    @property
     def waits(self) -> bool:
         """True if any of the sources waits."""
         return any(source.waits for source in self._sources)
@@ -49,9 +54,9 @@ class Joint:
         source, own = self._of(file.checkpoint)
         return source.read(replace(file, checkpoint=own), start, stop)
 
-    def access(self, file: File) -> Access:
+    def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
         source, own = self._of(file.checkpoint)
-        return source.access(replace(file, checkpoint=own))
+        return source.access(replace(file, checkpoint=own), after, keep)
 
     def _of(self, candidate: Candidate) -> tuple[Source, Candidate]:
         number, _, origin = candidate.origin.partition(" ")

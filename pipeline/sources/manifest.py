@@ -32,6 +32,11 @@ class Manifest:
         self._sources: dict[str, Source] = {}
 
     @property
+    def lists_all(self) -> bool:
+        """True if all of the sources list all."""
+        return all(source.lists_all for source in self._sources.values())
+
+    @property
     def waits(self) -> bool:
         """True if any of the sources waits."""
         return any(source.waits for source in self._sources.values())
@@ -60,8 +65,8 @@ class Manifest:
     def read(self, file: File, start: int, stop: int) -> bytes:
         return self._sources[file.checkpoint.origin].read(file, start, stop)
 
-    def access(self, file: File) -> Access:
-        return self._sources[file.checkpoint.origin].access(file)
+    def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
+        return self._sources[file.checkpoint.origin].access(file, after, keep)
 
     def _rows(self) -> list[dict[str, Any]]:
         try:

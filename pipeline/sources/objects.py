@@ -6,6 +6,10 @@ Credentials, region and endpoint come from the environment, as the storage's own
 
 from __future__ import annotations
 
+import math
+import os
+import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,15 +32,22 @@ from pipeline.sources.http import Transport
 
 SCHEMES = ("s3://", "gs://", "az://")
 
-# The client tries again by itself; without a bound it would do so for three minutes.
-_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+ATTEMPTS = 6
+_FIRST_PAUSE_S = 0.5
+# The client's own retries ignore Retry-After, send eleven requests to a 429 in two seconds, and
+# accept another tag when they resume a body; and it notices a stall after 30 s.
+_RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
+_CLIENT: Any = {"connect_timeout": "10s", "read_timeout": "5s", "timeout": "5min"}
 _Answer = TypeVar("_Answer")
 
 
 @lru_cache(maxsize=64)
 def _store(url: str) -> Any:
     """Return this process's client for a bucket and prefix."""
-    return from_url(url, retry_config=_RETRIES)
+    # options given here replace those that the client takes from the environment: this one is used
+    names = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+    plain = any(os.environ.get(name, "").lower() in ("true", "1") for name in names)
+    return from_url(url, retry_config=_RETRIES, client_options=_CLIENT | {"allow_http": plain})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,8 @@ class ObjectAccess:
     etag: str
 
     reads_at_once = 16
+    issue = 1
+    good_for_s = math.inf
 
     def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
         del transport  # the client has its own connections
@@ -84,6 +97,7 @@ class ObjectStorage:
     """Checkpoints below one prefix: one per sub-prefix, or one per weight file."""
 
     waits = True
+    lists_all = True
     requests: Mapping[str, int] = {}
 
     def __init__(self, url: str) -> None:
@@ -130,7 +144,8 @@ class ObjectStorage:
         self.access(file).read(start, memoryview(buffer))
         return bytes(buffer)
 
-    def access(self, file: File) -> ObjectAccess:
+    def access(self, file: File, after: int = 0, keep: bool = False) -> ObjectAccess:
+        del after, keep  # credentials are every worker's own; the Hub's cache is for the Hub
         path, etag = file.identity.split("\n")
         return ObjectAccess(file.where, self._url, path, file.size, etag)
 
@@ -153,6 +168,15 @@ def _ask(question: Callable[[], _Answer], where: str) -> _Answer:
 
     They carry addresses, which may be signed, and the storage's XML.
     """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return _asked(question, where)
+        except TransientReadError:
+            time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
+    return _asked(question, where)
+
+
+def _asked(question: Callable[[], _Answer], where: str) -> _Answer:
     try:
         return question()
     except PreconditionError:

@@ -8,10 +8,13 @@
 
 Files of weights are answered with a redirect to a second host name (127.0.0.1) and a signed,
 expiring address, as the Hub's are. Every request is recorded; `hub.faults` makes answers go wrong.
+With `hub.serve(Authority(folder))` both hosts speak TLS, for clients whose SSL_CERT_FILE is `ca.pem`
+of that folder.
 """
 
 from tests.hub.faults import Fault, Faults
 from tests.hub.repository import Repository
 from tests.hub.server import Hub, Record
+from tests.hub.tls import Authority
 
-__all__ = ["Fault", "Faults", "Hub", "Record", "Repository"]
+__all__ = ["Authority", "Fault", "Faults", "Hub", "Record", "Repository"]

@@ -4,35 +4,57 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.distcp")
 LFS_BYTES = 10 << 20
+_HASHED = 16 << 20  # at once
+
+
+class MadeUp(Protocol):
+    """Contents that lie nowhere as a whole, such as views of something that many files share."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> bytes | memoryview: ...
+
+
+Content = bytes | Path | MadeUp
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One version of one file: bytes in memory, or a file on disk."""
+    """One version of one file: bytes in memory, a file on disk, or made up as it is read."""
 
     path: str
-    content: bytes | Path
+    content: Content
 
     @property
     def size(self) -> int:
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size if isinstance(self.content, Path) else self.content.size
 
-    def read(self, start: int, stop: int) -> bytes:
+    def read(self, start: int, stop: int) -> bytes | memoryview:
         if isinstance(self.content, bytes):
             return self.content[start:stop]
+        if not isinstance(self.content, Path):
+            return self.content.read(start, stop)
         with self.content.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self.read(0, self.size)).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, self.size, _HASHED):
+            digest.update(self.read(start, min(self.size, start + _HASHED)))
+        return digest.hexdigest()
 
     @property
     def blob_id(self) -> str:
@@ -66,7 +88,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
 
     def commit(
-        self, files: dict[str, bytes | Path], branch: str = "main", message: str = "upload"
+        self, files: Mapping[str, Content], branch: str = "main", message: str = "upload"
     ) -> str:
         """Make a commit of exactly these files the head of a branch; return its SHA."""
         parent = self.branches.get(branch)
@@ -82,7 +104,7 @@ class Repository:
     def commit_folder(self, folder: Path, branch: str, message: str = "upload") -> str:
         """Commit the files of a local folder, served from where they are."""
         files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
-        return self.commit(dict(files), branch, message)
+        return self.commit(files, branch, message)
 
     def tag(self, name: str, sha: str) -> None:
         self.tags[name] = sha

@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from tests.hub.faults import Fault, Faults
 from tests.hub.repository import Commit, Repository, StoredFile
+from tests.hub.tls import Authority
 
 API, RESOLVERS = "api", "resolvers"
 _BUCKETS = {"resolve_head": RESOLVERS, "resolve_get": RESOLVERS}
@@ -55,7 +57,7 @@ class Hub:
         self.faults = Faults()
         self.token = "hf_" + secrets.token_hex(8)
         self.page_size = page_size
-        self.address_life_s = 3600
+        self.address_life_s = 3600.0
         self.quotas: dict[str, int] = {}
         """Requests left in the window, by bucket (`api`, `resolvers`); absent: no limit."""
         self.records: list[Record] = []
@@ -70,15 +72,16 @@ class Hub:
         return self.repositories.setdefault(name, Repository(name, private, gated))
 
     @contextmanager
-    def serve(self) -> Iterator[str]:
-        """Run both servers; yield the endpoint."""
-        hub = _Server(("localhost", 0), _HubHandler, self)
-        cdn = _Server(("127.0.0.1", 0), _CdnHandler, self)
-        self.cdn_url = f"http://127.0.0.1:{cdn.server_port}"
+    def serve(self, tls: Authority | None = None) -> Iterator[str]:
+        """Run both servers, over TLS if there is an authority for it; yield the endpoint."""
+        context = tls.context() if tls else None
+        hub = _Server(("localhost", 0), _HubHandler, self, context)
+        cdn = _Server(("127.0.0.1", 0), _CdnHandler, self, context)
+        self.cdn_url = f"{cdn.scheme}://127.0.0.1:{cdn.server_port}"
         for server in (hub, cdn):
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield f"http://localhost:{hub.server_port}"
+            yield f"{hub.scheme}://localhost:{hub.server_port}"
         finally:
             for server in (hub, cdn):
                 server.shutdown()
@@ -145,9 +148,24 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     address_family = socket.AF_INET
 
-    def __init__(self, address: tuple[str, int], handler: type, hub: Hub) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type, hub: Hub, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__(address, handler)
         self.hub = hub
+        self.scheme = "https" if tls else "http"
+        self._tls = tls
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Shake hands here, in the connection's own thread: the others do not wait for it."""
+        if self._tls is None:
+            super().finish_request(request, client_address)
+            return
+        secured = self._tls.wrap_socket(request, server_side=True)
+        try:
+            super().finish_request(secured, client_address)
+        finally:
+            self.shutdown_request(secured)  # `request` is empty since it was wrapped
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is nothing to print."""
@@ -355,7 +373,7 @@ class _HubHandler(_Handler):
             url = urlsplit(self.path)
             following = urlencode({**query, "cursor": first + self.hub.page_size})
             host = self.headers["Host"]
-            headers["Link"] = f'<http://{host}{url.path}?{following}>; rel="next"'
+            headers["Link"] = f'<{self.server.scheme}://{host}{url.path}?{following}>; rel="next"'
         self._json(kind, fields, page, **headers)
 
     def _json(self, kind: str, fields: dict[str, str], value: Any, **headers: str) -> None:
