@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,18 +26,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_all(tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture
-def served_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty Hub on loopback, which the client of this process talks to."""
-    served = Hub()
-    with served.serve() as endpoint:
-        # the client reads its endpoint when it is imported
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr(
+@contextmanager
+def serving(hub: Hub) -> Iterator[None]:
+    """Have the client of this process talk to a Hub."""
+    # the client reads its endpoint when it is imported
+    with hub.serve() as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        patch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
+        patch.setattr(
             "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
             endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         )
+        yield
+
+
+@pytest.fixture
+def served_hub() -> Iterator[Hub]:
+    """An empty Hub on loopback, which the client of this process talks to."""
+    served = Hub()
+    with serving(served):
         yield served
 
 

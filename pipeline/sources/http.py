@@ -40,7 +40,6 @@ ATTEMPTS = 6
 """Tries without a single new byte before a read fails: with the pauses below about 30 s in all."""
 DIRECT_BYTES = 10_000_000
 """Up to here a file that needs the user's rights is read by the driver for the workers."""
-_NEW_ADDRESSES = 3  # tried in a row without a single new byte
 _FIRST_PAUSE_S = 0.5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -210,7 +209,7 @@ class UrlAccess:
                 access = replace(access, etag=answer.read(transport))
             except AccessExpired:
                 refusals += 1
-                if not access.signed or refusals > _NEW_ADDRESSES:
+                if not access.signed or refusals >= ATTEMPTS:
                     raise
                 access = transport.desk.renewed(access)
             except _Broken as error:

@@ -34,7 +34,7 @@ from pipeline.errors import HallmarksError, ReadError, SourceNotFound, Transient
 from pipeline.sources.limits import LONGEST_PAUSE_S, Limits, pause_s
 
 _ATTEMPTS = 5
-_ATTEMPTS_OF_PAGES = 1  # the client itself asks six times for each page, over 23 s
+_ATTEMPTS_OF_PAGES = 2  # the client itself asks six times for each page, over 23 s
 _FIRST_PAUSE_S = 0.5
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _Answer = TypeVar("_Answer")

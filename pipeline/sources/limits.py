@@ -37,7 +37,7 @@ LONGEST_PAUSE_S = 2 * WINDOW_S
 
 _KEPT_BACK = 0.1  # of a window, for whatever else uses the account, and for requests under way
 _LEFT = re.compile(r'"(?P<kind>[\w-]+)"\s*;\s*r\s*=\s*(?P<left>\d+)\s*;\s*t\s*=\s*(?P<seconds>\d+)')
-_QUOTA = re.compile(r"q\s*=\s*(\d+)")
+_POLICY = re.compile(r"q\s*=\s*(?P<quota>\d+).*?w\s*=\s*(?P<seconds>\d+)")
 
 
 def windows(needed: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -73,6 +73,7 @@ def pause_s(headers: Headers) -> float | None:
 class _Window:
     left: int
     quota: int
+    seconds: float
     ends: float
 
 
@@ -98,8 +99,7 @@ class Limits:
             if window is None:
                 return 0.0
             if now >= window.ends:
-                del self._windows[kind]
-                return 0.0
+                window.left, window.ends = window.quota, now + window.seconds
             if window.left <= window.quota * _KEPT_BACK:
                 return min(window.ends - now, LONGEST_PAUSE_S)
             window.left -= 1
@@ -111,7 +111,9 @@ class Limits:
         if found is None:
             return
         left, seconds = int(found["left"][:9]), int(found["seconds"][:9])
-        quota = _QUOTA.search(headers.get("RateLimit-Policy") or "")
+        policy = _POLICY.search(headers.get("RateLimit-Policy") or "")
+        quota = int(policy["quota"][:9]) if policy else left
+        length = int(policy["seconds"][:9]) if policy else WINDOW_S
         ends = time.monotonic() + seconds + 1
         with self._lock:
             window = self._windows.get(found["kind"])
@@ -119,5 +121,4 @@ class Limits:
                 # answers may overtake each other, and requests under way are not in them
                 window.left = min(window.left, left)
             else:
-                stated = int(quota[1][:9]) if quota else left
-                self._windows[found["kind"]] = _Window(left, stated, ends)
+                self._windows[found["kind"]] = _Window(left, quota, length, ends)

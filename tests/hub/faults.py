@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Action = Literal[
-    "status", "stall", "truncate", "reset", "ignore_range", "wrong_etag", "wrong_content_range",
+    "status", "stall", "trickle", "truncate", "reset", "ignore_range", "wrong_etag", "wrong_content_range",
     "wrong_total", "changed_file",
 ]  # fmt: skip
 
@@ -31,9 +31,19 @@ class Fault:
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
     after_bytes: int = 0
-    """stall, truncate, reset: bytes of the body that are sent first."""
+    """stall, trickle, truncate, reset: bytes of the body that are sent first."""
+    after_share: float | None = None
+    """The same as a share of the body; 1: all but the last byte."""
     seconds: float = 0.0
-    """stall: for how long."""
+    """stall: for how long; trickle: between two bytes, of which 100 are sent."""
+
+    def limit(self, num_bytes: int) -> int:
+        """Return how many bytes of a body are sent."""
+        if self.action not in ("stall", "trickle", "truncate", "reset"):
+            return num_bytes
+        if self.after_share is not None:
+            return min(num_bytes - 1, int(self.after_share * num_bytes))
+        return min(num_bytes, self.after_bytes)
 
 
 class Faults:

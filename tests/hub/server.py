@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,8 +58,9 @@ class Hub:
         self.token = "hf_" + secrets.token_hex(8)
         self.page_size = page_size
         self.address_life_s = 3600.0
-        self.quotas: dict[str, int] = {}
-        """Requests left in the window, by bucket (`api`, `resolvers`); absent: no limit."""
+        self.windows: dict[str, tuple[int, float]] = {}
+        """Requests and seconds of a window, by bucket (`api`, `resolvers`); absent: no limit."""
+        self._spent: dict[str, tuple[float, int]] = {}  # end of the window, requests in it
         self.records: list[Record] = []
         self.bytes_per_s: float | None = None
         """What all bodies together may be sent at, as over one link; None: as fast as it goes."""
@@ -123,13 +124,18 @@ class Hub:
         """Return rate-limit headers of one more request, or None if there is no limit."""
         bucket = _BUCKETS.get(kind, API)
         with self._lock:
-            if bucket not in self.quotas:
+            if bucket not in self.windows:
                 return None
-            left = self.quotas[bucket] = self.quotas[bucket] - 1
+            quota, seconds = self.windows[bucket]
+            now = time.monotonic()
+            end, used = self._spent.get(bucket, (0.0, 0))
+            if now >= end:
+                end, used = now + seconds, 0
+            self._spent[bucket] = end, used + 1
         return {
-            "RateLimit": f'"{bucket}";r={max(0, left)};t=1',
-            "RateLimit-Policy": f'"fixed window";"{bucket}";q=1000;w=300',
-            "over": "yes" if left < 0 else "",
+            "RateLimit": f'"{bucket}";r={max(0, quota - used - 1)};t={int(end - now)}',
+            "RateLimit-Policy": f'"fixed window";"{bucket}";q={quota};w={int(seconds)}',
+            "over": "yes" if used >= quota else "",
         }
 
     def signed(self, repo: str, commit: str, path: str) -> str:
@@ -175,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    limits: Mapping[str, str] = {}
+    """Headers that say what is left of the account's window."""
 
     def log_message(self, format: str, *args: Any) -> None:
         del format, args
@@ -185,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**self.limits, **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         if "Content_Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
@@ -224,20 +232,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.noted(kind, status, repo, commit.sha, file.path, (start, start + sent))
 
     def _send_body(self, file: StoredFile, start: int, stop: int, fault: Fault | None) -> int:
+        """Send a body as the fault will have it; return how many bytes of it were sent."""
         action = fault.action if fault else None
-        limit = stop
-        if fault and action in ("stall", "truncate", "reset"):
-            limit = min(stop, start + fault.after_bytes)
+        limit = start + fault.limit(stop - start) if fault else stop
         at = start
-        while at < limit:
-            data = file.read(at, min(limit, at + _PIECE))
-            if action == "changed_file":
-                data = bytes(byte ^ 0xFF for byte in data)
-            self.hub.wait_for_link(len(data))
-            self.wfile.write(data)
-            at += len(data)
-        if fault and action == "stall":
-            time.sleep(fault.seconds)
+        try:
+            while at < limit:
+                data = file.read(at, min(limit, at + _PIECE))
+                if action == "changed_file":
+                    data = bytes(byte ^ 0xFF for byte in data)
+                self.hub.wait_for_link(len(data))
+                self.wfile.write(data)
+                at += len(data)
+            if fault and action == "stall":
+                time.sleep(fault.seconds)
+            if fault and action == "trickle":
+                for _ in range(100):
+                    self.wfile.write(file.read(at, at + 1))
+                    at += 1
+                    time.sleep(fault.seconds)
+        except OSError:
+            self.close_connection = True  # the client hung up
         if at < stop or action == "reset":
             self.close_connection = True
             if action == "reset":
@@ -298,10 +313,12 @@ class _HubHandler(_Handler):
         fields = {name: unquote(value or "") for name, value in found.groupdict().items()}
         limits = self.hub.spend(kind)
         fault = self.hub.faults.choose(kind, fields["path"])
-        if (limits and limits.pop("over")) or (fault and fault.action == "status"):
+        over = limits.pop("over") if limits else ""
+        self.limits = {name.replace("-", "_"): value for name, value in (limits or {}).items()}
+        if over or (fault and fault.action == "status"):
             status = fault.status if fault else 429
             self.noted(kind, status, fields["repo"], path=fields["path"])
-            self.answer(status, **(limits or {}), **(fault.headers if fault else {}))
+            self.answer(status, **(fault.headers if fault else {}))
             return
         self._serve(kind, fields, query, fault)
 

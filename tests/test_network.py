@@ -1,0 +1,258 @@
+"""What a network does to a long read: the bytes are right, or an error says which are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ReadError, SourceChanged, TransientReadError
+from pipeline.execute.addresses import InProcess
+from pipeline.planning.plan import make_plan
+from pipeline.planning.request import Request
+from pipeline.sources.http import Transport
+from pipeline.sources.limits import Limits, pause_s, windows
+from tests import fault_table
+from tests.fault_table import NAME, Bench, Outcome, impatient
+from tests.hub import Fault, Hub
+from tests.hub.faults import Action
+
+
+@pytest.fixture
+def hub(served_hub: Hub, tmp_path: Path) -> Iterator[Hub]:
+    fault_table.fill(served_hub, tmp_path / "suite")
+    with impatient():
+        yield served_hub
+
+
+@pytest.fixture
+def bench(hub: Hub) -> Bench:
+    return Bench(hub)
+
+
+@pytest.fixture
+def quiet(bench: Bench) -> Outcome:
+    return bench.run()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Outcome]]:
+    """One Hub for the whole table."""
+    from tests.conftest import serving
+
+    served = Hub()
+    with serving(served), impatient():
+        fault_table.fill(served, tmp_path_factory.mktemp("faults") / "suite")
+        bench = Bench(served)
+        yield bench, bench.run()
+
+
+@pytest.mark.parametrize("row", fault_table.rows())
+def test_faults_that_pass_change_no_bit(table: tuple[Bench, Outcome], row: str) -> None:
+    bench, quiet = table
+    found = bench.run(*fault_table.rows()[row])
+    assert found.faults
+    assert found.results == quiet.results
+    assert found.repeated < 0.1
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        ("ignore_range", ReadError, "the whole file instead of the range"),
+        ("wrong_content_range", ReadError, r"expected bytes \d+-\d+, found Content-Range"),
+        ("wrong_total", SourceChanged, "expected a file of"),
+        ("wrong_etag", SourceChanged, "expected the tag"),
+    ],
+)
+@pytest.mark.parametrize("occurrence", [0, 7])
+def test_a_wrong_answer_is_an_error_that_says_which(
+    bench: Bench, quiet: Outcome, hub: Hub, action: Action, error: type, message: str,
+    occurrence: int,
+) -> None:  # fmt: skip
+    """At once, in one line that names the bytes; what comes after is none the worse."""
+    with pytest.raises(error, match=message) as raised:
+        bench.run(Fault(action, occurrences={occurrence}))
+    assert re.search(rf"{NAME}@[0-9a-f]{{40}}/model.safetensors\[\d+:\d+\]", str(raised.value))
+    assert "Signature" not in str(raised.value) and raised.value.__cause__ is None
+    assert [fault.action for fault, _ in hub.faults.applied] == [action]
+    assert bench.run().results == quiet.results
+
+
+def test_the_body_of_a_whole_file_is_not_read(hub: Hub, tmp_path: Path) -> None:
+    """A mirror that ignores ranges would send terabytes."""
+    plan, source = make_plan(Request(NAME))
+    access = source.access(plan.files[0])
+    transport = Transport(InProcess(plan, source))
+    hub.reset()
+    hub.bytes_per_s = 1e6  # the file takes more than two seconds
+    hub.faults.add(Fault("ignore_range"))
+    with pytest.raises(ReadError, match="whole file"):
+        access.read_into(transport, 5000, memoryview(bytearray(100)))
+    hub.bytes_per_s = None
+    while not hub.count("cdn"):
+        time.sleep(0.01)
+    (record,) = [record for record in hub.records if record.kind == "cdn"]
+    assert record.range and record.range[1] - record.range[0] < plan.files[0].size
+
+
+def test_a_file_that_changes_under_its_commit_stops_the_run(
+    bench: Bench, quiet: Outcome, hub: Hub
+) -> None:
+    """By the tag that every request after the first demands; by the hash that an address comes with."""
+    repository = hub.repositories[NAME]
+    commit = repository.commits[repository.branches["step3"]]
+    stored = commit.files["model.safetensors"]
+    assert isinstance(stored.content, Path)
+    changed = replace(stored, content=stored.content.read_bytes()[:-4] + b"abcd")
+
+    def change() -> None:
+        commit.files["model.safetensors"] = changed
+
+    with pytest.raises(SourceChanged, match="HTTP 412: expected the tag"):
+        bench.run(before=change)
+    with pytest.raises(SourceChanged, match="changed under its commit"):
+        bench.run()
+    commit.files["model.safetensors"] = stored
+    assert bench.run().results == quiet.results
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(404, "HTTP 404"), (416, "HTTP 416"), (302, "HTTP 302"), (400, "HTTP 400")],
+)
+def test_permanent_answers_are_not_asked_twice(
+    bench: Bench, hub: Hub, status: int, message: str
+) -> None:
+    with pytest.raises(ReadError, match=message):
+        bench.run(Fault("status", status=status, occurrences={7}))
+    assert len(hub.faults.applied) == 1
+
+
+def test_a_failing_host_is_given_up_after_six_attempts(bench: Bench, hub: Hub) -> None:
+    hub.reset()
+    with pytest.raises(TransientReadError, match="HTTP 503, 6 times"):
+        bench.run(Fault("status", status=503))
+
+
+def test_a_trickle_is_a_stall(hub: Hub) -> None:
+    """A byte now and then keeps no read alive; what has come is kept."""
+    plan, source = make_plan(Request(NAME))
+    access = source.access(plan.files[0])
+    hub.reset()
+    hub.faults.add(Fault("trickle", occurrences={0}, after_bytes=100_000, seconds=0.05))
+    buffer = bytearray(200_000)
+    access.read_into(Transport(InProcess(plan, source)), 1000, memoryview(buffer))
+    assert hub.count("cdn") >= 1
+    ranges = hub.ranges("model.safetensors")
+    assert ranges[-1][0] > 101_000 and ranges[-1][1] == 201_000
+    assert buffer == source.read(plan.files[0], 1000, 201_000)
+
+
+def test_hosts_that_want_to_be_left_alone_are(hub: Hub) -> None:
+    """By every thread, for as long as the answer asks."""
+    plan, source = make_plan(Request(NAME))
+    access = source.access(plan.files[0])
+    told: list[tuple[str, float]] = []
+    addresses = InProcess(plan, source)
+    addresses.paused = lambda host, seconds: told.append((host, seconds))
+    transport = Transport(addresses)
+    hub.reset()
+    hub.faults.add(Fault("status", status=429, headers={"Retry_After": "1"}, occurrences={0}))
+    started = time.monotonic()
+    access.read_into(transport, 0, memoryview(bytearray(10)))
+    assert time.monotonic() - started >= 1
+    assert told == [(hub.cdn_url, 1.0)]
+
+
+def test_what_answers_ask_for() -> None:
+    assert pause_s({}) is None
+    assert pause_s({"Retry-After": "7"}) == 7
+    assert pause_s({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert pause_s({"Retry-After": "soon"}) is None
+    assert pause_s({"RateLimit": '"api";r=0;t=55'}) == 56
+    assert pause_s({"RateLimit": '"api";r=3;t=55'}) is None
+    assert pause_s({"Retry-After": "9" * 40}) is None
+
+
+def test_windows() -> None:
+    needed = {"api": 936, "resolvers": 5_610}
+    assert windows(needed) == {
+        "anonymous": {"api": 2, "resolvers": 2},
+        "free": {"api": 1, "resolvers": 2},
+        "PRO": {"api": 1, "resolvers": 1},
+    }
+
+
+def test_the_account_is_never_spent(hub: Hub) -> None:
+    """Windows of 20 requests and a second: listings and addresses wait for the next in time."""
+    hub.windows = {"api": (20, 1.0), "resolvers": (20, 1.0)}
+    repository = hub.repositories[NAME]
+    head = repository.branches["step0"]
+    for number in range(30):
+        files = {path: file.content for path, file in repository.commits[head].files.items()}
+        repository.commit({**files, "n.txt": str(number).encode()}, f"step{100 + number}")
+    plan, source = make_plan(Request(NAME))
+    for file in plan.files:
+        source.access(file)
+    assert hub.count("tree") >= 38
+    assert not [record for record in hub.records if record.status == 429]
+
+
+def test_a_window_that_others_have_spent_is_waited_for(hub: Hub) -> None:
+    hub.windows = {"api": (5, 1.0)}
+    for _ in range(5):
+        hub.spend("refs")
+    make_plan(Request(NAME))
+    assert [record for record in hub.records if record.status == 429]
+
+
+def test_limits_count_what_is_under_way() -> None:
+    limits = Limits()
+    limits.note({"RateLimit": '"api";r=100;t=60', "RateLimit-Policy": '"fixed";"api";q=100;w=60'})
+    started = time.monotonic()
+    for _ in range(90):
+        limits.take("api")
+    limits.take("resolvers")  # another class
+    assert time.monotonic() - started < 1
+    assert limits._taken("api") > 50
+
+
+def test_addresses_that_live_for_a_moment(bench: Bench, quiet: Outcome, hub: Hub) -> None:
+    """Renewed in the middle of tiles, before they expire; nothing is read again."""
+    hub.address_life_s = 0.5
+    hub.bytes_per_s = 8e6  # 19 MB: five lives
+    found = bench.run()
+    assert found.results == quiet.results
+    assert found.repeated < 1e-5  # one byte of each file says its tag
+    assert hub.count("resolve_head") > 3 * fault_table.CHECKPOINTS
+
+
+def test_a_lost_tile_names_its_bytes(hub: Hub, tmp_path: Path) -> None:
+    """Exit 3 of the command; nothing but the bytes' place is told of the address."""
+    from huggingface_hub import constants
+
+    for number in (0, 1):
+        hub.faults.add(
+            Fault("status", status=503, headers={"Retry_After": "0"}, occurrences=range(9, 9999))
+            if number
+            else Fault("status", status=404, occurrences={20})
+        )
+    command = [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*command, "--executor", "local", "--json", "--debug"],
+        env=os.environ | {"HF_ENDPOINT": constants.ENDPOINT},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert re.search(rf"{NAME}@[0-9a-f]{{40}}/model.safetensors\[\d+:\d+\]: HTTP", done.stderr)
+    assert "Signature" not in done.stderr + done.stdout
+    assert not json.loads(done.stdout)["complete"]
