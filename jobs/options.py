@@ -78,6 +78,14 @@ _RESOURCES = [
     ),
     click.option("--address", help="Ray cluster to use; default RAY_ADDRESS, else one of its own."),
     click.option("--max-workers", type=click.IntRange(min=1), help="At most so many workers."),
+    click.option(
+        "--verify",
+        is_flag=True,
+        help="Check the hashes that the Hub publishes of whole files, in the same read.",
+    ),
+    click.option(
+        "--cache", is_flag=True, help="Keep the files that are read in the Hub cache, whole."
+    ),
 ]
 _OUTPUT = [
     click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
@@ -149,4 +157,6 @@ def resources_from(options: dict[str, Any]) -> Resources:
         executor=options["executor"],
         address=options["address"],
         max_workers=options["max_workers"],
+        verify=options["verify"],
+        cache=options["cache"],
     )

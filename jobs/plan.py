@@ -16,6 +16,7 @@ from pipeline.analysis import worker_memory
 from pipeline.execute.worker import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
+from pipeline.sources.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
 _Say = Callable[[str, str], None]
@@ -80,6 +81,8 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "gaps": [asdict(gap) for gap in made.gaps],
         "files": len(made.files),
         "requests": dict(requests),
+        "requests_to_analyze": requests_to_analyze(made, requests),
+        "windows": windows(requests_to_analyze(made, requests)),
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
     }
@@ -133,14 +136,46 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
             f" each checkpoint, seed {made.seed}",
         )
     if requests:
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(requests.items()))
-        say("requests", f"{kinds}; as many again to analyze, beside the ranges of weights")
+        _requests(say, made, requests)
     say(
         "memory",
         f"{show_size(memory.projected)} a worker, beside the"
         f" {show_size(IDLE_BYTES)} of an idle process; budget {show_size(memory.budget)},"
         f" least {show_size(memory.least, up=True)}",
     )
+
+
+def requests_to_analyze(made: Plan, requests: Mapping[str, int]) -> dict[str, int]:
+    """Return how many requests of each class `analyze` makes on the Hub in its first hour, at most.
+
+    It plans again, from what this plan has learnt, and asks for an address for every file of
+    weights. Ranges of weights count in no class.
+    """
+    if not requests:
+        return {}
+    addresses = sum(file.checkpoint.commit is not None for file in made.files)
+    return {
+        "api": requests.get("api", 0),
+        "resolvers": max(requests.get("resolvers", 0), addresses),
+    }
+
+
+def _requests(say: _Say, made: Plan, requests: Mapping[str, int]) -> None:
+    def shown(numbers: Mapping[str, int]) -> str:
+        return ", ".join(f"{number:,} {kind}" for kind, number in sorted(numbers.items()))
+
+    needed = requests_to_analyze(made, requests)
+    say("requests", f"{shown(requests)} made for this plan; at most {shown(needed)} to analyze")
+    say("", f"and {needed['resolvers']:,} resolvers again for every 48 minutes that it reads")
+    for account, counts in windows(needed).items():
+        over = ", ".join(f"{count} of {kind}" for kind, count in counts.items() if count > 1)
+        holds = f"is too short: {over}, and the job paces itself" if over else "holds them"
+        quota = QUOTAS[account]
+        say(
+            "",
+            f"{account}: a window of five minutes ({quota['api']:,} api, {quota['resolvers']:,}"
+            f" resolvers) {holds}",
+        )
 
 
 def _stages(say: _Say, made: Plan) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from pipeline.errors import Interrupted
+from pipeline.errors import Corrupted, Interrupted, RequestError
 from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.queue import Lost
+from pipeline.execute.verify import published
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory, project, total_memory
@@ -97,10 +98,17 @@ def _analyze(
     folder = Folder(store)
     plans = (*plan.alone(), plan)
     sums = SumFolder(folder, plan.run, plan.digest)
+    if resources.verify and plan.sampled:
+        raise RequestError(
+            "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
+        )
     if not fresh:
         nothing = Work(store, resources.executor, 0, already_complete=True)
         done = [stored_summary(folder, each, nothing, started) for each in plans]
         if None not in done:
+            if resources.verify:
+                with _executor(plan, source, resources) as (work, *_):
+                    list(work([], TileFolder(folder, plan.run, plan.digest)))
             return [summary for summary in done if summary is not None]
         if sums.complete:
             with _leases(folder, plans):
@@ -112,7 +120,15 @@ def _analyze(
         if fresh:
             discard(folder, plan.run)
             sums.discard()
-        job = _Job(plans, folder, sums, Work(store, executor_name, workers), started, progress)
+        job = _Job(
+            plans,
+            folder,
+            sums,
+            Work(store, executor_name, workers),
+            started,
+            progress,
+            resources.verify,
+        )
         job.work_through(work)
         return job.write()
 
@@ -159,8 +175,10 @@ class _Job:
         work: Work,
         started: float,
         progress: Progress | None,
+        verify: bool,
     ) -> None:
         """`plans`: what each path of the plan is alone, if it has several, and last the plan."""
+        self._verify = verify
         self._plans, self._plan, self._folder = plans, plans[-1], folder
         self._sums, self._work, self._started = sums, work, started
         self._progress = progress
@@ -179,15 +197,21 @@ class _Job:
             if tile.name in there and self._tiles.get(tile.name) is not None
         }
         pending = [number for number in self._plan.order() if number not in self._resumed]
+        if self._verify:
+            pending.sort()  # as files are hashed
         if self._progress:
             finished = sum(self._plan.tiles[number].bytes for number in self._resumed)
             self._progress.planned(self._plan, finished)
         told = self._progress.estimated if self._progress else None
         snapshots = Snapshots(self._plans, self._folder, self._tiles, self._work, told)
         try:
-            for outcome in work(pending, self._tiles) if pending else ():
+            for outcome in work(pending, self._tiles) if pending or self._verify else ():
                 self._take(outcome)
-                snapshots.consider(self._done(), self._bytes_read)
+                if not self._verify:  # else what has been read is no random sample
+                    snapshots.consider(self._done(), self._bytes_read)
+        except Corrupted:
+            discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
+            raise
         except Interrupted:
             snapshots.last(self._done(), self._bytes_read)
             raise
@@ -259,13 +283,14 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
     """
 
     addresses = InProcess(plan, source, resources.cache)
+    verified = published(plan) if resources.verify else []
     if resources.executor == "local":
         device, threads = choose_device(resources.device), resources.threads or available_cores()
         calls = threads + source.waits
         memory = worker_memory(plan, resources, calls)
 
         def work_here(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            worker = Worker(plan, sink, addresses, device, threads, memory)
+            worker = Worker(plan, sink, addresses, device, threads, memory, verified)
             return run_local(worker, calls, tiles)
 
         yield work_here, 1, "local"
@@ -280,7 +305,8 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         memory = worker_memory(plan, resources, calls, shape.workers)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            return RayPool(plan, sink, shape, calls, memory).run(tiles, FrontDesk(addresses))
+            pool = RayPool(plan, sink, shape, calls, memory, verified)
+            return pool.run(tiles, FrontDesk(addresses))
 
         yield work_there, shape.workers, "ray"
 

@@ -37,6 +37,8 @@ class Options(Selection, total=False):
     executor: str
     address: str | None
     max_workers: int | None
+    verify: bool
+    cache: bool
     fresh: bool
 
 
@@ -92,11 +94,16 @@ def _divided(
     executor: str = "ray",
     address: str | None = None,
     max_workers: int | None = None,
+    verify: bool = False,
+    cache: bool = False,
     fresh: bool = False,
     **selection: Unpack[Selection],
 ) -> tuple[Selection, Resources, bool]:
     budget = parse_size(memory) if isinstance(memory, str) else memory
-    return selection, Resources(budget, device, executor, address, max_workers), fresh
+    resources = Resources(
+        budget, device, executor, address, max_workers, verify=verify, cache=cache
+    )
+    return selection, resources, fresh
 
 
 def _request(

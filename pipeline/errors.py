@@ -12,6 +12,7 @@
     │   ├── TransientReadError      may succeed when tried again
     │   │   └── AccessExpired       the signed address is no longer valid; ask for a new one
     │   └── SourceChanged           the bytes are not those that were planned
+    │       └── Corrupted           a whole file has another hash than the published one
     ├── TileLost                    a worker died while it held a tile
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
@@ -83,6 +84,10 @@ class AccessExpired(TransientReadError):
 
 class SourceChanged(ReadError):
     """A file is not the one that was planned: another size, time or tag."""
+
+
+class Corrupted(SourceChanged):
+    """A file's contents have another hash than the published one."""
 
 
 class TileLost(HallmarksError):

@@ -19,6 +19,9 @@ def run_local(
 
     Args:
         calls: tiles side by side.
+
+    Raises:
+        SourceChanged: a file is not what was planned, or not what was published.
     """
     queue = TileQueue(tiles)
     running: dict[Future[Receipt], int] = {}
@@ -28,6 +31,7 @@ def run_local(
             while len(running) < calls and (tile := queue.take()) is not None:
                 running[pool.submit(worker.run, tile)] = tile
             if not running:
+                worker.verify()
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,12 +47,23 @@ class _Actor:
     its object store, whose pages are spilled to disk in clear text.
     """
 
-    def __init__(self, plan: Plan, sink: Sink, device: str, threads: int, memory: Memory) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        device: str,
+        threads: int,
+        memory: Memory,
+        verified: Sequence[int],
+    ) -> None:
         self._addresses = Remote(plan)
-        self._worker = Worker(plan, sink, self._addresses, device, threads, memory)
+        self._worker = Worker(plan, sink, self._addresses, device, threads, memory, verified)
 
     def run(self, index: int) -> Receipt:
         return self._worker.run(index)
+
+    def verify(self) -> None:
+        self._worker.verify()
 
     def questions(self) -> list[tuple[int, Question]]:
         return self._addresses.questions(_POLL_S)
@@ -128,8 +139,21 @@ def layout(device: str, max_workers: int | None, threads_per_worker: int = 4) ->
 class RayPool:
     """A pool of actors and the loop that feeds them."""
 
-    def __init__(self, plan: Plan, sink: Sink, shape: Layout, calls: int, memory: Memory) -> None:
-        """`calls`: tiles that an actor has in hand at once, computing or pulling."""
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        shape: Layout,
+        calls: int,
+        memory: Memory,
+        verified: Sequence[int] = (),
+    ) -> None:
+        """Prepare; nothing starts yet.
+
+        Args:
+            calls: tiles that an actor has in hand at once, computing or pulling.
+            verified: files whose hashes are checked; each actor takes its share of them.
+        """
         self._calls = calls
         remote: Any = ray.remote(_Actor).options(
             num_cpus=shape.threads,
@@ -139,7 +163,10 @@ class RayPool:
             max_task_retries=0,
         )
         shared = ray.put(plan)
-        self._start = lambda: remote.remote(shared, sink, shape.device, shape.threads, memory)
+        self._start = lambda share: remote.remote(
+            shared, sink, shape.device, shape.threads, memory, verified[share :: shape.workers]
+        )
+        self._verified = verified
         self._size = shape.workers
         self._deaths = 0
         self._actors: list[Any] = []
@@ -150,23 +177,37 @@ class RayPool:
         """Yield each tile's outcome as it comes; workers' questions are answered meanwhile."""
         queue = TileQueue(tiles)
         try:
-            for _ in range(min(self._size, len(tiles))):
-                self._add_actor()
+            for share in range(self._size if self._verified else min(self._size, len(tiles))):
+                self._add_actor(share)
             while True:
                 self._feed(queue)
                 if not self._tiles:
-                    return
+                    break
                 (call,), _ = ray.wait([*self._polls, *self._tiles], num_returns=1)
                 if call in self._polls:
                     self._attend(call, desk)
                 elif call in self._tiles:
                     yield from self._outcomes(call, queue)
+            self._verify(desk)
         finally:
             desk.close()
 
-    def _add_actor(self) -> None:
-        actor: Any = self._start()
-        self._actors.append(actor)
+    def _verify(self, desk: FrontDesk) -> None:
+        """Have every actor compare the hashes of its share of the files."""
+        pending = {actor.verify.remote() for actor in self._actors if self._verified}
+        while pending:
+            (call,), _ = ray.wait([*self._polls, *pending], num_returns=1)
+            if call in self._polls:
+                self._attend(call, desk)
+                continue
+            pending.remove(call)
+            outcome = self._outcome(call)
+            if isinstance(outcome, HallmarksError):
+                raise outcome
+
+    def _add_actor(self, share: int) -> None:
+        actor: Any = self._start(share)
+        self._actors.insert(share, actor)
         self._polls[actor.questions.remote()] = actor
 
     def _feed(self, queue: TileQueue) -> None:
@@ -201,6 +242,7 @@ class RayPool:
             self._deaths = 0
             yield outcome
             return
+        assert outcome is not None  # only `verify` returns nothing
         held = [tile]
         if isinstance(outcome, TileLost):
             held += self._drop(actor)
@@ -209,7 +251,7 @@ class RayPool:
             if (lost := queue.put_back(index, outcome)) is not None:
                 yield lost
 
-    def _outcome(self, call: Any) -> Receipt | HallmarksError:
+    def _outcome(self, call: Any) -> Receipt | HallmarksError | None:
         try:
             return ray.get(call)
         except RayTaskError as error:
@@ -234,5 +276,6 @@ class RayPool:
                 "is --memory more than the machine has? finished tiles are kept",
             )
         ray.kill(actor)
+        share = self._actors.index(actor)
         self._actors.remove(actor)
-        self._add_actor()
+        self._add_actor(share)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Interrupted, RequestError
 from pipeline.execute.addresses import Addresses
+from pipeline.execute.verify import Turn, Verifier
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
@@ -64,7 +65,9 @@ class Worker:
         device: str,
         threads: int,
         memory: Memory,
+        verified: Sequence[int] = (),
     ) -> None:
+        """`verified`: files of the plan whose hashes are checked here."""
         self._plan, self._sink, self._memory = plan, sink, memory
         self._addresses = addresses
         self._device = torch.device(device)
@@ -73,6 +76,7 @@ class Worker:
         self._transport = Transport(addresses)
         self._local = threading.local()
         self._cancelled = threading.Event()
+        self._verifier = Verifier(plan, verified, self._read_one)
         self._pinned = ExitStack()
         self._pinned.enter_context(one_thread_products())
 
@@ -103,25 +107,49 @@ class Worker:
             for fragment in tile.fragments
             for key in results(fragment, tensors)
         }
+        with self._verifier.turns.next() as turn:
+            pull_seconds, gram_seconds = self._work(index, accumulators, turn)
+        parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
+        device = device_name(self._device)
+        self._sink.put(tile.name, TileResult(parts, device))
+        return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
+
+    def verify(self) -> None:
+        """Compare the hashes of the files that are verified here.
+
+        Raises:
+            Corrupted: one of them is another.
+            ReadError: bytes could not be had.
+        """
+        files = self._verifier.files
+        self._addresses.prepare(files)
+        for _ in self._readers.map(self._verifier.finish, files):
+            pass
+
+    def _work(
+        self,
+        index: int,
+        accumulators: dict[tuple[int, int, int], PartAccumulator],
+        turn: Turn,
+    ) -> tuple[float, float]:
+        """Pull and add a tile's slices; return the seconds of each."""
+        tile, tensors = self._plan.tiles[index], self._plan.tensors
         pull_seconds = gram_seconds = 0.0
         started = time.perf_counter()
         self._addresses.prepare(files_of(self._plan, index))
         pull_seconds += time.perf_counter() - started
         for piece in slices(tile, tensors, self._memory.row_bytes):
             started = time.perf_counter()
-            block = self._pull(piece)
+            block = self._pull(piece, turn)
             pulled = time.perf_counter()
             with self._computing:
                 computing = time.perf_counter()
                 self._add(piece, block, accumulators)
             pull_seconds += pulled - started
             gram_seconds += time.perf_counter() - computing
-        parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
-        device = device_name(self._device)
-        self._sink.put(tile.name, TileResult(parts, device))
-        return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
+        return pull_seconds, gram_seconds
 
-    def _pull(self, piece: Slice) -> NDArray[np.uint8]:
+    def _pull(self, piece: Slice, turn: Turn) -> NDArray[np.uint8]:
         """Return the slice's table of bytes, one row per checkpoint."""
         block = self._block(piece.row_bytes)
         wanted: dict[tuple[int, int, int], list[NDArray[np.uint8]]] = {}
@@ -146,6 +174,8 @@ class Worker:
                 for future in pending:
                     if not future.cancel():
                         future.exception()
+        if self._verifier.files:
+            self._verify(wanted, turn)
         for first, *others in wanted.values():
             for other in others:  # checkpoints that share a file
                 other[:] = first
@@ -155,7 +185,21 @@ class Worker:
         for file, start, buffer in reads:
             if self._cancelled.is_set():
                 raise Interrupted("stopped")
-            self._addresses.get(file).read_into(self._transport, start, buffer)
+            self._read_one(file, start, buffer)
+
+    def _read_one(self, file: int, start: int, buffer: memoryview) -> None:
+        self._addresses.get(file).read_into(self._transport, start, buffer)
+
+    def _verify(
+        self, wanted: Mapping[tuple[int, int, int], list[NDArray[np.uint8]]], turn: Turn
+    ) -> None:
+        """Hash what was read of each file, after the tiles before this one."""
+        spans: dict[int, list[tuple[int, memoryview]]] = {}
+        for (file, start, _), places in sorted(wanted.items(), key=lambda entry: entry[0]):
+            spans.setdefault(file, []).append((start, places[0].data))
+        turn.wait()
+        for _ in self._readers.map(lambda file: self._verifier.take(file, spans[file]), spans):
+            pass
 
     def _block(self, row_bytes: int) -> NDArray[np.uint8]:
         """Return this thread's table; it is used again for the next slice."""

@@ -104,6 +104,8 @@ class Resources:
     max_workers: int | None = None
     threads: int | None = None
     """Tiles computed side by side in this process (`local`); default: one per core."""
+    verify: bool = False
+    """Check whole-file hashes, where a source publishes them."""
     cache: bool = False
     """Keep the files that are read in the Hub cache."""
 

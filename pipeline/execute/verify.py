@@ -1,0 +1,139 @@
+"""Whole files against the hashes that the Hub publishes, from the bytes that tiles read anyway.
+
+A hash wants a file's bytes in order. So tiles are taken in the order of the plan, which is that of
+the first checkpoint's files, and one tile is hashed after the other while the next ones are read
+ahead. What no tile reads (headers, excluded tensors, what another worker or an earlier attempt read)
+is read for the hash alone. Each worker hashes its share of the files: one alone reads nothing twice,
+several read a file at most twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import Corrupted
+from pipeline.planning.plan import Plan
+from pipeline.sources.base import File
+
+_PIECE_BYTES = 1 << 18  # of what is read for the hash alone: 32 readers hold 8 MiB
+
+Read = Callable[[int, int, memoryview], None]
+"""Fill a buffer from a byte of a file, given by number, on."""
+
+
+def published(plan: Plan) -> list[int]:
+    """Return the files whose hash a repository publishes, by number."""
+    return [number for number, file in enumerate(plan.files) if _digest(file) is not None]
+
+
+def _digest(file: File) -> Any:
+    """Return an empty digest of the kind that the file's identity is, or None."""
+    if file.checkpoint.commit is None:
+        return None
+    match len(file.identity):
+        case 64:  # large-file storage
+            return hashlib.sha256()
+        case 40:  # a blob in git
+            return hashlib.sha1(b"blob %d\0" % file.size)
+    return None
+
+
+@dataclass
+class _Hashed:
+    """A file's hash so far: of its first `done` bytes."""
+
+    digest: Any
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Turn:
+    """One tile's place in the order of hashing."""
+
+    def __init__(self, turns: _Turns, number: int) -> None:
+        self._turns, self._number = turns, number
+
+    def wait(self) -> None:
+        """Return when all tiles before have been hashed, or have failed."""
+        with self._turns.changed:
+            self._turns.changed.wait_for(lambda: self._turns.current >= self._number)
+
+
+class _Turns:
+    def __init__(self) -> None:
+        self.current = 0
+        self.changed = threading.Condition()
+        self._given = 0
+        self._over: set[int] = set()
+
+    @contextmanager
+    def next(self) -> Iterator[Turn]:
+        """Give the next tile its turn, which is over when the context ends."""
+        with self.changed:
+            number = self._given
+            self._given += 1
+        try:
+            yield Turn(self, number)
+        finally:
+            with self.changed:
+                self._over.add(number)
+                while self.current in self._over:
+                    self._over.remove(self.current)
+                    self.current += 1
+                self.changed.notify_all()
+
+
+class Verifier:
+    """Hashes of some of a plan's files. Safe in threads."""
+
+    def __init__(self, plan: Plan, files: Sequence[int], read: Read) -> None:
+        self._plan, self._read = plan, read
+        self._hashed = {number: _Hashed(_digest(plan.files[number])) for number in files}
+        self.turns = _Turns()
+
+    def take(self, file: int, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Go on with a file from spans of it that have been read, given in order."""
+        hashed = self._hashed.get(file)
+        if hashed is None:
+            return
+        with hashed.lock:
+            for start, buffer in spans:
+                if start + len(buffer) > hashed.done:
+                    self._catch_up(file, hashed, start)
+                    hashed.digest.update(buffer[hashed.done - start :])
+                    hashed.done = start + len(buffer)
+
+    def finish(self, file: int) -> None:
+        """Read what is left of a file and compare.
+
+        Raises:
+            Corrupted: the bytes are not those that were published.
+        """
+        hashed, planned = self._hashed[file], self._plan.files[file]
+        with hashed.lock:
+            self._catch_up(file, hashed, planned.size)
+            found = hashed.digest.hexdigest()
+        if found != planned.identity:
+            raise Corrupted(
+                f"{planned.where}: expected contents with the hash {planned.identity}, found {found}",
+                "start again; if it stays, the file is damaged where it is stored",
+            )
+
+    @property
+    def files(self) -> list[int]:
+        """The files that are hashed here."""
+        return list(self._hashed)
+
+    def _catch_up(self, file: int, hashed: _Hashed, stop: int) -> None:
+        """Read what lies between what was hashed and `stop`."""
+        buffer = memoryview(bytearray(min(_PIECE_BYTES, max(0, stop - hashed.done))))
+        while hashed.done < stop:
+            piece = buffer[: stop - hashed.done]
+            self._read(file, hashed.done, piece)
+            hashed.digest.update(piece)
+            hashed.done += len(piece)
