@@ -79,7 +79,7 @@ def test_wrong_bytes_of_the_right_length_are_found(
     """No header tells of them; what was made from them is dropped, a finished run is left alone."""
     if complete:
         analysed(tmp_path / "store")
-    hub.faults.add(Fault("changed_file", occurrences={60}))
+    hub.faults.add(Fault("changed_file", occurrences={25}))
     with pytest.raises(Corrupted, match="expected contents with the hash [0-9a-f]{64}, found"):
         analysed(tmp_path / "store", verify=True)
     assert [fault.action for fault, _ in hub.faults.applied] == ["changed_file"]
@@ -90,7 +90,7 @@ def test_wrong_bytes_of_the_right_length_are_found(
 
 def test_an_interrupted_run_verifies_all_of_it(hub: Hub, tmp_path: Path) -> None:
     """Tiles of an earlier attempt are not read again but for the hash."""
-    hub.faults.add(Fault("status", status=404, occurrences={60}))
+    hub.faults.add(Fault("status", status=404, occurrences={25}))
     store = str(tmp_path / "store")
     assert not pipeline.analyze(NAME, store, executor="local", run="r").complete
     hub.reset()
