@@ -97,11 +97,12 @@ class HubAddresses:
 
     def _current(self, address: _Address, after: int = 0, keep: bool = False) -> Access:
         file = address.file
-        found = address.access
-        if found is not None and found.issue > after and address.until > time.time():
+        found, keep = address.access, keep and after == 0
+        good = found is not None and found.issue > after and address.until > time.time()
+        if found is not None and good and not (keep and isinstance(found, UrlAccess)):
             return found
         here = cached(self._client.name, file) if after == 0 else None
-        if here is None and keep and after == 0:
+        if here is None and keep:
             here = keep_in_cache(self._client, file)
         if here is not None:
             address.access, address.until = here, float("inf")

@@ -71,7 +71,20 @@ def keep_in_cache(client: HubClient, file: File) -> CachedAccess | None:
         ),
         file.where,
     )
+    commit = file.checkpoint.commit or ""
+    refs = _root(client.name) / "refs"
+    for name in client.names[commit]:
+        # the client notes names only of what it is asked for by name; offline they are needed
+        path = refs / name
+        if ".." not in path.parts and name != commit:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(commit)
     return cached(client.name, file)
+
+
+def _root(repository: str) -> Path:
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder
 
 
 class CachedListing:
@@ -79,8 +92,7 @@ class CachedListing:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        folder = repo_folder_name(repo_id=name, repo_type="model")
-        self._root = Path(constants.HF_HUB_CACHE) / folder
+        self._root = _root(name)
 
     def refs(self) -> list[tuple[str, str]]:
         """Return name and commit of every branch and tag in the cache."""

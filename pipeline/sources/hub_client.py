@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +63,8 @@ class HubClient:
         self.api = HfApi(library_name="hallmarks", library_version=version("hallmarks"))
         self.requests: Counter[str] = Counter()
         """Made so far, by rate-limit class."""
+        self.names: dict[str, set[str]] = defaultdict(set)
+        """Branches and tags that were seen, by commit."""
         self._lock = threading.Lock()
 
     @property
@@ -87,7 +89,9 @@ class HubClient:
     def refs(self) -> list[tuple[str, str]]:
         """Return name and commit of every branch and tag."""
         found = self.ask(lambda: self.api.list_repo_refs(self.name), self.name)
-        return [(ref.name, ref.target_commit) for ref in [*found.branches, *found.tags]]
+        for ref in (refs := [*found.branches, *found.tags]):
+            self.names[ref.target_commit].add(ref.name)
+        return [(ref.name, ref.target_commit) for ref in refs]
 
     def commits(self, revision: str | None) -> list[tuple[str, str]]:
         """Return title and id of a branch's commits, newest first."""
@@ -106,6 +110,7 @@ class HubClient:
         found = self.ask(lambda: self.api.repo_info(self.name, revision=revision), where)
         if found.sha is None:
             raise SourceNotFound(f"no such revision: {quoted(where)}")
+        self.names[found.sha].add(revision)
         return found.sha
 
     def tree(self, commit: str) -> list[Entry]:
