@@ -30,6 +30,7 @@ from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
+from tests.canary import in_processes
 from tests.suites import trajectory, write_suite
 
 VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
@@ -240,8 +241,14 @@ def test_ray_gives_the_same_bits_and_one_line(
 
 
 @pytest.mark.ray
-def test_ray_is_interrupted_in_time(large: Path, tmp_path: Path) -> None:
+def test_ray_is_interrupted_in_time(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none of its processes, which it starts from this one, has the user's token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_canaryToken")
     process = started(large, tmp_path)
+    assert in_processes(["ray::_Actor"], but=[])
+    assert in_processes(["hf_canaryToken"], but=[]) == [f"/proc/{process.pid}/environ"]
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors

@@ -83,6 +83,8 @@ class Repository:
     name: str
     private: bool = False
     gated: bool = False
+    direct: bool = False
+    """Files are served by the Hub host itself, whatever their size."""
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -58,6 +58,8 @@ class Hub:
         self.token = "hf_" + secrets.token_hex(8)
         self.page_size = page_size
         self.address_life_s = 3600.0
+        self.marker = ""
+        """Text that every signed address carries, for those who look where it turns up."""
         self.windows: dict[str, tuple[int, float]] = {}
         """Requests and seconds of a window, by bucket (`api`, `resolvers`); absent: no limit."""
         self._spent: dict[str, tuple[float, int]] = {}  # end of the window, requests in it
@@ -143,6 +145,8 @@ class Hub:
         query = {"X-Amz-Expires": self.address_life_s, "until": expires}
         target = f"/{repo}/{commit}/{quote(path)}"
         query["Signature"] = self.signature(target, expires)
+        if self.marker:
+            query["Marker"] = self.marker
         return f"{self.cdn_url}{target}?{urlencode(query)}"
 
     def signature(self, target: str, expires: str) -> str:
@@ -348,7 +352,7 @@ class _HubHandler(_Handler):
         self, kind: str, repo: Repository, commit: Commit, file: StoredFile, fault: Fault | None
     ) -> None:
         pinned = {"X_Repo_Commit": commit.sha}
-        if not file.is_lfs:
+        if repo.direct or not file.is_lfs:
             if self.command == "HEAD":
                 self.noted(kind, 200, repo.name, commit.sha, file.path)
             self.send_file(kind, repo.name, commit, file, file.blob_id, fault, **pinned)
