@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.errors import ReadError, SourceChanged, TransientReadError
 from pipeline.execute.addresses import InProcess
 from pipeline.planning.plan import make_plan
@@ -181,6 +182,38 @@ def test_what_answers_ask_for() -> None:
     assert pause_s({"RateLimit": '"api";r=0;t=55'}) == 56
     assert pause_s({"RateLimit": '"api";r=3;t=55'}) is None
     assert pause_s({"Retry-After": "9" * 40}) is None
+
+
+def test_every_request_says_who_asks(hub: Hub, tmp_path: Path) -> None:
+    pipeline.analyze(NAME, str(tmp_path), executor="local", run="r")
+    assert {record.kind for record in hub.records} == {"refs", "tree", "resolve_head", "cdn"}
+    assert all(record.agent.startswith("hallmarks/") for record in hub.records)
+
+
+def test_plan_states_the_requests(hub: Hub, tmp_path: Path) -> None:
+    """As many as analyze then makes at most, by class, and the accounts whose windows hold them."""
+    from huggingface_hub import constants
+
+    command = [sys.executable, "-m", "jobs.plan", NAME]
+    environment = os.environ | {"HF_ENDPOINT": constants.ENDPOINT}
+    planned = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, check=True
+    )
+    stated = json.loads(planned.stdout)
+    made = {"api": hub.count("refs") + hub.count("tree"), "resolvers": hub.count("resolve_head")}
+    assert stated["requests"] == made
+    assert stated["windows"]["anonymous"] == {"api": 1, "resolvers": 1}
+    hub.reset()
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    needed = f"at most 1 api, {fault_table.CHECKPOINTS} resolvers to analyze"
+    assert f"1 api made for this plan; {needed}" in shown.stdout
+    assert "anonymous: a window of five minutes (500 api, 3,000 resolvers) holds them" in (
+        shown.stdout
+    )
+    hub.reset()
+    pipeline.analyze(NAME, str(tmp_path / "store"), executor="local", run="r")
+    assert hub.count("refs") + hub.count("tree") <= stated["requests_to_analyze"]["api"]
+    assert hub.count("resolve_head") <= stated["requests_to_analyze"]["resolvers"]
 
 
 def test_windows() -> None:

@@ -47,6 +47,7 @@ class Record:
     status: int
     authorized: bool
     """Whether the request carried an Authorization header."""
+    agent: str = ""
 
 
 class Hub:
@@ -208,7 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
     def noted(self, kind: str, status: int, repo: str = "", commit: str = "", path: str = "",
               span: tuple[int, int] | None = None) -> None:  # fmt: skip
         authorized = "Authorization" in self.headers
-        self.hub.note(Record(kind, repo, commit, path, span, status, authorized))
+        agent = self.headers.get("User-Agent", "")
+        self.hub.note(Record(kind, repo, commit, path, span, status, authorized, agent))
 
     def send_file(self, kind: str, repo: str, commit: Commit, file: StoredFile, etag: str,
                   fault: Fault | None, **headers: str) -> None:  # fmt: skip
