@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -147,6 +148,8 @@ def section(
     early, late = map(statistics.mean, tenths)
     medians = [f"{statistics.median(each) / 2**20:.1f}" for each in tenths]
     summary = json.loads(done.stdout) if done.returncode in (0, 3) and done.stdout else {}
+    lives = math.ceil(seconds / (0.8 * options.address_life_s))
+    budget = stated["requests_to_analyze"]["resolvers"] * lives
     checks = {
         f"exit code 0: {done.returncode}": done.returncode == 0,
         f"complete: {summary.get('complete')}": bool(summary.get("complete")),
@@ -156,6 +159,10 @@ def section(
         f"sent again: {counts.sent / max(1, counts.covered) - 1:.3%},"
         f" at most the share of answers that went wrong, {options.faults:.1%}": (
             counts.sent <= (1 + options.faults) * counts.covered
+        ),
+        f"addresses asked for: {counts.requests['resolvers']:,}, at most {budget:,} (what plan states"
+        f" for 48 minutes, for lives of {options.address_life_s:g} s)": (
+            counts.requests["resolvers"] <= budget
         ),
         f"memory of the last tenth over the second: {late / early:.3f},"
         f" at most {1 + options.growth:.2f}": late <= (1 + options.growth) * early,

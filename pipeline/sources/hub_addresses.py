@@ -70,6 +70,8 @@ class HubAddresses:
             with address.lock:
                 access = self._current(address)
             if isinstance(access, UrlAccess):
+                if not access.signed:  # then this is one more request of the Hub
+                    self._client.count("resolvers")
                 used = access.read_pinned(self._transport, start, memoryview(buffer))
                 with address.lock:
                     if access is address.access:
