@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from pipeline.execute.addresses import InProcess
 from pipeline.execute.local import run_local
-from pipeline.execute.queue import Lost
+from pipeline.execute.schedule import Lost
 from pipeline.execute.worker import Worker
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import project

@@ -29,7 +29,7 @@ from rich.progress import (
 )
 
 from pipeline.errors import HallmarksError, Interrupted
-from pipeline.execute.queue import Lost
+from pipeline.execute.schedule import Lost
 from pipeline.planning.memory import show_size
 from pipeline.planning.plan import Plan
 from pipeline.results import Summary

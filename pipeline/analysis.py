@@ -6,12 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from pipeline.errors import Corrupted, Interrupted, RequestError
 from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.local import run_local
-from pipeline.execute.queue import Lost
+from pipeline.execute.schedule import Lost
 from pipeline.execute.verify import published
 from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
 from pipeline.numerics.partial import TileResult
@@ -21,7 +22,7 @@ from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import members
 from pipeline.reduce.reduce import group_sums, sums_of_tiles
 from pipeline.results import Snapshots, Summary, Work, stored_summary, write_runs
-from pipeline.sources.base import Source
+from pipeline.sources.base import Access, Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
 from pipeline.store.sums import SumFolder
@@ -30,6 +31,9 @@ from pipeline.store.tiles import TileFolder, discard
 DEFAULT_SHARE_OF_MEMORY = 0.5
 """Of the machine's or container's memory, over all workers: the rest is for the page cache, for
 Ray and for whatever else runs there."""
+
+
+_FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
 
 
 class Progress(Protocol):
@@ -297,18 +301,34 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         return
 
     # Ray takes a second to import: not for those who do without it.
-    from pipeline.execute.ray import RayPool, layout, ray_session
+    from pipeline.execute.pool import Proof, RayPool
+    from pipeline.execute.ray import layout, ray_session
 
     with ray_session(resources.address):
-        shape = layout(resources.device, resources.max_workers)
+        room = partial(layout, resources.device, resources.max_workers)
+        shape = room()
         calls = shape.threads + source.waits
         memory = worker_memory(plan, resources, calls, shape.workers)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
-            pool = RayPool(plan, sink, shape, calls, memory, verified)
-            return pool.run(tiles, FrontDesk(addresses))
+            sink.mark()
+            pool = RayPool(
+                plan, sink, room, calls, memory, Proof(sink, local_files(plan, source)), verified
+            )
+            try:
+                yield from pool.run(tiles, FrontDesk(addresses))
+            finally:
+                sink.unmark()
 
         yield work_there, shape.workers, "ray"
+
+
+def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:
+    """Return access to some files, if they lie in a directory, that every node must see too."""
+    if source.waits:
+        return ()
+    every = -(-len(plan.files) // _FILES_PROVEN)
+    return tuple(source.access(file) for file in plan.files[::every])
 
 
 def worker_memory(plan: Plan, resources: Resources, calls: int, workers: int = 1) -> Memory:

@@ -90,7 +90,7 @@ class Bench:
         """
         from pipeline.execute.addresses import InProcess
         from pipeline.execute.local import run_local
-        from pipeline.execute.queue import Lost
+        from pipeline.execute.schedule import Lost
         from pipeline.execute.worker import Worker
         from pipeline.planning.memory import project
         from pipeline.sources.hub import HubRepository

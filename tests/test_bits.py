@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from pipeline.errors import TransientReadError
 from pipeline.execute.addresses import InProcess
 from pipeline.execute.local import run_local
-from pipeline.execute.queue import Lost
+from pipeline.execute.schedule import Lost
 from pipeline.execute.worker import Receipt, Worker
 from pipeline.numerics.gram import LEAST_IN_FLOAT32
 from pipeline.numerics.partial import TileResult

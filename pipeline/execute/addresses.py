@@ -91,7 +91,13 @@ class Paused(NamedTuple):
     seconds: float
 
 
-Question = Wanted | Range | Paused
+class Begun(NamedTuple):
+    """A tile is being worked at. No answer is expected."""
+
+    tile: int
+
+
+Question = Wanted | Range | Paused | Begun
 
 
 class Remote:
@@ -136,7 +142,11 @@ class Remote:
         return found
 
     def paused(self, host: str, seconds: float) -> None:
-        self._box.put((0, Paused(host, seconds)))
+        self.tell(Paused(host, seconds))
+
+    def tell(self, news: Paused | Begun) -> None:
+        """Tell the driver something that it does not answer."""
+        self._box.put((0, news))
 
     def questions(self, wait_s: float) -> list[tuple[int, Question]]:
         """Return what was asked since, as soon as there is something, or nothing after a while."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.queue import Lost, TileQueue
+from pipeline.execute.schedule import Lost, Schedule
 from pipeline.execute.worker import Receipt, Worker
+
+_HERE = "this process"
 
 
 def run_local(
@@ -23,24 +26,28 @@ def run_local(
     Raises:
         SourceChanged: a file is not what was planned, or not what was published.
     """
-    queue = TileQueue(tiles)
+    schedule = Schedule(tiles, calls)
+    schedule.join(_HERE)
     running: dict[Future[Receipt], int] = {}
     pool = ThreadPoolExecutor(calls, thread_name_prefix="tile")
     try:
         while True:
-            while len(running) < calls and (tile := queue.take()) is not None:
-                running[pool.submit(worker.run, tile)] = tile
-            if not running:
+            while (handed := schedule.next(time.monotonic())) is not None:
+                running[pool.submit(worker.run, handed[1])] = handed[1]
+            if schedule.over:
                 worker.verify()
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 tile = running.pop(future)
                 try:
-                    yield future.result()
+                    receipt = future.result()
                 except HallmarksError as error:
-                    if (lost := queue.put_back(tile, error)) is not None:
+                    if (lost := schedule.failed(_HERE, tile, error)) is not None:
                         yield lost
+                else:
+                    schedule.done(_HERE, tile, time.monotonic())
+                    yield receipt
     finally:
         worker.close()  # running tiles stop at their next read
         pool.shutdown(wait=False, cancel_futures=True)

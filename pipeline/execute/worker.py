@@ -28,6 +28,7 @@ from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices, spans
 from pipeline.planning.tiles import results
+from pipeline.sources.base import Access
 from pipeline.sources.http import Transport
 
 _READERS = 32  # threads that wait for network reads, shared by all tiles of the worker
@@ -49,6 +50,10 @@ class Sink(Protocol):
     """Where results go. Picklable."""
 
     def put(self, tile_name: str, result: TileResult) -> None: ...
+
+    def prove(self, node: str) -> None:
+        """Raise StoreUnusable if results from this node would not be where the driver looks."""
+        ...
 
 
 class Worker:
@@ -76,6 +81,7 @@ class Worker:
         self._transport = Transport(addresses)
         self._local = threading.local()
         self._cancelled = threading.Event()
+        self._progress = 0
         self._verifier = Verifier(plan, verified, self._read_one)
         self._pinned = ExitStack()
         self._pinned.enter_context(one_thread_products())
@@ -85,6 +91,20 @@ class Worker:
         self._cancelled.set()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._pinned.close()
+
+    @property
+    def progress(self) -> int:
+        """A number that rises with every range that is read and every slice that is computed."""
+        return self._progress
+
+    def prove(self, files: Sequence[Access]) -> None:
+        """Read a byte of each of these files.
+
+        Raises:
+            ReadError: one of them is not here, or is another.
+        """
+        for file in files:
+            file.read_into(self._transport, 0, memoryview(bytearray(1)))
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone: another worker was told to."""
@@ -147,6 +167,7 @@ class Worker:
                 self._add(piece, block, accumulators)
             pull_seconds += pulled - started
             gram_seconds += time.perf_counter() - computing
+            self._progress += 1
         return pull_seconds, gram_seconds
 
     def _pull(self, piece: Slice, turn: Turn) -> NDArray[np.uint8]:
@@ -189,6 +210,7 @@ class Worker:
 
     def _read_one(self, file: int, start: int, buffer: memoryview) -> None:
         self._addresses.get(file).read_into(self._transport, start, buffer)
+        self._progress += 1  # by several threads: it may miss some, and rises all the same
 
     def _verify(
         self, wanted: Mapping[tuple[int, int, int], list[NDArray[np.uint8]]], turn: Turn

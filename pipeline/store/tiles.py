@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, StoreUnusable
 from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
 
@@ -30,6 +31,8 @@ class TileFolder:
     def __init__(self, folder: Folder, run: str, plan_digest: str) -> None:
         self._folder = folder
         self._prefix = f"_tiles/run={run}/{plan_digest}"
+        self._marks = f"_tiles/run={run}/seen/"
+        self._mark = ""
 
     def put(self, tile_name: str, result: TileResult) -> None:
         """Write a tile's result unless it is there: of two workers on one tile the first wins."""
@@ -45,6 +48,25 @@ class TileFolder:
         except FormatError:
             self._folder.delete([self._path(tile_name)])
             return None
+
+    def mark(self) -> None:
+        """Leave a mark for workers to find, other than any before."""
+        self._mark = uuid.uuid4().hex
+        self._folder.replace(self._marks + "driver", self._mark.encode())
+
+    def prove(self, node: str) -> None:
+        """Find the driver's mark, and leave one from here.
+
+        Raises:
+            StoreUnusable: this is another place than the driver's store, or it cannot be written.
+        """
+        if self._folder.read(self._marks + "driver") != self._mark.encode():
+            raise StoreUnusable(f"--store {self._folder.root} is not the driver's")
+        self._folder.replace(self._marks + node, self._mark.encode())
+
+    def unmark(self) -> None:
+        """Remove all marks."""
+        self._folder.delete(self._folder.list(self._marks.rstrip("/")))
 
     def finished(self) -> set[str]:
         """Return the names of the tiles that have a result."""

@@ -1,0 +1,297 @@
+"""Tiles on Ray actors: the loop that feeds them, and what it does when they fail.
+
+The unit of work is many megabytes in, kilobytes out, so nothing goes through Ray's object store: an
+actor reads for itself, puts the result itself, and returns a receipt. Restarts and retries are the
+driver's (`max_restarts=0`): it knows which tile an actor held. A worker counts from the moment that
+it answers and proves that it sees what it needs; more are started as nodes join.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.errors import HallmarksError, StoreUnusable, TileLost
+from pipeline.execute.addresses import Begun, FrontDesk, Paused, Question, Remote
+from pipeline.execute.ray import Layout
+from pipeline.execute.schedule import Lost, Schedule
+from pipeline.execute.worker import Receipt, Sink, Worker
+from pipeline.planning.memory import Memory
+from pipeline.planning.plan import Plan
+from pipeline.sources.base import Access
+
+MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
+NO_PROGRESS_S = 120.0
+"""Without a byte read, a slice computed or a sign of life: the slowest range that is worth waiting for, of
+1 MiB over a link of 1 MB/s that 32 readers share, takes 32 s."""
+_POLL_S = 5.0  # a worker without questions says so after this
+_TICK_S = 1.0  # at least so often the loop looks at joining nodes and silent workers
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a worker must find on its node before it gets a tile. Holds no secret."""
+
+    sink: Sink
+    files: tuple[Access, ...]
+    """Some of the files of a local source."""
+
+
+class _Actor:
+    """The worker as Ray sees it. No argument of the constructor is a secret.
+
+    Addresses come as arguments of `answer`, each below the size from which Ray would put it into
+    its object store, whose pages are spilled to disk in clear text.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        device: str,
+        threads: int,
+        memory: Memory,
+        verified: Sequence[int],
+    ) -> None:
+        self._addresses = Remote(plan)
+        self._worker = Worker(plan, sink, self._addresses, device, threads, memory, verified)
+
+    def prove(self, proof: Proof) -> None:
+        """Raise what is wrong with this node, naming it."""
+        node = ray.util.get_node_ip_address()
+        try:
+            self._worker.prove(proof.files)
+            proof.sink.prove(node)
+        except HallmarksError as error:
+            raise StoreUnusable(
+                f"node {node}: {error.message}", "store and local checkpoints must be on every node"
+            ) from None
+
+    def run(self, index: int) -> Receipt:
+        self._addresses.tell(Begun(index))
+        return self._worker.run(index)
+
+    def verify(self) -> None:
+        self._worker.verify()
+
+    def questions(self) -> tuple[int, list[tuple[int, Question]]]:
+        """Return how far the work is, and what was asked since the last call."""
+        asked = self._addresses.questions(_POLL_S)
+        return self._worker.progress, asked
+
+    def answer(self, number: int, found: Any) -> None:
+        self._addresses.answer(number, found)
+
+    def pause(self, host: str, seconds: float) -> None:
+        self._worker.pause(host, seconds)
+
+
+class _Handle:
+    """What the driver knows of one actor."""
+
+    def __init__(self, actor: Any, share: int, now: float) -> None:
+        """`share`: its number among those that divide the files to verify."""
+        self.actor, self.share = actor, share
+        self.ready = self.verifying = False
+        self.progress = -1
+        self.progressed = now
+        self.unanswered = 0
+        """Questions that the driver is still busy with: while it is, a worker may wait."""
+
+
+class RayPool:
+    """A pool of actors and the loop that feeds them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        shape: Callable[[], Layout],
+        calls: int,
+        memory: Memory,
+        proof: Proof,
+        verified: Sequence[int] = (),
+    ) -> None:
+        """Prepare; nothing starts yet.
+
+        Args:
+            shape: how many workers the cluster has room for now; asked again as nodes may join.
+            calls: tiles that an actor has in hand at once, computing or pulling.
+            proof: what every worker must find on its node.
+            verified: files whose hashes are checked; each actor takes its share of them.
+        """
+        self._calls, self._proof, self._shape = calls, proof, shape
+        first = shape()
+        self._shares = first.workers if verified else 0
+        """Of the files to verify: then the number of workers stays."""
+        self._unverified = set(range(self._shares))
+        remote: Any = ray.remote(_Actor).options(
+            num_cpus=first.threads,
+            num_gpus=1 if first.device == "cuda" else 0,
+            max_concurrency=self._calls + 2,  # and one call for questions, one for answers
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        shared = ray.put(plan)
+        self._start = lambda share: remote.remote(
+            shared, sink, first.device, first.threads, memory, verified[share :: self._shares or 1]
+        )
+        self._deaths = 0
+        self._handles: list[_Handle] = []
+        self._pending: dict[Any, tuple[_Handle, str, int]] = {}  # call → whose, what, which tile
+        self._looked = 0.0
+
+    def run(self, tiles: list[int], desk: FrontDesk) -> Iterator[Receipt | Lost]:
+        """Yield each tile's outcome as it comes; workers' questions are answered meanwhile.
+
+        Raises:
+            StoreUnusable: a node does not see the store, or local checkpoints.
+            SourceChanged: a file is not what was planned, or not what was published.
+        """
+        schedule = Schedule(tiles, self._calls)
+        try:
+            while not schedule.over:
+                yield from self._step(schedule, desk)
+            while self._unverified:
+                for handle in self._handles:
+                    if handle.ready and not handle.verifying and handle.share in self._unverified:
+                        handle.verifying = True
+                        self._pending[handle.actor.verify.remote()] = handle, "verify", -1
+                yield from self._step(schedule, desk)
+        finally:
+            desk.close()
+            for handle in self._handles:
+                ray.kill(handle.actor)
+
+    def _step(self, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
+        """Hand tiles over, and see to whatever has happened by then."""
+        self._grow()
+        while (handed := schedule.next(time.monotonic())) is not None:
+            handle, tile = handed
+            assert isinstance(handle, _Handle)
+            if len(schedule.tiles_of(handle)) == 1:
+                handle.progressed = time.monotonic()  # it was idle until now
+            self._pending[handle.actor.run.remote(tile)] = handle, "run", tile
+        for call in self._returned():
+            yield from self._take(call, schedule, desk)
+        yield from self._end_the_silent(schedule)
+
+    def _grow(self) -> None:
+        """Start the workers that the cluster has room for by now."""
+        now = time.monotonic()
+        if now - self._looked < _TICK_S:
+            return
+        self._looked = now
+        shares = {handle.share for handle in self._handles}
+        for share in range(self._shares or self._shape().workers):
+            if share not in shares:
+                handle = _Handle(self._start(share), share, now)
+                self._handles.append(handle)
+                self._pending[handle.actor.prove.remote(self._proof)] = handle, "prove", -1
+
+    def _returned(self) -> list[Any]:
+        """Return the calls that have ended, as soon as there is one, or none after a tick."""
+        calls = list(self._pending)
+        ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_S)
+        if ended:  # one look at all of them costs as much as at one
+            ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        return ended
+
+    def _take(self, call: Any, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
+        """Yield what a call that ended means."""
+        if call not in self._pending:
+            return  # of an actor that was dropped meanwhile
+        handle, what, tile = self._pending.pop(call)
+        outcome = self._outcome(call)
+        if isinstance(outcome, TileLost):
+            yield from self._bury(handle, schedule, outcome.message)
+        elif what == "prove":
+            if isinstance(outcome, HallmarksError):
+                raise outcome
+            handle.ready = True
+            schedule.join(handle)
+            self._pending[handle.actor.questions.remote()] = handle, "questions", -1
+        elif what == "questions":
+            self._attend(handle, outcome, schedule, desk)
+        elif what == "verify":
+            if isinstance(outcome, HallmarksError):
+                raise outcome
+            self._unverified.discard(handle.share)
+        elif isinstance(outcome, HallmarksError):
+            if (lost := schedule.failed(handle, tile, outcome)) is not None:
+                yield lost
+        else:
+            self._deaths = 0
+            if schedule.done(handle, tile, time.monotonic()):
+                yield outcome
+
+    def _attend(
+        self,
+        handle: _Handle,
+        told: tuple[int, list[tuple[int, Question]]],
+        schedule: Schedule,
+        desk: FrontDesk,
+    ) -> None:
+        """See to what a worker says and asks."""
+        self._pending[handle.actor.questions.remote()] = handle, "questions", -1
+        progress, questions = told
+        now = time.monotonic()
+        if progress != handle.progress or questions or handle.unanswered:
+            handle.progress, handle.progressed = progress, now
+        for number, question in questions:
+            if isinstance(question, Begun):
+                schedule.begun(handle, question.tile)
+            elif isinstance(question, Paused):
+                for other in self._handles:
+                    other.progressed = max(other.progressed, now + question.seconds)
+                    if other is not handle and other.ready:
+                        other.actor.pause.remote(question.host, question.seconds)
+            else:
+                handle.unanswered += 1
+                desk.answer(question, partial(self._reply, handle, number))
+
+    @staticmethod
+    def _reply(handle: _Handle, number: int, found: Any) -> None:
+        handle.unanswered -= 1
+        handle.actor.answer.remote(number, found)
+
+    def _end_the_silent(self, schedule: Schedule) -> Iterator[Lost]:
+        """Kill workers that hold tiles and make no progress, as one that was stopped."""
+        now = time.monotonic()
+        for handle in list(self._handles):
+            silent = now - handle.progressed > NO_PROGRESS_S
+            if handle.ready and silent and schedule.tiles_of(handle):
+                yield from self._bury(handle, schedule, f"no progress for {NO_PROGRESS_S:.0f} s")
+
+    def _bury(self, handle: _Handle, schedule: Schedule, why: str) -> Iterator[Lost]:
+        """Forget a dead worker; the next look at the cluster starts another in its place."""
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS_IN_A_ROW:
+            raise HallmarksError(
+                f"{self._deaths} workers died in a row with no tile finished: {why}",
+                "is --memory more than the machine has? finished tiles are kept",
+            )
+        ray.kill(handle.actor)
+        self._handles.remove(handle)
+        self._pending = {c: held for c, held in self._pending.items() if held[0] is not handle}
+        if handle.ready:
+            yield from schedule.leave(handle, why)
+
+    @staticmethod
+    def _outcome(call: Any) -> Any:
+        """Return what a call returned, or the error that it ended in."""
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, HallmarksError):
+                return cause
+            raise
+        except RayError as error:
+            return TileLost(f"a worker died ({type(error).__name__})")
