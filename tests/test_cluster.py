@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ from tests.hub import Hub
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(60)]
 
 NAME = "org/walk"
 CHECKPOINTS, ELEMENTS = 8, 2_000_000
@@ -69,6 +71,30 @@ class Nodes:
         alive = [node for node in self.workers if node.any_processes_alive()]
         self.workers = alive + [self.add() for _ in range(2 - len(alive))]
         self.cluster.wait_for_nodes()
+
+    def other(self) -> Any:
+        """Return a node that this process, which is the driver, is not connected through."""
+        import ray
+
+        own = ray._private.worker._global_node.raylet_socket_name  # type: ignore[attr-defined]
+        return next(node for node in self.workers if node.raylet_socket_name != own)
+
+    def lose(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def join_late(self) -> None:
+        """Add a node by command: the other way sets a signal's handler, which a thread may not."""
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=4",
+            f"--address={self.address}", "--object-store-memory=80000000",
+        ]  # fmt: skip
+        quiet = subprocess.DEVNULL
+        self.late = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+
+    def end_late(self) -> None:
+        """Kill the node that joined late, with its workers."""
+        os.killpg(self.late.pid, signal.SIGKILL)
+        self.late.wait()
 
     @staticmethod
     def raylet(node: Any) -> int:
@@ -179,32 +205,40 @@ def test_a_node_is_lost_with_its_workers_and_another_joins(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:
     def lose() -> None:
-        nodes.cluster.remove_node(nodes.workers[0], allow_graceful=False)
-        nodes.whole()
+        nodes.lose(nodes.other())
+        nodes.join_late()
 
     summary = analysed(hub, nodes, tmp_path, lose)
     assert summary.complete
     assert everything(tmp_path) == undisturbed
+    nodes.end_late()
+    nodes.whole()
 
 
 def test_a_raylet_is_killed_and_its_workers_write_late(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:
-    summary = analysed(
-        hub, nodes, tmp_path, lambda: os.kill(nodes.raylet(nodes.workers[0]), signal.SIGKILL)
-    )
+    gone = []
+
+    def kill() -> None:
+        gone.append(nodes.other())
+        os.kill(nodes.raylet(gone[0]), signal.SIGKILL)
+
+    summary = analysed(hub, nodes, tmp_path, kill)
     assert summary.complete
     assert everything(tmp_path) == undisturbed
-    nodes.cluster.remove_node(nodes.workers[0], allow_graceful=False)
+    nodes.lose(gone[0])
     nodes.whole()
 
 
 def test_a_raylet_is_stopped_and_goes_on(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:
-    pid = nodes.raylet(nodes.workers[1])
+    stopped = []
 
     def stop() -> None:
+        stopped.append(nodes.other())
+        pid = nodes.raylet(stopped[0])
         os.kill(pid, signal.SIGSTOP)
         time.sleep(8)
         os.kill(pid, signal.SIGCONT)
@@ -212,7 +246,7 @@ def test_a_raylet_is_stopped_and_goes_on(
     summary = analysed(hub, nodes, tmp_path, stop)
     assert summary.complete
     assert everything(tmp_path) == undisturbed
-    nodes.cluster.remove_node(nodes.workers[1], allow_graceful=False)
+    nodes.lose(stopped[0])
     nodes.whole()
 
 
