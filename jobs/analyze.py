@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +15,7 @@ from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, 
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint
+from pipeline.errors import RequestError
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
@@ -66,6 +69,7 @@ def analyze(**options: Any) -> int:
 def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
     stop_on_signals()
+    _check_store_of_job(options["store"])
     progress = JobProgress()
     where, resources, fresh = options["store"], resources_from(options), options["fresh"]
     try:
@@ -76,6 +80,16 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
         )
     finally:
         progress.close()
+
+
+def _check_store_of_job(store: str) -> None:
+    """Refuse a relative store in a submitted job: its working directory is a copy that Ray removes."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in store and not Path(store).is_absolute():
+        raise RequestError(
+            f"--store {store} is relative, and the working directory of a Ray job is a cache",
+            "name a directory that all nodes see by its whole path",
+        )
 
 
 def _print_summary(summary: Summary) -> None:

@@ -142,7 +142,7 @@ def analysed(
 ) -> Summary:
     """Run the job, and make trouble when a few tiles are done."""
     hub.reset()
-    hub.bytes_per_s = 16e6  # eight seconds
+    hub.bytes_per_s = 24e6  # five seconds
     over = threading.Event()
 
     def wait() -> None:
@@ -231,6 +231,7 @@ def test_a_raylet_is_killed_and_its_workers_write_late(
     nodes.whole()
 
 
+@pytest.mark.slow
 def test_a_raylet_is_stopped_and_goes_on(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:

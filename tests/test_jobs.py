@@ -1,0 +1,190 @@
+"""`ray job submit`, as users do it: against a cluster that asks for a token, from this checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from tests import canary
+from tests.canary import Cluster
+from tests.conftest import serving
+from tests.hub import Hub
+from tests.suites import trajectory, write_suite
+from tests.test_bits import everything
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parent.parent
+NAME = "org/submitted"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """200 MB, in three tiles."""
+    hub = Hub()
+    rows = trajectory("walk", 20, 1_250_000, 0.1)
+    suite = write_suite(tmp_path_factory.mktemp("submitted"), {"a": rows, "b": rows})
+    for folder in suite.iterdir():
+        hub.repository(NAME).commit_folder(folder, branch=folder.name)
+    with serving(hub):
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with canary.cluster() as found:
+        yield found
+
+
+@dataclass
+class Submitted:
+    """A job, seen through Ray's own command and REST interface."""
+
+    cluster: Cluster
+    id: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        token = Path(self.cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        request = urllib.request.Request(
+            f"{self.cluster.dashboard}/api/jobs/{self.id}",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())
+
+    def wait(self) -> dict[str, Any]:
+        """Return what is known of it when it has ended."""
+        while (about := self.about)["status"] in ("PENDING", "RUNNING"):
+            time.sleep(0.2)
+        return about
+
+    def logs(self) -> str:
+        return ray_job(self.cluster, "logs", self.id).stdout
+
+
+def ray_job(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).parent / "ray")
+    return subprocess.run(
+        [program, "job", arguments[0], f"--address={cluster.dashboard}", *arguments[1:]],
+        env=cluster.environment | {"RAY_AUTH_MODE": "token"},
+        cwd=ROOT, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+
+
+def submit(cluster: Cluster, home: Path, *arguments: str) -> Submitted:
+    """Submit `jobs.analyze` with the checkout as the working directory."""
+    from huggingface_hub import constants
+
+    variables = {
+        "HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home),
+    }  # fmt: skip
+    done = ray_job(
+        cluster, "submit", "--working-dir=.", "--no-wait",
+        f"--runtime-env-json={json.dumps({'env_vars': variables})}",
+        "--", sys.executable, "-m", "jobs.analyze", *arguments,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (name,) = set(re.findall(r"raysubmit_\w+", done.stdout))
+    return Submitted(cluster, name)
+
+
+def test_a_submitted_job(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
+    """The summary is its last line, its log can be read, its figures are those of any executor."""
+    store = tmp_path / "store"
+    job = submit(cluster, tmp_path, NAME, "--store", str(store), "--run", "r", "--json")
+    about, logs = job.wait(), job.logs()
+    assert about["status"] == "SUCCEEDED" and about["driver_exit_code"] == 0, logs
+    summary = json.loads(logs.strip().splitlines()[-1])
+    assert summary["executor"] == "ray" and summary["complete"]
+    assert "\r" not in logs and "Traceback" not in logs
+    pipeline.analyze(NAME, str(tmp_path / "local"), executor="local", run="r")
+    assert everything(store) == everything(tmp_path / "local")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([NAME], "--store hallmarks-store is relative"),
+        pytest.param(["org/absent", "--store", "/x"], "no such repository", marks=pytest.mark.slow),
+        pytest.param(
+            [NAME, "--store", "/x", "--address", "http://there"],
+            "submit a job",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_wrong_requests_have_their_code(
+    hub: Hub, cluster: Cluster, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    del hub
+    job = submit(cluster, tmp_path, *arguments)
+    about, logs = job.wait(), job.logs()
+    assert about["status"] == "FAILED" and about["driver_exit_code"] == 2
+    assert f"error: {message}" in logs or message in logs
+    assert "hint: " in logs and "Traceback" not in logs
+
+
+def test_a_stopped_job_keeps_what_is_finished(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
+    """`ray job stop` leaves three seconds; the same command goes on."""
+    store = tmp_path / "store"
+    arguments = [NAME, "--store", str(store), "--run", "r", "--json"]
+    hub.bytes_per_s = 60e6
+    try:
+        job = submit(cluster, tmp_path, *arguments)
+        while not list(store.glob("_tiles/run=r/*/*.safetensors")):
+            assert job.about["status"] in ("PENDING", "RUNNING"), job.logs()
+            time.sleep(0.05)
+        stopped = ray_job(cluster, "stop", job.id)
+        assert stopped.returncode == 0, stopped.stderr
+        logs = job.logs()
+    finally:
+        hub.bytes_per_s = None
+    assert "interrupted (SIGTERM): finished tiles are kept" in logs
+    assert "Traceback" not in logs
+    assert job.wait()["status"] == "STOPPED"
+    lease = store / "_tiles/run=r/lease"
+    assert not lease.exists(), (
+        "it ended by itself, not by the SIGKILL that comes after three seconds"
+    )
+    again = submit(cluster, tmp_path, *arguments)
+    about, logs = again.wait(), again.logs()
+    assert about["status"] == "SUCCEEDED", logs
+    assert json.loads(logs.strip().splitlines()[-1])["resumed_tiles"] >= 1
+
+
+def test_the_line_is_alone_whatever_happens(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
+    """A worker is killed half-way: what Ray has to say about it is not on standard output."""
+    from huggingface_hub import constants
+
+    command = [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(tmp_path / "store")]
+    hub.reset()
+    hub.bytes_per_s = 60e6
+    try:
+        job = subprocess.Popen(
+            [*command, "--run", "r", "--address", cluster.address, "--json"],
+            env=cluster.environment | {"HF_ENDPOINT": constants.ENDPOINT},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while hub.count("cdn") < 50 and job.poll() is None:
+            time.sleep(0.02)
+        for pid in cluster.actors():
+            os.kill(pid, signal.SIGKILL)
+        output, errors = job.communicate(timeout=100)
+    finally:
+        hub.bytes_per_s = None
+    assert job.returncode == 0, errors
+    assert output.count("\n") == 1 and json.loads(output)["complete"]
