@@ -8,7 +8,7 @@ import click
 
 from jobs.console import run
 
-COMMANDS = ("plan", "analyze", "audit", "sql", "demo")
+COMMANDS = ("plan", "analyze", "status", "audit", "sql", "demo")
 
 
 class _Commands(click.Group):

@@ -98,7 +98,7 @@ store_option = click.option(
     metavar="DIR",
     help="Where results live.",
 )
-debug_option = _OUTPUT[1]
+json_option, debug_option = _OUTPUT
 
 
 def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from pipeline.errors import Corrupted, Interrupted, RequestError
+from pipeline.errors import Corrupted, HallmarksError, Interrupted, RequestError
 from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.schedule import Lost
@@ -25,6 +25,7 @@ from pipeline.results import Snapshots, Summary, Work, stored_summary, write_run
 from pipeline.sources.base import Access, Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
+from pipeline.store.progress import ProgressFile
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard
 
@@ -187,7 +188,10 @@ class _Job:
         self._sums, self._work, self._started = sums, work, started
         self._progress = progress
         self._tiles = TileFolder(folder, self._plan.run, self._plan.digest)
+        self._record = ProgressFile(folder, self._plan.run)
+        self._order = self._plan.order()
         self._receipts: list[Receipt] = []
+        self._bytes_read = self._bytes_resumed = 0
         self._lost: list[Lost] = []
         self._resumed: set[int] = set()
 
@@ -200,27 +204,45 @@ class _Job:
             for tile in self._plan.tiles
             if tile.name in there and self._tiles.get(tile.name) is not None
         }
-        pending = [number for number in self._plan.order() if number not in self._resumed]
+        pending = [number for number in self._order if number not in self._resumed]
+        self._bytes_resumed = sum(self._plan.tiles[number].bytes for number in self._resumed)
         if self._verify:
             pending.sort()  # as files are hashed
         if self._progress:
-            finished = sum(self._plan.tiles[number].bytes for number in self._resumed)
-            self._progress.planned(self._plan, finished)
+            self._progress.planned(self._plan, self._bytes_resumed)
         told = self._progress.estimated if self._progress else None
         snapshots = Snapshots(self._plans, self._folder, self._tiles, self._work, told)
+        self._renew("reading", now=True)
         try:
             for outcome in work(pending, self._tiles) if pending or self._verify else ():
                 self._take(outcome)
+                self._renew("reading")
                 if not self._verify:  # else what has been read is no random sample
-                    snapshots.consider(self._done(), self._bytes_read)
-        except Corrupted:
-            discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
-            raise
+                    snapshots.consider(self._done, self._bytes_read)
         except Interrupted:
+            self._renew("interrupted", now=True)
             snapshots.last(self._done(), self._bytes_read)
+            raise
+        except HallmarksError as error:
+            self._renew("failed", now=True)
+            if isinstance(error, Corrupted):
+                discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
             raise
         finally:
             snapshots.stop()
+
+    def _renew(self, state: str, *, now: bool = False) -> None:
+        """Tell those who look at the store how far this is."""
+        self._record.renew(
+            now=now,
+            state=state,
+            tiles=len(self._plan.tiles),
+            tiles_done=len(self._resumed) + len(self._receipts),
+            tiles_lost=len(self._lost),
+            bytes=self._plan.bytes_to_read,
+            bytes_done=self._bytes_resumed + self._bytes_read,
+            workers=self._work.workers,
+        )
 
     def _take(self, outcome: Receipt | Lost) -> None:
         if isinstance(outcome, Lost):
@@ -229,22 +251,20 @@ class _Job:
                 self._progress.tile_lost(outcome)
         else:
             self._receipts.append(outcome)
+            self._bytes_read += self._plan.tiles[outcome.tile].bytes
             if self._progress:
                 self._progress.tile_done(outcome.bytes)
 
     def _done(self) -> list[int]:
         """Return the tiles that have a result, in the order of the plan."""
         done = self._resumed | {receipt.tile for receipt in self._receipts}
-        return [number for number in self._plan.order() if number in done]
-
-    @property
-    def _bytes_read(self) -> int:
-        return sum(self._plan.tiles[receipt.tile].bytes for receipt in self._receipts)
+        return [number for number in self._order if number in done]
 
     def write(self) -> list[Summary]:
         """Reduce, write the tables of each run, and drop the results of tiles if none is missing."""
         if self._progress:
             self._progress.reducing()
+        self._renew("reducing", now=True)
         devices: set[str] = set()
 
         def result(name: str) -> TileResult | None:
@@ -276,6 +296,7 @@ class _Job:
         if not self._lost:
             self._sums.seal()
             discard(self._folder, self._plan.run)
+        self._record.remove()
         return summaries
 
 

@@ -261,10 +261,16 @@ class Snapshots:
         """What the last one took."""
         self._wanted = not any(_is_complete(folder, work.store, each.run) for each in plans)
 
-    def consider(self, done: Sequence[int], bytes_read: int) -> None:
-        """Begin one if it is time, and the last is done; `done`: tiles in the order of the plan."""
+    def consider(self, tiles_done: Callable[[], Sequence[int]], bytes_read: int) -> None:
+        """Begin one if it is time, and the last is done.
+
+        `tiles_done` gives the tiles in the order of the plan; it is asked only then.
+        """
         busy = self._thread is not None and self._thread.is_alive()
-        if busy or not self._wanted or time.monotonic() < self._due or not self._enough(done):
+        if busy or not self._wanted or time.monotonic() < self._due:
+            return
+        done = tiles_done()
+        if not self._enough(done):
             return
         arguments = (list(done), bytes_read)
         self._thread = threading.Thread(target=self._quietly, args=arguments, name="snapshot")

@@ -1,0 +1,71 @@
+"""`hallmarks status`: how far each run of a store is, from any machine that sees the store."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+
+from jobs.console import Result, run
+from jobs.options import debug_option, json_option, store_option
+from pipeline.errors import StoreUnusable
+from pipeline.planning.memory import show_size
+from pipeline.store.folder import Folder
+from pipeline.store.progress import Record, as_dict, records
+from pipeline.store.query import Store
+
+LOST_TOUCH_S = 60.0
+"""A driver renews its record every five seconds while tiles end: after this long something is slow, or
+it is gone. Clocks of two machines may differ, which is why the age is always said."""
+
+
+@click.command()
+@store_option
+@json_option
+@debug_option
+def status(store: str, as_json: bool, debug: bool) -> int:
+    """Print how far each run is."""
+    del debug
+    folder = Folder(store)
+    under_way = {record.run: record for record in records(folder)}
+    finished = _finished(store)
+    if not under_way and not finished:
+        raise StoreUnusable(f"no run in {store}", "check --store")
+    if as_json:
+        runs = [{"run": name, "state": state} for name, state in finished.items()]
+        runs = [entry for entry in runs if entry["run"] not in under_way]
+        Result().print_json({"runs": [*runs, *map(as_dict, under_way.values())]})
+        return 0
+    console = Console(soft_wrap=True, highlight=False)
+    for name in sorted(finished.keys() | under_way.keys()):
+        record = under_way.get(name)
+        console.print(f"{name}: {_told(record) if record else finished[name]}", markup=False)
+    return 0
+
+
+def _finished(store: str) -> dict[str, str]:
+    """Return the runs that have tables, and whether they are whole."""
+    try:
+        rows: list[tuple[Any, ...]] = (
+            Store(store).sql("SELECT run, complete FROM runs ORDER BY run").fetchall()
+        )
+    except StoreUnusable:
+        return {}  # none is finished yet
+    return {name: "complete" if complete else "incomplete" for name, complete in rows}
+
+
+def _told(record: Record) -> str:
+    age = max(0.0, time.time() - record.renewed)
+    silent = " (is it still there?)" if record.state == "reading" and age > LOST_TOUCH_S else ""
+    lost = f", {record.tiles_lost} tiles lost" if record.tiles_lost else ""
+    return (
+        f"{record.state}, {show_size(record.bytes_done)} of {show_size(record.bytes)},"
+        f" {record.tiles_done} of {record.tiles} tiles{lost}, {record.workers} workers;"
+        f" said {age:.0f} s ago by process {record.pid} on {record.host}{silent}"
+    )
+
+
+if __name__ == "__main__":
+    run(status)

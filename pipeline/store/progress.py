@@ -1,0 +1,75 @@
+"""How far a run is, as anybody who sees the store can read it: one small file that its driver renews."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.store.folder import Folder
+
+RENEWED_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the driver of a run said last."""
+
+    run: str
+    state: str
+    """`reading`, `reducing`, `interrupted`, `failed`."""
+    tiles: int
+    tiles_done: int
+    tiles_lost: int
+    bytes: int
+    bytes_done: int
+    workers: int
+    host: str
+    pid: int
+    started: float
+    renewed: float
+    """Seconds since 1970 by the driver's clock, as `started`."""
+
+
+class ProgressFile:
+    """The record of one run."""
+
+    def __init__(self, folder: Folder, run: str) -> None:
+        self._folder, self._run = folder, run
+        self._path = f"_tiles/run={run}/progress"
+        self._started = time.time()
+        self._renewed = 0.0
+
+    def renew(self, *, now: bool = False, **figures: int | str) -> None:
+        """Write the record, unless it is younger than `RENEWED_EVERY_S`; `now`: in any case."""
+        at = time.time()
+        if not now and at - self._renewed < RENEWED_EVERY_S:
+            return
+        self._renewed = at
+        about = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid()}
+        about |= {"started": self._started, "renewed": at}
+        self._folder.replace(self._path, json.dumps(about | figures).encode())
+
+    def remove(self) -> None:
+        """Remove the record: the run's tables say the rest."""
+        self._folder.delete([self._path])
+
+
+def records(folder: Folder) -> list[Record]:
+    """Return the records of all runs that have one; what cannot be read is left out."""
+    found = []
+    for path in folder.list("_tiles"):
+        if path.endswith("/progress"):
+            try:
+                found.append(Record(**json.loads(folder.read(path) or b"")))
+            except (ValueError, TypeError):
+                continue
+    return found
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    """Return a record for JSON, with its age in seconds by this machine's clock."""
+    return asdict(record) | {"age_s": round(max(0.0, time.time() - record.renewed), 1)}

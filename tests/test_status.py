@@ -1,0 +1,73 @@
+"""`hallmarks status`: what a store says of its runs while they are read, after, and in between."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.store.folder import Folder
+from pipeline.store.progress import records
+from tests.suites import trajectory, write_suite
+from tests.test_bits import command, large, started  # noqa: F401  the fixture
+
+STATUS = [sys.executable, "-m", "jobs.status", "--store"]
+
+
+def told(store: Path) -> dict[str, Any]:
+    done = subprocess.run([*STATUS, str(store), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {entry["run"]: entry for entry in json.loads(done.stdout)["runs"]}
+
+
+def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:  # noqa: F811
+    process = started(large, tmp_path, "--executor", "local")
+    process.send_signal(signal.SIGSTOP)  # to be asked takes longer than the whole job
+    running = told(tmp_path)["r"]
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    process.wait(30)
+    assert running["state"] == "reading" and running["pid"] == process.pid
+    assert running["age_s"] < 10 and 0 <= running["tiles_done"] <= running["tiles"] == 12
+    stopped = told(tmp_path)["r"]
+    assert stopped["state"] == "interrupted"
+    assert 0 < stopped["bytes_done"] < stopped["bytes"]
+    shown = subprocess.run([*STATUS, str(tmp_path)], capture_output=True, text=True).stdout
+    assert shown.startswith("r: interrupted, ") and f"process {process.pid} on" in shown
+    subprocess.run(command(large, tmp_path, "--executor", "local"), check=True, capture_output=True)
+    assert told(tmp_path) == {"r": {"run": "r", "state": "complete"}}
+
+
+def test_several_runs_and_what_cannot_be_read(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite", {"w": trajectory("walk", 3, 1000, 0.1)})
+    store = tmp_path / "store"
+    for name in ("a", "b"):
+        pipeline.analyze(str(suite), str(store), executor="local", run=name)
+    record = store / "_tiles/run=c/progress"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"run": "c", "surprise": 1}')
+    assert records(Folder(str(store))) == []
+    assert told(store).keys() == {"a", "b"}
+    about = {
+        "run": "c", "state": "reading", "tiles": 9, "tiles_done": 4, "tiles_lost": 1, "bytes": 900,
+        "bytes_done": 400, "workers": 2, "host": "there", "pid": 7, "started": 0.0,
+        "renewed": time.time() - 3600,
+    }  # fmt: skip
+    record.write_text(json.dumps(about))
+    shown = subprocess.run([*STATUS, str(store)], capture_output=True, text=True).stdout
+    said = r"c: reading, 400B of 900B, 4 of 9 tiles, 1 tiles lost, 2 workers; said 36\d\d s ago"
+    assert re.search(said, shown)
+    assert "is it still there?" in shown
+
+
+def test_no_store(tmp_path: Path) -> None:
+    done = subprocess.run([*STATUS, str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no run in")
+    assert not (tmp_path / "none").exists()
