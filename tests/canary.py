@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -76,6 +77,17 @@ class Cluster:
                 told.append(f"{path}: {error}")
         return json.dumps(told)
 
+    def metrics(self) -> str:
+        """Return what the node tells Prometheus."""
+        found = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text())
+        told = ""
+        for target in {target for entry in found for target in entry["targets"]}:
+            with contextlib.suppress(OSError):
+                told += (
+                    urllib.request.urlopen(f"http://{target}/metrics", timeout=9).read().decode()
+                )
+        return told
+
     def actors(self) -> list[int]:
         """Return the processes that are workers of a job of ours."""
         found = []
@@ -122,6 +134,7 @@ def cluster() -> Iterator[Cluster]:
         port = free.getsockname()[1]
     environment = os.environ | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "500",
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0",

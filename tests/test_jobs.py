@@ -29,6 +29,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).parent.parent
 NAME = "org/submitted"
+DASHBOARD = ROOT / "infra/grafana/hallmarks.json"
+ONLY_IN_TROUBLE = {
+    f"ray_hallmarks_{name}_total" for name in ("tiles_failed", "retries", "rate_limited_seconds")
+}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,10 @@ def test_a_stopped_job_keeps_what_is_finished(hub: Hub, cluster: Cluster, tmp_pa
 
 
 def test_the_line_is_alone_whatever_happens(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
-    """A worker is killed half-way: what Ray has to say about it is not on standard output."""
+    """A worker is killed half-way: what Ray has to say about it is not on standard output.
+
+    And before, every metric that the dashboard draws is there for Prometheus.
+    """
     from huggingface_hub import constants
 
     command = [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(tmp_path / "store")]
@@ -181,10 +188,15 @@ def test_the_line_is_alone_whatever_happens(hub: Hub, cluster: Cluster, tmp_path
         )  # fmt: skip
         while hub.count("cdn") < 50 and job.poll() is None:
             time.sleep(0.02)
+        missing = drawn = set(re.findall(r"ray_hallmarks_\w+", DASHBOARD.read_text()))
+        while not missing <= ONLY_IN_TROUBLE and job.poll() is None:
+            missing = {name for name in drawn if name not in cluster.metrics()}
+            time.sleep(0.2)
         for pid in cluster.actors():
             os.kill(pid, signal.SIGKILL)
         output, errors = job.communicate(timeout=100)
     finally:
         hub.bytes_per_s = None
     assert job.returncode == 0, errors
+    assert len(drawn) == 8 and missing <= ONLY_IN_TROUBLE, missing
     assert output.count("\n") == 1 and json.loads(output)["complete"]

@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, StoreUnusable, TileLost
 from pipeline.execute.addresses import Begun, FrontDesk, Paused, Question, Remote
+from pipeline.execute.metrics import Metrics
 from pipeline.execute.ray import Layout
 from pipeline.execute.schedule import Lost, Schedule
 from pipeline.execute.worker import Receipt, Sink, Worker
@@ -61,6 +62,7 @@ class _Actor:
     ) -> None:
         self._addresses = Remote(plan)
         self._worker = Worker(plan, sink, self._addresses, device, threads, memory, verified)
+        self._metrics = Metrics(plan.run)
 
     def prove(self, proof: Proof) -> None:
         """Raise what is wrong with this node, naming it."""
@@ -81,9 +83,11 @@ class _Actor:
         self._worker.verify()
 
     def questions(self) -> tuple[int, list[tuple[int, Question]]]:
-        """Return how far the work is, and what was asked since the last call."""
+        """Return a number that rises with the work, and what was asked since the last call."""
         asked = self._addresses.questions(_POLL_S)
-        return self._worker.progress, asked
+        counters = self._worker.counters
+        self._metrics.export(counters)
+        return counters.bytes_pulled + counters.slices, asked
 
     def answer(self, number: int, found: Any) -> None:
         self._addresses.answer(number, found)

@@ -46,6 +46,21 @@ class Receipt:
     device: str
 
 
+@dataclass(slots=True)
+class Counters:
+    """What a worker has done so far, and what it has in hand."""
+
+    bytes_pulled: int = 0
+    bytes_in_flight: int = 0
+    slices: int = 0
+    tiles_done: int = 0
+    tiles_failed: int = 0
+    pulling_seconds: float = 0.0
+    computing_seconds: float = 0.0
+    retries: int = 0
+    rate_limited_seconds: float = 0.0
+
+
 class Sink(Protocol):
     """Where results go. Picklable."""
 
@@ -81,7 +96,7 @@ class Worker:
         self._transport = Transport(addresses)
         self._local = threading.local()
         self._cancelled = threading.Event()
-        self._progress = 0
+        self._counters, self._counting = Counters(), threading.Lock()
         self._verifier = Verifier(plan, verified, self._read_one)
         self._pinned = ExitStack()
         self._pinned.enter_context(one_thread_products())
@@ -93,9 +108,11 @@ class Worker:
         self._pinned.close()
 
     @property
-    def progress(self) -> int:
-        """A number that rises with every range that is read and every slice that is computed."""
-        return self._progress
+    def counters(self) -> Counters:
+        """What was done so far."""
+        self._counters.retries = self._transport.retries
+        self._counters.rate_limited_seconds = self._transport.rate_limited_s
+        return self._counters
 
     def prove(self, files: Sequence[Access]) -> None:
         """Read a byte of each of these files.
@@ -127,11 +144,16 @@ class Worker:
             for fragment in tile.fragments
             for key in results(fragment, tensors)
         }
-        with self._verifier.turns.next() as turn:
-            pull_seconds, gram_seconds = self._work(index, accumulators, turn)
+        try:
+            with self._verifier.turns.next() as turn:
+                pull_seconds, gram_seconds = self._work(index, accumulators, turn)
+        except BaseException:
+            self._count(tiles_failed=1)
+            raise
         parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
         device = device_name(self._device)
         self._sink.put(tile.name, TileResult(parts, device))
+        self._count(tiles_done=1, pulling_seconds=pull_seconds, computing_seconds=gram_seconds)
         return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
 
     def verify(self) -> None:
@@ -167,7 +189,7 @@ class Worker:
                 self._add(piece, block, accumulators)
             pull_seconds += pulled - started
             gram_seconds += time.perf_counter() - computing
-            self._progress += 1
+            self._count(slices=1)
         return pull_seconds, gram_seconds
 
     def _pull(self, piece: Slice, turn: Turn) -> NDArray[np.uint8]:
@@ -209,8 +231,17 @@ class Worker:
             self._read_one(file, start, buffer)
 
     def _read_one(self, file: int, start: int, buffer: memoryview) -> None:
-        self._addresses.get(file).read_into(self._transport, start, buffer)
-        self._progress += 1  # by several threads: it may miss some, and rises all the same
+        self._count(bytes_in_flight=len(buffer))
+        try:
+            self._addresses.get(file).read_into(self._transport, start, buffer)
+            self._count(bytes_pulled=len(buffer))
+        finally:
+            self._count(bytes_in_flight=-len(buffer))
+
+    def _count(self, **more: float) -> None:
+        with self._counting:
+            for name, number in more.items():
+                setattr(self._counters, name, getattr(self._counters, name) + number)
 
     def _verify(
         self, wanted: Mapping[tuple[int, int, int], list[NDArray[np.uint8]]], turn: Turn

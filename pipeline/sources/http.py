@@ -78,6 +78,9 @@ class Transport:
         self._of_thread = threading.local()
         self._trust = ssl.create_default_context()
         self._free_at: dict[str, float] = defaultdict(float)
+        self.retries = 0
+        self.rate_limited_s = 0.0
+        """How long hosts wanted to be left alone. Both by several threads: they may miss some."""
 
     def get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Return the answer to a request, of which status and headers have been read.
@@ -103,6 +106,7 @@ class Transport:
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone for so long, in all threads."""
+        self.rate_limited_s += seconds
         self._free_at[host] = max(self._free_at[host], time.monotonic() + seconds)
 
     def drop(self, url: str) -> None:
@@ -356,6 +360,7 @@ class _Broken(Exception):
 
 def _rest(transport: Transport, host: str, asked_s: float | None, failures: int, span: str) -> None:
     """Wait before the next attempt: as long as the host asks for, and then all readers do."""
+    transport.retries += 1
     if asked_s is None:
         time.sleep(_FIRST_PAUSE_S * 2**failures * random.uniform(0.5, 1.0))
         return
