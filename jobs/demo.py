@@ -18,7 +18,7 @@ from jobs.options import debug_option
     "--store",
     default="hallmarks-demo",
     show_default=True,
-    metavar="DIR",
+    metavar="STORE",
     help="Where results live; the demo keeps a store of its own unless told otherwise.",
 )
 @click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)

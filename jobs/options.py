@@ -95,8 +95,8 @@ store_option = click.option(
     "--store",
     default="hallmarks-store",
     show_default=True,
-    metavar="DIR",
-    help="Where results live.",
+    metavar="STORE",
+    help="Where results live: a directory, s3://…, gs://… or az://….",
 )
 json_option, debug_option = _OUTPUT
 

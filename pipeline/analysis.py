@@ -120,7 +120,7 @@ def _analyze(
                 return _recomputed(plans, sums, folder, nothing, started)
     with (
         _executor(plan, source, resources) as (work, workers, executor_name),
-        _leases(folder, plans),
+        _leases(folder, plans) as leases,
     ):
         if fresh:
             discard(folder, plan.run)
@@ -129,6 +129,7 @@ def _analyze(
             plans,
             folder,
             sums,
+            leases,
             Work(store, executor_name, workers),
             started,
             progress,
@@ -139,14 +140,14 @@ def _analyze(
 
 
 @contextlib.contextmanager
-def _leases(folder: Folder, plans: Sequence[Plan]) -> Iterator[None]:
+def _leases(folder: Folder, plans: Sequence[Plan]) -> Iterator[list[Lease]]:
     """Hold the right to write all runs."""
-    with contextlib.ExitStack() as leases:
-        for each in plans:
-            lease = Lease(folder, each.run)
+    leases = [Lease(folder, each.run) for each in plans]
+    with contextlib.ExitStack() as held:
+        for lease in leases:
             lease.acquire()
-            leases.callback(lease.release)
-        yield
+            held.callback(lease.release)
+        yield leases
 
 
 def _recomputed(
@@ -177,6 +178,7 @@ class _Job:
         plans: Sequence[Plan],
         folder: Folder,
         sums: SumFolder,
+        leases: Sequence[Lease],
         work: Work,
         started: float,
         progress: Progress | None,
@@ -186,6 +188,7 @@ class _Job:
         self._verify = verify
         self._plans, self._plan, self._folder = plans, plans[-1], folder
         self._sums, self._work, self._started = sums, work, started
+        self._leases = leases
         self._progress = progress
         self._tiles = TileFolder(folder, self._plan.run, self._plan.digest)
         self._record = ProgressFile(folder, self._plan.run)
@@ -245,6 +248,7 @@ class _Job:
         )
 
     def _take(self, outcome: Receipt | Lost) -> None:
+        self._assure()
         if isinstance(outcome, Lost):
             self._lost.append(outcome)
             if self._progress:
@@ -255,6 +259,10 @@ class _Job:
             if self._progress:
                 self._progress.tile_done(outcome.bytes)
 
+    def _assure(self) -> None:
+        for lease in self._leases:
+            lease.assure()
+
     def _done(self) -> list[int]:
         """Return the tiles that have a result, in the order of the plan."""
         done = self._resumed | {receipt.tile for receipt in self._receipts}
@@ -262,6 +270,7 @@ class _Job:
 
     def write(self) -> list[Summary]:
         """Reduce, write the tables of each run, and drop the results of tiles if none is missing."""
+        self._assure()
         if self._progress:
             self._progress.reducing()
         self._renew("reducing", now=True)

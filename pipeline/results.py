@@ -133,7 +133,7 @@ def write_runs(
                     seen.add(key, own)
                 if stop():
                     raise Interrupted("stopped")
-        folder.replace("views.sql", views_sql().encode())
+        folder.replace("views.sql", views_sql(folder).encode())
         summaries, earlier = [], []
         for each, writer, seen in zip(plans, writers, observed, strict=True):
             read = sum(tile.bytes for tile in each.tiles if tile.index in tiles_done)

@@ -22,11 +22,11 @@ import obstore
 import pytest
 from obstore.store import from_url
 
-from pipeline.errors import SourceChanged
+from pipeline.errors import SourceChanged, StoreUnusable
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources import objects
-from pipeline.sources.http import Transport
+from pipeline.sources import object_client
+from pipeline.store.folder import Folder
 from tests.suites import trajectory, write_suite
 from tests.test_objects import dots
 
@@ -65,7 +65,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def container(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
     monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", endpoint)
-    objects._store.cache_clear()
+    object_client.client.cache_clear()
     name = f"suites{time.time_ns()}"
     headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
     signed = "PUT" + "\n" * 12 + "".join(f"{k}:{v}\n" for k, v in sorted(headers.items()))
@@ -90,4 +90,21 @@ def test_a_container_gives_what_a_directory_gives(container: str, tmp_path: Path
     access = source.access(plan.files[0])
     obstore.put(store, "step0/model.safetensors", b"x" * plan.files[0].size)
     with pytest.raises(SourceChanged, match="changed since it was planned"):
-        access.read_into(Transport(), 0, memoryview(bytearray(100)))
+        access.read(0, memoryview(bytearray(100)))
+
+
+def test_a_container_holds_a_store(container: str, tmp_path: Path) -> None:
+    rows = trajectory("walk", 4, 40_000, 0.1)
+    suite = write_suite(tmp_path / "run-1", {"layers.0.w.weight": rows, "b": rows[:, :3]})
+    assert dots(str(suite), f"{container}/store") == dots(str(suite), tmp_path / "local")
+    folder = Folder(f"{container}/store")
+    assert folder.list("_tiles") == []
+    assert folder.create("a", b"1") and not folder.create("a", b"2")
+    found = folder.look("a")
+    assert found is not None
+    assert folder.update("a", b"3", found[1]) and not folder.update("a", b"4", found[1])
+    assert folder.read("a") == b"3"
+    folder.delete(["a", "b"])
+    assert folder.read("a") is None
+    with pytest.raises(StoreUnusable, match="no such bucket"):
+        Folder(f"{container}2/store").create("a", b"")

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
 import pytest
-from moto.server import ThreadedMotoServer
 from obstore.store import from_url
 
 import pipeline
 from pipeline.errors import NothingMatches, SourceChanged, SourceNotFound, TransientReadError
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources import objects
+from pipeline.sources import object_client
+from tests import buckets
 from tests.suites import trajectory, write_suite
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with buckets.served() as found:
+        yield found
 
 
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    request = urllib.request.Request(f"{endpoint}/suites", method="PUT")
-    urllib.request.urlopen(request).close()
-    objects._store.cache_clear()
-    return "s3://suites"
+    return buckets.named("suites", endpoint, monkeypatch)
 
 
 @pytest.fixture
@@ -56,7 +41,7 @@ def upload(folder: Path, url: str) -> None:
         obstore.put(store, str(path.relative_to(folder)), path.read_bytes())
 
 
-def dots(source: str, store: Path) -> list[tuple]:
+def dots(source: str, store: Path | str) -> list[tuple]:
     pipeline.analyze(source, str(store), executor="local", run="r")
     query = "SELECT scope, tensor, i, j, step_j, dot FROM similarity ORDER BY ALL"
     return pipeline.open_store(str(store)).sql(query).fetchall()
@@ -102,7 +87,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(NothingMatches, match="at least 2 checkpoints, found 0"):
         make_plan(Request(f"{bucket}/empty"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(objects, "ATTEMPTS", 1)
-    objects._store.cache_clear()
+    monkeypatch.setattr(object_client, "ATTEMPTS", 1)
+    object_client.client.cache_clear()
     with pytest.raises(TransientReadError, match="GenericError"):
         make_plan(Request(f"{bucket}/other"))

@@ -1,53 +1,27 @@
-"""Checkpoints on object storage: `s3://`, `gs://`, `az://`, through one reader.
-
-Credentials, region and endpoint come from the environment, as the storage's own tools read them
-(AWS_…, GOOGLE_…, AZURE_…); AWS_SKIP_SIGNATURE=true reads public buckets without any.
-"""
+"""Checkpoints on object storage: `s3://`, `gs://`, `az://`, through one reader."""
 
 from __future__ import annotations
 
 import math
-import os
-import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    BaseError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
-from obstore.store import from_url
 
 from pipeline.checkpoint.shards import holds_weights
-from pipeline.errors import SourceChanged, SourceNotFound, TransientReadError, quoted
+from pipeline.errors import (
+    HallmarksError,
+    SourceChanged,
+    SourceNotFound,
+    TransientReadError,
+    quoted,
+)
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.http import Transport
+from pipeline.sources.object_client import Trouble, ask
 
-SCHEMES = ("s3://", "gs://", "az://")
-
-ATTEMPTS = 6
-_FIRST_PAUSE_S = 0.5
-# The client's own retries ignore Retry-After, send eleven requests to a 429 in two seconds, and
-# accept another tag when they resume a body; and it notices a stall after 30 s.
-_RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
-_CLIENT: Any = {"connect_timeout": "10s", "read_timeout": "5s", "timeout": "5min"}
 _Answer = TypeVar("_Answer")
-
-
-@lru_cache(maxsize=64)
-def _store(url: str) -> Any:
-    """Return this process's client for a bucket and prefix."""
-    # options given here replace those that the client takes from the environment: this one is used
-    names = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
-    plain = any(os.environ.get(name, "").lower() in ("true", "1") for name in names)
-    return from_url(url, retry_config=_RETRIES, client_options=_CLIENT | {"allow_http": plain})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +54,8 @@ class ObjectAccess:
         span = f"{self.where}[{start}:{start + len(buffer)}]"
         options: Any = {"range": (start, start + len(buffer)), "if_match": self.etag}
 
-        def fill() -> None:
-            answer = obstore.get(_store(self.root), self.path, options=options)
+        def fill(store: Any) -> None:
+            answer = obstore.get(store, self.path, options=options)
             data = answer.bytes()
             if answer.meta["size"] != self.size or len(data) != len(buffer):
                 raise SourceChanged(
@@ -90,7 +64,7 @@ class ObjectAccess:
                 )
             buffer[:] = memoryview(data)
 
-        _ask(fill, span)
+        _ask(self.root, fill, span)
 
 
 class ObjectStorage:
@@ -106,7 +80,7 @@ class ObjectStorage:
         self._listings: dict[str, list[Any]] = {}
 
     def candidates(self) -> list[Candidate]:
-        top = _ask(lambda: obstore.list_with_delimiter(_store(self._url)), self.label)
+        top = _ask(self._url, obstore.list_with_delimiter, self.label)
         names = [prefix.rstrip("/").rpartition("/")[2] for prefix in top["common_prefixes"]]
         folders = [name for name in names if holds_weights(self._names(name))]
         if folders:
@@ -155,44 +129,36 @@ class ObjectStorage:
     def _objects(self, folder: str) -> list[Any]:
         if folder not in self._listings:
             self._listings[folder] = _ask(
-                lambda: list(
-                    obstore.list_with_delimiter(_store(self._url), folder or None)["objects"]
-                ),
+                self._url,
+                lambda store: list(obstore.list_with_delimiter(store, folder or None)["objects"]),
                 f"{self.label}/{folder}",
             )
         return self._listings[folder]
 
 
-def _ask(question: Callable[[], _Answer], where: str) -> _Answer:
-    """Return the client's answer; its errors are translated, never quoted or chained.
+def _ask(root: str, question: Callable[[Any], _Answer], where: str) -> _Answer:
+    def translated(trouble: Trouble, name: str) -> HallmarksError:
+        match trouble:
+            case Trouble.CHANGED:
+                return SourceChanged(
+                    f"{where} changed since it was planned", "start again with --fresh"
+                )
+            case Trouble.DENIED:
+                return SourceNotFound(
+                    f"{where}: access denied", "check the credentials in the environment"
+                )
+            case Trouble.ABSENT:
+                return SourceNotFound(f"nothing at {quoted(where)}")
+            case Trouble.NO_BUCKET:
+                return SourceNotFound(f"no such bucket: {quoted(where)}")
+            case Trouble.ADDRESS:
+                return SourceNotFound(
+                    f"{quoted(where)} cannot be addressed: {name}",
+                    "are the account, endpoint and credentials set?",
+                )
+            case Trouble.PASSING:
+                return TransientReadError(
+                    f"{where}: {name}", "are the endpoint, region and credentials set?"
+                )
 
-    They carry addresses, which may be signed, and the storage's XML.
-    """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return _asked(question, where)
-        except TransientReadError:
-            time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
-    return _asked(question, where)
-
-
-def _asked(question: Callable[[], _Answer], where: str) -> _Answer:
-    try:
-        return question()
-    except PreconditionError:
-        raise SourceChanged(
-            f"{where} changed since it was planned", "start again with --fresh"
-        ) from None
-    except (PermissionDeniedError, UnauthenticatedError):
-        raise SourceNotFound(
-            f"{where}: access denied", "check the credentials in the environment"
-        ) from None
-    except FileNotFoundError:
-        raise SourceNotFound(f"nothing at {quoted(where)}") from None
-    except BaseError as error:
-        text = str(error)
-        if any(sign in text for sign in ("NoSuchBucket", "404 Not Found", "ContainerNotFound")):
-            raise SourceNotFound(f"no such bucket: {quoted(where)}") from None
-        raise TransientReadError(
-            f"{where}: {type(error).__name__}", "are the endpoint, region and credentials set?"
-        ) from None
+    return ask(root, question, translated)

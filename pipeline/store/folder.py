@@ -1,89 +1,242 @@
-"""The store's files: each appears whole or not at all."""
+"""The store's files, in a directory or on object storage: each appears whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore
 
 from pipeline.errors import StoreUnusable
+from pipeline.sources.object_client import GET_SILENCE, SCHEMES, Trouble, ask
+
+_PUT_SILENCE = "1min"
+"""The client counts the time that it sends for, too: 50 MB of similarities at 1 MB/s."""
+_Answer = TypeVar("_Answer")
+
+Version = Any
+"""Of one file: a tag of the storage's, or in a directory the contents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file as a listing shows it."""
+
+    path: str
+    size: int
+    tag: str | None
 
 
 class Folder:
-    """A directory of files, named by paths relative to it. Picklable.
+    """A directory of files, or those below a prefix of a bucket, named by relative paths. Picklable.
 
-    obstore writes to a temporary name beside the target and then links or renames it: a reader
-    never sees half a file, and of several writers that `create` one name the first wins.
+    obstore writes to a temporary name beside the target and then links or renames it, and to object
+    storage in one conditional request: a reader never sees half a file, and of several writers that
+    `create` one name the first wins. On object storage every process takes its credentials from its
+    own environment, and what fails is tried again a few times.
+
+    Every method raises StoreUnusable if the storage does not do as it is asked.
     """
 
     def __init__(self, root: str) -> None:
-        if "://" in root:
-            raise StoreUnusable(
-                f"--store {root}: expected a directory", "object storage is not supported yet"
-            )
-        self.root = str(Path(root).resolve())
+        """Name the folder; nothing is asked of it yet.
+
+        Raises:
+            StoreUnusable: neither a directory nor an address on object storage.
+        """
+        self.remote = "://" in root
+        self.root = _address(root) if self.remote else str(Path(root).resolve())
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)
 
-    @cached_property
-    def _files(self) -> LocalStore:
-        try:
-            return LocalStore(self.root, mkdir=True)
-        except OSError as error:
-            raise StoreUnusable(
-                f"--store {self.root} cannot be written: {error}", "choose another directory"
-            ) from None
-
     @property
     def exists(self) -> bool:
-        """True if there is anything to read."""
-        return Path(self.root).is_dir()
+        """False if there is nothing to read for sure; of object storage only a listing can tell."""
+        return self.remote or Path(self.root).is_dir()
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file that is not there yet; return False if it is, and leave it."""
-        try:
-            self._write(path, data, "create")
-        except AlreadyExistsError:
-            return False
-        return True
+        """Write a file unless there is one; return False if that has other contents, and leave it.
+
+        A put may have arrived although its answer did not: the second try then finds a file, and
+        only the contents tell whose it is.
+        """
+
+        def question(files: Any) -> bool:
+            try:
+                obstore.put(files, path, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                there = self.read(path)
+                if there is None and self.remote:
+                    raise  # S3 says so, too, of a put that collided with another: tried again
+                return there == data
+            return True
+
+        return self._ask(path, question, writes=True)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a file, or replace it, at once."""
-        self._write(path, data, "overwrite")
+
+        def question(files: Any) -> None:
+            obstore.put(files, path, data, mode="overwrite", use_multipart=False)
+
+        self._ask(path, question, writes=True)
+
+    def look(self, path: str) -> tuple[bytes, Version] | None:
+        """Return a file's contents and version, or None if there is no such file."""
+        if not self.exists:
+            return None
+
+        def question(files: Any) -> tuple[bytes, Version] | None:
+            try:
+                answer = obstore.get(files, path)
+                data = answer.bytes().to_bytes()
+            except FileNotFoundError:
+                return None
+            if not self.remote:
+                return data, data
+            tags = {name: answer.meta[name] for name in ("e_tag", "version")}
+            return data, {name: tag for name, tag in tags.items() if tag is not None}
+
+        return self._ask(path, question)
+
+    def update(self, path: str, data: bytes, version: Version) -> bool:
+        """Replace a file that still is what `look` gave; return False if it is not, and leave it.
+
+        Of several callers with one version at most one succeeds: the storage compares and writes in
+        one step. In a directory a lock of the operating system does that, among the processes that
+        see it: those of one machine, on a network file system often only those.
+        """
+        if not self.remote:
+            with _locked(Path(self.root, path).parent):
+                if self.read(path) != version:
+                    return False
+                self.replace(path, data)
+                return True
+
+        def question(files: Any) -> bool:
+            try:
+                obstore.put(files, path, data, mode=version, use_multipart=False)
+            except (PreconditionError, AlreadyExistsError):
+                return self.read(path) == data  # as in `create`
+            return True
+
+        return self._ask(path, question, writes=True)
 
     def read(self, path: str) -> bytes | None:
         """Return a file's contents, or None if there is no such file."""
-        try:
-            return obstore.get(self._files, path).bytes().to_bytes()
-        except FileNotFoundError:
-            return None
+        found = self.look(path)
+        return None if found is None else found[0]
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return a part of a file.
+
+        Raises:
+            StoreUnusable: there is no such file, or as all methods.
+        """
+        return self._ask(
+            path,
+            lambda files: obstore.get_range(files, path, start=start, end=stop).to_bytes(),
+        )
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Return all files below a prefix, sorted by path."""
+        if not self.exists:
+            return []
+
+        def question(files: Any) -> list[Entry]:
+            found = [entry for page in obstore.list(files, prefix) for entry in page]
+            return [Entry(entry["path"], entry["size"], entry["e_tag"]) for entry in found]
+
+        return sorted(self._ask(prefix, question), key=lambda entry: entry.path)
 
     def list(self, prefix: str) -> list[str]:
         """Return the paths of all files below a prefix, sorted."""
-        if not self.exists:
-            return []
-        return sorted(entry["path"] for page in obstore.list(self._files, prefix) for entry in page)
+        return [entry.path for entry in self.entries(prefix)]
 
     def delete(self, paths: list[str]) -> None:
-        """Remove files; one that is gone already is no error."""
-        for path in paths:
-            try:
-                obstore.delete(self._files, path)
-            except FileNotFoundError:
-                continue
+        """Remove files, in any order; one that is gone already is no error."""
 
-    def _write(self, path: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
+        def question(files: Any) -> None:
+            try:
+                obstore.delete(files, paths)
+            except FileNotFoundError:  # in a request for many, S3 does not mind; others do
+                for path in paths:
+                    with contextlib.suppress(FileNotFoundError):
+                        obstore.delete(files, path)
+
+        if paths:
+            self._ask(os.path.commonpath(paths), question, writes=True)
+
+    @cached_property
+    def _directory(self) -> LocalStore:
+        return LocalStore(self.root, mkdir=True)
+
+    def _ask(self, path: str, question: Callable[[Any], _Answer], writes: bool = False) -> _Answer:
+        if self.remote:
+            silence = _PUT_SILENCE if writes else GET_SILENCE
+            return ask(self.root, question, lambda *why: _unusable(self.root, path, *why), silence)
         try:
-            obstore.put(self._files, path, data, mode=mode, use_multipart=False)
-        except AlreadyExistsError:
-            raise
-        except (obstore.exceptions.BaseError, OSError) as error:
+            return question(self._directory)
+        except (BaseError, OSError) as error:
             raise StoreUnusable(
-                f"{self.root}/{path} cannot be written: {str(error).splitlines()[0][:200]}",
-                "is the disk full, or the directory read-only?",
+                f"{self.root}/{path} cannot be {'written' if writes else 'read'}:"
+                f" {str(error).splitlines()[0][:200]}",
+                "is the disk full, or the directory read-only?" if writes else "",
             ) from None
+
+
+def _address(url: str) -> str:
+    """Return an address on object storage as it is used, and shown in messages."""
+    split = urlsplit(url)
+    if split.query or split.fragment or "@" in split.netloc:
+        raise StoreUnusable(  # it is not shown: what does not belong there may be a secret
+            "--store: an address with more in it than s3://bucket/prefix",
+            "credentials come from the environment",
+        )
+    if not url.startswith(SCHEMES) or not split.netloc:
+        raise StoreUnusable(
+            f"--store {url}: expected a directory or object storage", "s3://…, gs://… or az://…"
+        )
+    return url.rstrip("/")
+
+
+def _unusable(root: str, path: str, trouble: Trouble, name: str) -> StoreUnusable:
+    where = f"{root}/{path}"
+    match trouble:
+        case Trouble.NO_BUCKET:
+            return StoreUnusable(
+                f"--store {root}: no such bucket", "make it, or name another --store"
+            )
+        case Trouble.DENIED:
+            return StoreUnusable(
+                f"{where}: access denied",
+                "check the credentials in the environment: a store is listed, read, written and"
+                " deleted from",
+            )
+        case Trouble.ABSENT:
+            return StoreUnusable(f"{where} is gone", "was the run written again? open it again")
+        case Trouble.ADDRESS | Trouble.CHANGED | Trouble.PASSING:
+            return StoreUnusable(
+                f"{where}: {name}", "are the account, endpoint, region and credentials set?"
+            )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep others out who do the same."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a file system without locks does without
+            descriptor = os.open(directory, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield

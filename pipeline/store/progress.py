@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.errors import StoreUnusable
 from pipeline.store.folder import Folder
 
 RENEWED_EVERY_S = 5.0
@@ -51,7 +53,8 @@ class ProgressFile:
         self._renewed = at
         about = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid()}
         about |= {"started": self._started, "renewed": at}
-        self._folder.replace(self._path, json.dumps(about | figures).encode())
+        with contextlib.suppress(StoreUnusable):  # no result stands on it
+            self._folder.replace(self._path, json.dumps(about | figures).encode())
 
     def remove(self) -> None:
         """Remove the record: the run's tables say the rest."""

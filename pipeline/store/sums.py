@@ -30,8 +30,6 @@ class SumFolder:
     @property
     def complete(self) -> bool:
         """True if the sums of every part are there."""
-        if not self._folder.exists:
-            return False
         return self._folder.read(f"{self._prefix}/complete") is not None
 
     def kept(self, parts: Iterable[PartSums], devices: set[str]) -> Iterator[PartSums]:
@@ -64,7 +62,9 @@ class SumFolder:
         """Remove the sums of this run, of whatever plan."""
         paths = self._folder.list(self._run_prefix)
         # what says that they are complete goes first
-        self._folder.delete(sorted(paths, key=lambda path: not path.endswith("/complete")))
+        complete = [path for path in paths if path.endswith("/complete")]
+        self._folder.delete(complete)
+        self._folder.delete([path for path in paths if path not in complete])
 
     def read(self, everything: Sequence[Member], devices: set[str]) -> Iterator[PartSums]:
         """Yield the sums of every part, in the order in which they were written.

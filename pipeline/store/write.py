@@ -6,6 +6,7 @@ the attempt that counts: a reader sees the old tables or the new ones, never a m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections import defaultdict
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
@@ -86,7 +88,10 @@ class RunWriter:
 
     def abandon(self) -> None:
         """Remove what this attempt has written."""
-        self._remove(lambda name: name.startswith(self.attempt))
+        with contextlib.suppress(
+            StoreUnusable
+        ):  # no view shows what stays; the next run removes it
+            self._remove(lambda name: name.startswith(self.attempt))
 
     def _append(self, table: str, columns: dict[str, Any], group: int | None = None) -> None:
         """Keep rows; columns are turned into Arrow many groups at a time, which is 3 times faster."""
