@@ -215,6 +215,7 @@ def test_a_node_is_lost_with_its_workers_and_another_joins(
     nodes.whole()
 
 
+@pytest.mark.slow
 def test_a_raylet_is_killed_and_its_workers_write_late(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:
