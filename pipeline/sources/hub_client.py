@@ -130,7 +130,7 @@ class HubClient:
         return f"{self.name}@{revision}" if revision else self.name
 
     def ask(
-        self, question: Callable[[], _Answer], where: str, attempts: int = _ATTEMPTS
+        self, question: Callable[[], _Answer], where: str, attempts: int | None = None
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
@@ -144,7 +144,7 @@ class HubClient:
         _watch()
         failure = ""
         attempt, asked_s = 0, 0.0
-        while attempt < attempts and asked_s <= LONGEST_PAUSE_S:
+        while attempt < (attempts or _ATTEMPTS) and asked_s <= LONGEST_PAUSE_S:
             time.sleep(asked_s)
             attempt += 1
             asked_s = _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0)
