@@ -64,7 +64,7 @@ def _shown(row: str) -> object:
     return pytest.param(row, marks=pytest.mark.slow) if often else row
 
 
-@pytest.mark.parametrize("row", map(_shown, fault_table.rows()))
+@pytest.mark.parametrize("row", [_shown(row) for row in fault_table.rows()])
 def test_faults_that_pass_change_no_bit(table: tuple[Bench, Outcome], row: str) -> None:
     bench, quiet = table
     found = bench.run(*fault_table.rows()[row])

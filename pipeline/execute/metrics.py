@@ -5,6 +5,7 @@ infra/grafana/hallmarks.json draws them. Ray puts `ray_` before each name, and `
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict
 
 from ray.util.metrics import Counter, Gauge
@@ -37,13 +38,15 @@ class Metrics:
             for name, text in GAUGES.items()
         }
         self._exported = asdict(Counters())
+        self._lock = threading.Lock()
 
     def export(self, counters: Counters) -> None:
-        """Tell Ray what has changed since the last call."""
-        now = asdict(counters)
-        for name, counter in self._counters.items():
-            if (more := now[name] - self._exported[name]) > 0:
-                counter.inc(more, tags=self._tags)
-        for name, gauge in self._gauges.items():
-            gauge.set(now[name], tags=self._tags)
-        self._exported = now
+        """Tell Ray what has changed since the last call. Safe in threads."""
+        with self._lock:
+            now = asdict(counters)
+            for name, counter in self._counters.items():
+                if (more := now[name] - self._exported[name]) > 0:
+                    counter.inc(more, tags=self._tags)
+            for name, gauge in self._gauges.items():
+                gauge.set(now[name], tags=self._tags)
+            self._exported = now

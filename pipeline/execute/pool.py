@@ -77,7 +77,10 @@ class _Actor:
 
     def run(self, index: int) -> Receipt:
         self._addresses.tell(Begun(index))
-        return self._worker.run(index)
+        try:
+            return self._worker.run(index)
+        finally:
+            self._metrics.export(self._worker.counters)
 
     def verify(self) -> None:
         self._worker.verify()
