@@ -123,22 +123,28 @@ class Cluster:
         return [p for p in self.folder.rglob("*spill*/*") if p.is_file()]
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """Start a cluster and end it with all its processes."""
     folder = Path(tempfile.mkdtemp(prefix="hm-", dir="/tmp"))  # a socket's path has 107 characters
     token = folder / "token"
     token.write_text(os.urandom(32).hex())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # an agent that finds its usual port taken, by a cluster that just ended, takes no jobs
+    port, agent = free_port(), free_port()
     environment = os.environ | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "500",
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0",
-        "--include-dashboard=true", f"--dashboard-port={port}", "--num-cpus=2",
+        "--include-dashboard=true", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={agent}", "--num-cpus=2",
         "--object-store-memory=80000000", f"--temp-dir={folder}",
     ]  # fmt: skip
     output = folder / "start"
@@ -154,27 +160,31 @@ def cluster() -> Iterator[Cluster]:
         address = (folder / "ray_current_cluster").read_text()
         yield Cluster(folder, address, f"http://127.0.0.1:{port}", environment)
     finally:
-        _end(str(folder).encode(), head)
+        _end(head)
         subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
-def _end(mark: bytes, head: subprocess.Popen[bytes]) -> None:
-    """Kill whatever runs of a cluster whose folder is named on every command line of it."""
-    head.send_signal(signal.SIGKILL)
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """Kill whatever runs of a cluster: all of it is in one session, whatever it calls itself.
+
+    Agents outlive their raylet and take a core each.
+    """
+    os.killpg(head.pid, signal.SIGKILL)
     head.wait()
     for _ in range(50):
-        there = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and mark in (folder / "cmdline").read_bytes():
-                    there.append(int(folder.name))
-            except OSError:
-                continue
+        there = [int(folder.name) for folder in Path("/proc").iterdir() if _is_of(head.pid, folder)]
         if not there:
             return
         for pid in there:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.1)
+
+
+def _is_of(session: int, process: Path) -> bool:
+    """Return whether a folder of /proc is a living process of a session (proc(5): the sixth field)."""
+    try:
+        state, _, _, own, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return False
+    return int(own) == session and state != "Z"
