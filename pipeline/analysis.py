@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from pipeline.errors import Corrupted, HallmarksError, Interrupted, RequestError
+from pipeline.errors import Corrupted, HallmarksError, Interrupted, RequestError, StoreUnusable
 from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.schedule import Lost
@@ -348,7 +348,8 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
             try:
                 yield from pool.run(tiles, FrontDesk(addresses))
             finally:
-                sink.unmark()
+                with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
+                    sink.unmark()
 
         yield work_there, shape.workers, "ray"
 
