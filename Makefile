@@ -22,7 +22,7 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/lint-imports
 
 bench: $(READY)     ## end to end against a script and the machine's bound; planning at scale
-	$(BIN)/python benchmarks/end_to_end.py
+	PYTHONPATH=. $(BIN)/python benchmarks/end_to_end.py
 	PYTHONPATH=. $(BIN)/python benchmarks/planning.py
 
 $(READY): pyproject.toml constraints.txt

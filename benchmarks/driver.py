@@ -4,22 +4,22 @@
 
 First the real pool on a real Ray: its workers are simulated by methods of a few async actors, which
 take a tile's call and answer a moment later. Then the schedule alone, in one process, with receipts.
-Memory is RssAnon of this process; the tiles of a plan are made before it is looked at.
+Memory is RssAnon + RssShmem of this process; the tiles of a plan are made before it is looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import re
+import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import ray
 
-from pipeline.execute import pool
+from benchmarks.memory import resident
 from pipeline.execute.addresses import FrontDesk
 from pipeline.execute.pool import Proof, RayPool
 from pipeline.execute.ray import Layout
@@ -55,20 +55,11 @@ class Worker:
         self.questions = SimpleNamespace(remote=actor.questions.remote)
 
 
-def memory() -> int:
-    """Return what this process holds, in bytes."""
-    (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(line)
-
-
 def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
     """Work through tiles with simulated workers; return the figures."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=ACTORS)
     remote: Any = ray.remote(Simulated).options(max_concurrency=100_000, num_cpus=1)
     actors = [remote.remote() for _ in range(ACTORS)]
-    pool.ray = SimpleNamespace(  # type: ignore[attr-defined]  # simulated workers are not killed
-        wait=ray.wait, get=ray.get, put=ray.put, remote=ray.remote, kill=lambda _: None
-    )
     nothing: Any = None
     shape = Layout(num_workers, 1, "cpu")
     made = RayPool(nothing, nothing, lambda: shape, IN_HAND, nothing, Proof(nothing, ()))
@@ -76,10 +67,11 @@ def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
     held: dict[int, int] = {}
     started = time.perf_counter()
     done = 0
-    for _ in made.run(list(range(num_tiles)), FrontDesk(nothing)):
-        done += 1
-        if done % (num_tiles // 10) == 0:
-            held[10 * done // num_tiles] = memory()
+    with patch("ray.kill", lambda _: None):  # simulated workers are no actors
+        for _ in made.run(list(range(num_tiles)), FrontDesk(nothing)):
+            done += 1
+            if done % (num_tiles // 10) == 0:
+                held[10 * done // num_tiles] = resident(os.getpid())
     seconds = time.perf_counter() - started
     ray.shutdown()
     assert done == num_tiles
@@ -122,7 +114,7 @@ def alone(num_tiles: int, num_workers: int) -> dict[str, str]:
     return {
         f"{num_tiles:,} tiles in one process": "",
         "µs a tile ": f"{1e6 * seconds / num_tiles:.1f}",
-        "memory with plan and receipts": f"{memory() / 2**20:.0f} MiB",
+        "memory with plan and receipts": f"{resident('self') / 2**20:.0f} MiB",
         "µs a tile to see from a list of names that it is done": f"{1e6 * resumed / num_tiles:.1f}",
     }
 

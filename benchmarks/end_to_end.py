@@ -1,6 +1,6 @@
 """The whole job against a script as people write it, and against what the machine allows.
 
-    python benchmarks/end_to_end.py [--checkpoints 64] [--json FILE]
+    PYTHONPATH=. python benchmarks/end_to_end.py [--checkpoints 64] [--json FILE]
 
 Data: checkpoints of 33.5 million float16 weights in local files, made here once under a temporary
 directory (about 4.3 GB), read once before timing so that all contestants find them in the page
@@ -29,6 +29,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from benchmarks.memory import family, resident
 
 WIDTH = 1024
 REPEATS = 3
@@ -92,33 +94,12 @@ def measured(command: list[str]) -> tuple[str, float, float]:
     )
     peak = 0
     while process.poll() is None:
-        peak = max(peak, *(_resident(pid) for pid in _family(process.pid)), 0)
+        peak = max(peak, *map(resident, family(process.pid)))
         time.sleep(0.02)
     output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"{command[:4]} ended with {process.returncode}")
     return output, time.perf_counter() - started, peak / 2**30
-
-
-def _family(pid: int) -> list[int]:
-    found = [pid]
-    for member in found:
-        try:
-            for task in Path(f"/proc/{member}/task").iterdir():
-                found.extend(int(child) for child in (task / "children").read_text().split())
-        except OSError:
-            continue
-    return found
-
-
-def _resident(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(
-        1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))
-    )
 
 
 def read_seconds(files: list[Path], cores: int) -> float:

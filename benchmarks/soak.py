@@ -32,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import resident_of_family
 from benchmarks.served import NAME, Counts, Suite, served
 from tests.hub import Fault
 
@@ -50,27 +51,6 @@ def faults(share: float) -> list[Fault]:
     ]
 
 
-def family(pid: int) -> list[int]:
-    """Return a process and its descendants."""
-    found = [pid]
-    for member in found:
-        try:
-            for task in Path(f"/proc/{member}/task").iterdir():
-                found.extend(int(child) for child in (task / "children").read_text().split())
-        except OSError:
-            continue  # it ended
-    return found
-
-
-def resident(pid: int) -> int:
-    """Return the bytes that a process holds of its own or shares; 0 if it ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssA", "RssS")))
-
-
 def watched(
     command: list[str], environment: dict[str, str]
 ) -> tuple[subprocess.CompletedProcess[str], list[int]]:
@@ -81,7 +61,7 @@ def watched(
         )
         samples = []
         while process.poll() is None:
-            samples.append(sum(map(resident, family(process.pid))))
+            samples.append(resident_of_family(process.pid))
             time.sleep(POLL_S)
         output.seek(0)
         errors.seek(0)

@@ -152,8 +152,8 @@ def test_a_host_that_pauses_one_worker_pauses_all(hub: Hub) -> None:
 def test_small_files_that_the_hub_serves_itself_are_read_by_the_driver(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    expected = {"source": NAME, "executor": "local", "run": "r"}
-    pipeline.analyze(store=str(tmp_path / "signed"), **expected)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"source": NAME, "executor": "local", "run": "r"}
+    pipeline.analyze(store=str(tmp_path / "signed"), **options)
     repository = hub.repositories[NAME]
     repository.direct = repository.private = True
     monkeypatch.setenv("HF_TOKEN", hub.token)
@@ -167,7 +167,7 @@ def test_small_files_that_the_hub_serves_itself_are_read_by_the_driver(
         assert buffer == source.read(plan.files[0], 500, 1500)
         assert len(asked) == 2
     assert all(record.authorized for record in hub.records)
-    pipeline.analyze(store=str(tmp_path / "direct"), **expected)  # type: ignore[arg-type]
+    pipeline.analyze(store=str(tmp_path / "direct"), **options)
     assert everything(tmp_path / "direct") == everything(tmp_path / "signed")
 
 

@@ -76,7 +76,7 @@ class Nodes:
         """Return a node that this process, which is the driver, is not connected through."""
         import ray
 
-        own = ray._private.worker._global_node.raylet_socket_name  # type: ignore[attr-defined]
+        own = ray._private.worker._global_node.raylet_socket_name  # no public name tells it
         return next(node for node in self.workers if node.raylet_socket_name != own)
 
     def lose(self, node: Any) -> None:

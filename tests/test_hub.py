@@ -41,7 +41,7 @@ def hub(served_hub: Hub, trained: dict[str, Path], monkeypatch: pytest.MonkeyPat
         repository.commit_folder(trained["neox-f16"] / f"step{step}", branch=f"step{step}")
     repository.branches["main"] = repository.branches["step12"]
     repository.tag("v1", repository.branches["step0"])
-    monkeypatch.setattr("pipeline.sources.http._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
     return served_hub
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -40,8 +41,8 @@ def hub(served_hub: Hub, tmp_path: Path, cache: Path) -> Hub:
     return served_hub
 
 
-def analysed(store: Path, **options: object) -> dict[str, list]:
-    pipeline.analyze(NAME, str(store), executor="local", run="r", **options)  # type: ignore[arg-type]
+def analysed(store: Path, **options: Any) -> dict[str, list]:
+    pipeline.analyze(NAME, str(store), executor="local", run="r", **options)
     return everything(store)
 
 

@@ -304,7 +304,7 @@ def test_a_lost_tile_names_its_bytes(hub: Hub, tmp_path: Path) -> None:
 def test_the_hub_is_asked_again(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.hub_client._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
     expected, _ = make_plan(Request(NAME))
     cache_file().unlink()
     hub.reset()

@@ -51,7 +51,7 @@ def proxy(moto: str) -> Iterator[Proxy]:
 def store(proxy: Proxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a store that is not there yet, in a bucket that is."""
     url = f"{buckets.named('stores', proxy.endpoint, monkeypatch)}/{request.node.name}"
-    monkeypatch.setattr(object_client, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
     proxy.requests.clear()
     return url
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -27,8 +28,8 @@ def hub(served_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub
     return served_hub
 
 
-def analysed(store: Path, **options: object) -> dict[str, list]:
-    pipeline.analyze(NAME, str(store), executor="local", run="r", **options)  # type: ignore[arg-type]
+def analysed(store: Path, **options: Any) -> dict[str, list]:
+    pipeline.analyze(NAME, str(store), executor="local", run="r", **options)
     return everything(store)
 
 

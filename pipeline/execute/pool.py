@@ -108,7 +108,7 @@ class _Handle:
         self.ready = self.verifying = False
         self.progress = -1
         self.progressed = now
-        self.unanswered = 0
+        self.unanswered: set[int] = set()
         """Questions that the driver is still busy with: while it is, a worker may wait."""
 
 
@@ -260,12 +260,12 @@ class RayPool:
                     if other is not handle and other.ready:
                         other.actor.pause.remote(question.host, question.seconds)
             else:
-                handle.unanswered += 1
+                handle.unanswered.add(number)
                 desk.answer(question, partial(self._reply, handle, number))
 
     @staticmethod
     def _reply(handle: _Handle, number: int, found: Any) -> None:
-        handle.unanswered -= 1
+        handle.unanswered.discard(number)
         handle.actor.answer.remote(number, found)
 
     def _end_the_silent(self, schedule: Schedule) -> Iterator[Lost]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import Interrupted, RequestError
+from pipeline.errors import HallmarksError, Interrupted, RequestError
 from pipeline.execute.addresses import Addresses
 from pipeline.execute.verify import Turn, Verifier
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
@@ -147,12 +147,12 @@ class Worker:
         try:
             with self._verifier.turns.next() as turn:
                 pull_seconds, gram_seconds = self._work(index, accumulators, turn)
-        except BaseException:
+            parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
+            device = device_name(self._device)
+            self._sink.put(tile.name, TileResult(parts, device))
+        except HallmarksError:
             self._count(tiles_failed=1)
             raise
-        parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
-        device = device_name(self._device)
-        self._sink.put(tile.name, TileResult(parts, device))
         self._count(tiles_done=1, pulling_seconds=pull_seconds, computing_seconds=gram_seconds)
         return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
 

@@ -1,7 +1,7 @@
 """Ranges of a file over HTTP, straight into memory: the right bytes, or an error that says which.
 
 The standard library's client, one connection for each thread and host (docs/architecture.md and
-benchmarks/results/clients.md say why). What passes by itself is tried again here; an address that
+benchmarks/results/network.md say why). What passes by itself is tried again here; an address that
 is no longer accepted is exchanged at the desk. Errors of the client are translated, never quoted or
 chained: their texts may hold the address, which is signed.
 """
@@ -31,7 +31,7 @@ from pipeline.errors import (
     TransientReadError,
     quoted,
 )
-from pipeline.sources.limits import LONGEST_PAUSE_S, pause_s
+from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Access
@@ -40,9 +40,7 @@ ATTEMPTS = 6
 """Tries without a single new byte before a read fails: with the pauses below about 30 s in all."""
 DIRECT_BYTES = 10_000_000
 """Up to here a file that needs the user's rights is read by the driver for the workers."""
-_FIRST_PAUSE_S = 0.5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _CONNECT_S = 10.0
 _ANSWER_S = 15.0  # to the first header: a store may first put the range together
@@ -323,7 +321,7 @@ class _Answer:
     def _refuse(self, response: http.client.HTTPResponse) -> NoReturn:
         """Raise what a status other than 206 means."""
         status, span, signed = response.status, self._span, self._access.signed
-        if status in _TRANSIENT:
+        if status in TRANSIENT:
             raise _Broken(f"HTTP {status}", pause_s(response.headers))
         if status in (401, 403):
             if signed:
@@ -362,7 +360,7 @@ def _rest(transport: Transport, host: str, asked_s: float | None, failures: int,
     """Wait before the next attempt: as long as the host asks for, and then all readers do."""
     transport.retries += 1
     if asked_s is None:
-        time.sleep(_FIRST_PAUSE_S * 2**failures * random.uniform(0.5, 1.0))
+        time.sleep(backoff_s(failures))
         return
     if asked_s > LONGEST_PAUSE_S:
         raise TransientReadError(f"{span}: the host asks to be left alone for {asked_s:.0f} s")

@@ -6,7 +6,6 @@ The driver alone asks, so one place keeps to the account's limits for the whole 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections import Counter, defaultdict
@@ -31,12 +30,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
-from pipeline.sources.limits import LONGEST_PAUSE_S, Limits, pause_s
+from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, Limits, backoff_s, pause_s
 
 _ATTEMPTS = 5
 _ATTEMPTS_OF_PAGES = 2  # the client itself asks six times for each page, over 23 s
-_FIRST_PAUSE_S = 0.5
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _Answer = TypeVar("_Answer")
 
 _limits = Limits()
@@ -147,14 +144,14 @@ class HubClient:
         while attempt < (attempts or _ATTEMPTS) and asked_s <= LONGEST_PAUSE_S:
             time.sleep(asked_s)
             attempt += 1
-            asked_s = _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0)
+            asked_s = backoff_s(attempt)
             asking = _asking.set(self)
             try:
                 return question()
             except HfHubHTTPError as error:
                 response = error.response
                 status = response.status_code if response is not None else 0
-                if status not in _TRANSIENT:
+                if status not in TRANSIENT:
                     raise self._refusal(error, status, where) from None
                 failure = f"HTTP {status}"
                 asked_s = pause_s(response.headers) or asked_s

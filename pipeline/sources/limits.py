@@ -7,6 +7,7 @@ leads to count in neither.
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -31,6 +32,10 @@ QUOTAS: dict[str, dict[str, int]] = {
     "PRO": {"api": 2_500, "resolvers": 12_000},
 }
 """Requests in one window, by account: the Hub's documentation ("Hub rate limits") of September 2025."""
+
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may be others when asked again."""
+FIRST_PAUSE_S = 0.5
 
 LONGEST_PAUSE_S = 2 * WINDOW_S
 """A server that asks for more than two windows is as good as one that refuses."""
@@ -64,9 +69,17 @@ def pause_s(headers: Headers) -> float | None:
         if until is not None and until.tzinfo is not None:
             return max(0.0, (until - datetime.now(UTC)).total_seconds())
     found = _LEFT.search(headers.get("RateLimit") or "")
-    if found and int(found["left"]) == 0:
+    if found and int(found["left"][:9]) == 0:
         return float(found["seconds"][:9]) + 1  # whole seconds are stated: one more
     return None
+
+
+def backoff_s(failures: int) -> float:
+    """Return how long to wait after so many failures, where nobody says: twice as long each time.
+
+    At random between half of it and all of it, so that those who failed together do not meet again.
+    """
+    return FIRST_PAUSE_S * 2**failures * random.uniform(0.5, 1.0)
 
 
 @dataclass
@@ -83,12 +96,10 @@ class Limits:
     def __init__(self) -> None:
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
-        self.waited_s = 0.0
 
     def take(self, kind: str) -> None:
         """Wait until one more request of a class may be made, and count it."""
         while (seconds := self._taken(kind)) > 0:
-            self.waited_s += seconds
             time.sleep(seconds)
 
     def _taken(self, kind: str) -> float:

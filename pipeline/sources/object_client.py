@@ -7,7 +7,6 @@ Credentials, region and endpoint come from the environment, as the storage's own
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -26,11 +25,11 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from pipeline.errors import HallmarksError
+from pipeline.sources.limits import backoff_s
 
 SCHEMES = ("s3://", "gs://", "az://")
 
 ATTEMPTS = 6
-_FIRST_PAUSE_S = 0.5
 # The client's own retries ignore Retry-After, send eleven requests to a 429 in two seconds, and
 # accept another tag when they resume a body; and it notices a stall after 30 s.
 _RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
@@ -96,7 +95,7 @@ def ask(
             trouble = _trouble(error)
             if trouble is not Trouble.PASSING or attempt == ATTEMPTS:
                 raise translated(trouble, type(error).__name__) from None
-        time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
+        time.sleep(backoff_s(attempt))
     raise AssertionError("the last attempt returns or raises")
 
 
