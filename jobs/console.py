@@ -208,6 +208,10 @@ class JobProgress:
         if self._bar is not None:
             self._bar.update(self._task, description=self._estimate)
 
+    def verified(self, num_files: int) -> None:
+        """Say that whole files are what was published; of some sources no hash is."""
+        self._say(f"verified: {num_files:,} files have the hashes that their repository publishes")
+
     def reducing(self) -> None:
         self.close()
         self._say("reducing and writing")

@@ -44,6 +44,7 @@ class Progress(Protocol):
     def tile_done(self, num_bytes: int) -> None: ...
     def tile_lost(self, lost: Lost) -> None: ...
     def estimated(self, summary: Summary) -> None: ...
+    def verified(self, num_files: int) -> None: ...
     def reducing(self) -> None: ...
 
 
@@ -114,6 +115,8 @@ def _analyze(
             if resources.verify:
                 with _executor(plan, source, resources) as (work, *_):
                     list(work([], TileFolder(folder, plan.run, plan.digest)))
+                if progress:
+                    progress.verified(len(published(plan)))
             return [summary for summary in done if summary is not None]
         if sums.complete:
             with _leases(folder, plans):
@@ -222,6 +225,8 @@ class _Job:
                 self._renew("reading")
                 if not self._verify:  # else what has been read is no random sample
                     snapshots.consider(self._done, self._bytes_read)
+            if self._verify and self._progress:
+                self._progress.verified(len(published(self._plan)))
         except Interrupted:
             self._renew("interrupted", now=True)
             snapshots.last(self._done(), self._bytes_read)

@@ -126,3 +126,9 @@ def test_the_command(hub: Hub, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"]
+    said = f"verified: {fault_table.CHECKPOINTS} files have the hashes"
+    assert said in done.stderr
+    done = subprocess.run(
+        [*command, *options], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert json.loads(done.stdout)["already_complete"] and said in done.stderr
