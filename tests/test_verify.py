@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pipeline
 from pipeline.errors import Corrupted, RequestError
+from pipeline.execute.worker import Worker
 from tests import fault_table
 from tests.fault_table import NAME, bytes_sent
 from tests.hub import Fault, Hub
@@ -55,6 +57,24 @@ def test_what_no_tile_reads_is_read_for_the_hash(hub: Hub, tmp_path: Path) -> No
     assert covered == sum(
         file.size for c in hub.repositories[NAME].commits.values() for file in c.files.values()
     )
+    assert sent < 1.001 * covered
+
+
+def test_tiles_that_start_late_are_hashed_in_their_turn(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads begin when they are let: every other tile begins after the next one here."""
+    begin = Worker._accumulators
+
+    def late(worker: Worker, index: int) -> dict:
+        time.sleep(0.03 * (index % 2 == 0))
+        return begin(worker, index)
+
+    monkeypatch.setattr(Worker, "_accumulators", late)
+    quiet = analysed(tmp_path / "quiet")
+    hub.reset()
+    assert analysed(tmp_path / "verified", verify=True) == quiet
+    sent, covered = bytes_sent(hub)
     assert sent < 1.001 * covered
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -29,11 +30,12 @@ def run_local(
     schedule = Schedule(tiles, calls)
     schedule.join(_HERE)
     running: dict[Future[Receipt], int] = {}
+    turns = itertools.count()
     pool = ThreadPoolExecutor(calls, thread_name_prefix="tile")
     try:
         while True:
             while (handed := schedule.next(time.monotonic())) is not None:
-                running[pool.submit(worker.run, handed[1])] = handed[1]
+                running[pool.submit(worker.run, handed[1], next(turns))] = handed[1]
             if schedule.over:
                 worker.verify()
                 return

@@ -8,6 +8,7 @@ it answers and proves that it sees what it needs; more are started as nodes join
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ class _Actor:
                 f"node {node}: {error.message}", "store and local checkpoints must be on every node"
             ) from None
 
-    def run(self, index: int) -> Receipt:
+    def run(self, index: int, turn: int) -> Receipt:
         self._addresses.tell(Begun(index))
         try:
-            return self._worker.run(index)
+            return self._worker.run(index, turn)
         finally:
             self._metrics.export(self._worker.counters)
 
@@ -106,6 +107,7 @@ class _Handle:
         """`share`: its number among those that divide the files to verify."""
         self.actor, self.share = actor, share
         self.ready = self.verifying = False
+        self.turns = itertools.count()
         self.progress = -1
         self.progressed = now
         self.unanswered: set[int] = set()
@@ -184,7 +186,7 @@ class RayPool:
             assert isinstance(handle, _Handle)
             if len(schedule.tiles_of(handle)) == 1:
                 handle.progressed = time.monotonic()  # it was idle until now
-            self._pending[handle.actor.run.remote(tile)] = handle, "run", tile
+            self._pending[handle.actor.run.remote(tile, next(handle.turns))] = handle, "run", tile
         for call in self._returned():
             yield from self._take(call, schedule, desk)
         yield from self._end_the_silent(schedule)

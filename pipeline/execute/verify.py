@@ -68,15 +68,11 @@ class _Turns:
     def __init__(self) -> None:
         self.current = 0
         self.changed = threading.Condition()
-        self._given = 0
         self._over: set[int] = set()
 
     @contextmanager
-    def next(self) -> Iterator[Turn]:
-        """Give the next tile its turn, which is over when the context ends."""
-        with self.changed:
-            number = self._given
-            self._given += 1
+    def turn(self, number: int) -> Iterator[Turn]:
+        """Give a tile its turn, which is over when the context ends."""
         try:
             yield Turn(self, number)
         finally:

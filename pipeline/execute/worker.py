@@ -127,26 +127,20 @@ class Worker:
         """Leave a host alone: another worker was told to."""
         self._transport.pause(host, seconds)
 
-    def run(self, index: int) -> Receipt:
+    def run(self, index: int, turn: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
+
+        Args:
+            turn: how many tiles were handed to this worker before; each of them has its call.
 
         Raises:
             ReadError: bytes could not be had.
         """
-        tile, tensors = self._plan.tiles[index], self._plan.tensors
-        accumulators = {
-            key: PartAccumulator(
-                tensors[key[0]].parts[key[1]],
-                tensors[key[0]].numel,
-                tensors[key[0]].dtypes,
-                self._plan.firsts,
-            )
-            for fragment in tile.fragments
-            for key in results(fragment, tensors)
-        }
+        tile = self._plan.tiles[index]
         try:
-            with self._verifier.turns.next() as turn:
-                pull_seconds, gram_seconds = self._work(index, accumulators, turn)
+            with self._verifier.turns.turn(turn) as mine:
+                accumulators = self._accumulators(index)
+                pull_seconds, gram_seconds = self._work(index, accumulators, mine)
             parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
             device = device_name(self._device)
             self._sink.put(tile.name, TileResult(parts, device))
@@ -167,6 +161,19 @@ class Worker:
         self._addresses.prepare(files)
         for _ in self._readers.map(self._verifier.finish, files):
             pass
+
+    def _accumulators(self, index: int) -> dict[tuple[int, int, int], PartAccumulator]:
+        tensors = self._plan.tensors
+        return {
+            key: PartAccumulator(
+                tensors[key[0]].parts[key[1]],
+                tensors[key[0]].numel,
+                tensors[key[0]].dtypes,
+                self._plan.firsts,
+            )
+            for fragment in self._plan.tiles[index].fragments
+            for key in results(fragment, tensors)
+        }
 
     def _work(
         self,
