@@ -37,7 +37,7 @@ class Simulated:
 
     async def prove(self) -> None: ...
 
-    async def run(self, tile: int, turn: int) -> Receipt:
+    async def run(self, tile: int, _: int) -> Receipt:
         await asyncio.sleep(SECONDS_A_TILE)
         return Receipt(tile, 1 << 26, 0.0, 0.0, "none")
 
