@@ -9,30 +9,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.errors import HallmarksError, Interrupted, RequestError
+from pipeline.errors import HallmarksError, RequestError
 from pipeline.execute.addresses import Addresses
+from pipeline.execute.pull import Block, Places, Puller
 from pipeline.execute.verify import Turn, Verifier
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
-from pipeline.planning.slices import Placed, Slice, slices, spans
+from pipeline.planning.slices import Placed, Slice, slices
 from pipeline.planning.tiles import results
 from pipeline.sources.base import Access
-from pipeline.sources.http import Transport
-
-_READERS = 32  # threads that wait for network reads, shared by all tiles of the worker
-_CALLS_A_READER = 4  # at least, of one slice: so that none is left with most of the work
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +66,18 @@ class Sink(Protocol):
         ...
 
 
+class Blocks(Protocol):
+    """A tile's bytes, pulled elsewhere."""
+
+    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
+        """Yield the slices of a tile, in order; a block is good until the next one.
+
+        Raises:
+            ReadError: bytes could not be had.
+        """
+        ...
+
+
 class Worker:
     """Computes tiles, several side by side when called from several threads.
 
@@ -86,33 +93,41 @@ class Worker:
         threads: int,
         memory: Memory,
         verified: Sequence[int] = (),
+        elsewhere: Blocks | None = None,
     ) -> None:
-        """`verified`: files of the plan whose hashes are checked here."""
+        """Prepare; nothing is read yet.
+
+        Args:
+            verified: files of the plan whose hashes are checked here.
+            elsewhere: where blocks come from if they are not pulled here.
+        """
         self._plan, self._sink, self._memory = plan, sink, memory
         self._addresses = addresses
         self._device = torch.device(device)
         self._computing = threading.Semaphore(threads)
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
-        self._transport = Transport(addresses)
         self._local = threading.local()
-        self._cancelled = threading.Event()
         self._counters, self._counting = Counters(), threading.Lock()
-        self._verifier = Verifier(plan, verified, self._read_one)
+        self._puller = Puller(plan, addresses, self.count)
+        self._blocks = elsewhere.of if elsewhere else None
+        self._verifier = Verifier(plan, verified, self._puller.read)
         self._pinned = ExitStack()
         self._pinned.enter_context(one_thread_products())
 
     def close(self) -> None:
         """Restore what the process had set."""
-        self._cancelled.set()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._puller.close()
         self._pinned.close()
 
     @property
     def counters(self) -> Counters:
         """What was done so far."""
-        self._counters.retries = self._transport.retries
-        self._counters.rate_limited_seconds = self._transport.rate_limited_s
         return self._counters
+
+    def count(self, **more: float) -> None:
+        """Add to the counters."""
+        with self._counting:
+            for name, number in more.items():
+                setattr(self._counters, name, getattr(self._counters, name) + number)
 
     def prove(self, files: Sequence[Access]) -> None:
         """Read a byte of each of these files.
@@ -120,12 +135,11 @@ class Worker:
         Raises:
             ReadError: one of them is not here, or is another.
         """
-        for file in files:
-            file.read_into(self._transport, 0, memoryview(bytearray(1)))
+        self._puller.prove(files)
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone: another worker was told to."""
-        self._transport.pause(host, seconds)
+        self._puller.transport.pause(host, seconds)
 
     def run(self, index: int, turn: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
@@ -145,9 +159,9 @@ class Worker:
             device = device_name(self._device)
             self._sink.put(tile.name, TileResult(parts, device))
         except HallmarksError:
-            self._count(tiles_failed=1)
+            self.count(tiles_failed=1)
             raise
-        self._count(tiles_done=1, pulling_seconds=pull_seconds, computing_seconds=gram_seconds)
+        self.count(tiles_done=1, pulling_seconds=pull_seconds, computing_seconds=gram_seconds)
         return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
 
     def verify(self) -> None:
@@ -159,7 +173,7 @@ class Worker:
         """
         files = self._verifier.files
         self._addresses.prepare(files)
-        for _ in self._readers.map(self._verifier.finish, files):
+        for _ in self._puller.readers.map(self._verifier.finish, files):
             pass
 
     def _accumulators(self, index: int) -> dict[tuple[int, int, int], PartAccumulator]:
@@ -182,86 +196,40 @@ class Worker:
         turn: Turn,
     ) -> tuple[float, float]:
         """Pull and add a tile's slices; return the seconds of each."""
-        tile, tensors = self._plan.tiles[index], self._plan.tensors
         pull_seconds = gram_seconds = 0.0
         started = time.perf_counter()
-        self._addresses.prepare(files_of(self._plan, index))
-        pull_seconds += time.perf_counter() - started
-        for piece in slices(tile, tensors, self._memory.row_bytes):
-            started = time.perf_counter()
-            block = self._pull(piece, turn)
-            pulled = time.perf_counter()
+        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, turn):
+            pull_seconds += time.perf_counter() - started
             with self._computing:
-                computing = time.perf_counter()
+                started = time.perf_counter()
                 self._add(piece, block, accumulators)
-            pull_seconds += pulled - started
-            gram_seconds += time.perf_counter() - computing
-            self._count(slices=1)
+                gram_seconds += time.perf_counter() - started
+            self.count(slices=1)
+            started = time.perf_counter()
         return pull_seconds, gram_seconds
 
-    def _pull(self, piece: Slice, turn: Turn) -> NDArray[np.uint8]:
-        """Return the slice's table of bytes, one row per checkpoint."""
-        block = self._block(piece.row_bytes)
-        wanted: dict[tuple[int, int, int], list[NDArray[np.uint8]]] = {}
-        for row in range(len(block)):
-            for span in spans(piece, self._plan.tensors, row):
-                there = block[row, span.column : span.column + span.stop - span.start]
-                wanted.setdefault((span.file, span.start, span.stop), []).append(there)
-        reads = [(file, start, places[0].data) for (file, start, _), places in wanted.items()]
-        files = {file for file, _, _ in reads}
-        if all(self._addresses.get(file).reads_at_once == 1 for file in files):
-            self._read(reads)
-        else:
-            # few calls for many small ranges: to hand one over costs a fifth of a range's own time
-            size = -(-len(reads) // (_READERS * _CALLS_A_READER))
-            groups = [reads[first : first + size] for first in range(0, len(reads), size)]
-            pending = [self._readers.submit(self._read, group) for group in groups]
-            try:
-                for future in pending:
-                    future.result()
-            finally:
-                # no thread may write into the block once it is used for something else
-                for future in pending:
-                    if not future.cancel():
-                        future.exception()
-        if self._verifier.files:
-            self._verify(wanted, turn)
-        for first, *others in wanted.values():
-            for other in others:  # checkpoints that share a file
-                other[:] = first
-        return block
+    def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
+        """Pull a tile's slices here, one after the other, into this thread's block."""
+        self._addresses.prepare(files_of(self._plan, index))
+        for piece in slices(self._plan.tiles[index], self._plan.tensors, self._memory.row_bytes):
+            block = self._block(piece.row_bytes)
+            places = self._puller.fill(block, piece)
+            if self._verifier.files:
+                self._verify(places, turn)
+            yield piece, block
 
-    def _read(self, reads: Sequence[tuple[int, int, memoryview]]) -> None:
-        for file, start, buffer in reads:
-            if self._cancelled.is_set():
-                raise Interrupted("stopped")
-            self._read_one(file, start, buffer)
-
-    def _read_one(self, file: int, start: int, buffer: memoryview) -> None:
-        self._count(bytes_in_flight=len(buffer))
-        try:
-            self._addresses.get(file).read_into(self._transport, start, buffer)
-            self._count(bytes_pulled=len(buffer))
-        finally:
-            self._count(bytes_in_flight=-len(buffer))
-
-    def _count(self, **more: float) -> None:
-        with self._counting:
-            for name, number in more.items():
-                setattr(self._counters, name, getattr(self._counters, name) + number)
-
-    def _verify(
-        self, wanted: Mapping[tuple[int, int, int], list[NDArray[np.uint8]]], turn: Turn
-    ) -> None:
+    def _verify(self, places: Places, turn: Turn) -> None:
         """Hash what was read of each file, after the tiles before this one."""
         spans: dict[int, list[tuple[int, memoryview]]] = {}
-        for (file, start, _), places in sorted(wanted.items(), key=lambda entry: entry[0]):
-            spans.setdefault(file, []).append((start, places[0].data))
+        for (file, start, _), (first, *_) in sorted(places.items(), key=lambda entry: entry[0]):
+            spans.setdefault(file, []).append((start, first.data))
         turn.wait()
-        for _ in self._readers.map(lambda file: self._verifier.take(file, spans[file]), spans):
+        for _ in self._puller.readers.map(
+            lambda file: self._verifier.take(file, spans[file]), spans
+        ):
             pass
 
-    def _block(self, row_bytes: int) -> NDArray[np.uint8]:
+    def _block(self, row_bytes: int) -> Block:
         """Return this thread's table; it is used again for the next slice."""
         count = len(self._plan.checkpoints)
         flat = getattr(self._local, "flat", None)
@@ -272,15 +240,16 @@ class Worker:
             else:
                 flat = np.empty(size, np.uint8)  # in huge pages, where torch's is in small ones
             self._local.flat = flat
-            self._local.scratch = Scratch(count, self._device)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 
     def _add(
         self,
         piece: Slice,
-        block: NDArray[np.uint8],
+        block: Block,
         accumulators: dict[tuple[int, int, int], PartAccumulator],
     ) -> None:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch(len(block), self._device)
         table = torch.from_numpy(block)
         if self._device.type == "cuda":
             table = table.to(self._device, non_blocking=True)
@@ -316,9 +285,7 @@ def _typed(
     ]
 
 
-def _rows(
-    block: NDArray[np.uint8], placed: Placed, dtypes: tuple[str, ...]
-) -> list[NDArray[np.uint8]]:
+def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
     length = placed.fragment.stop - placed.fragment.first
     return [
         row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize]

@@ -68,17 +68,24 @@ class Desk(Protocol):
         ...
 
 
+class Count(Protocol):
+    """Told what happened since it was told last, by name."""
+
+    def __call__(self, **more: float) -> None: ...
+
+
+def _uncounted(**_: float) -> None: ...
+
+
 class Transport:
     """The connections of one process: every thread has its own, one to each host."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, desk: Desk, count: Count = _uncounted) -> None:
+        """`count`: told of `retries`, and of `rate_limited_seconds` that hosts asked for."""
+        self.desk, self.count = desk, count
         self._of_thread = threading.local()
         self._trust = ssl.create_default_context()
         self._free_at: dict[str, float] = defaultdict(float)
-        self.retries = 0
-        self.rate_limited_s = 0.0
-        """How long hosts wanted to be left alone. Both by several threads: they may miss some."""
 
     def get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Return the answer to a request, of which status and headers have been read.
@@ -104,7 +111,7 @@ class Transport:
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone for so long, in all threads."""
-        self.rate_limited_s += seconds
+        self.count(rate_limited_seconds=seconds)
         self._free_at[host] = max(self._free_at[host], time.monotonic() + seconds)
 
     def drop(self, url: str) -> None:
@@ -358,7 +365,7 @@ class _Broken(Exception):
 
 def _rest(transport: Transport, host: str, asked_s: float | None, failures: int, span: str) -> None:
     """Wait before the next attempt: as long as the host asks for, and then all readers do."""
-    transport.retries += 1
+    transport.count(retries=1)
     if asked_s is None:
         time.sleep(backoff_s(failures))
         return
