@@ -77,6 +77,13 @@ _RESOURCES = [
         help="local: in this process, without Ray.",
     ),
     click.option("--address", help="Ray cluster to use; default RAY_ADDRESS, else one of its own."),
+    click.option(
+        "--pull",
+        type=click.Choice(["auto", "actor", "tasks"]),
+        default="auto",
+        show_default=True,
+        help="Who pulls on a cluster: the workers themselves, or tasks on the other CPUs.",
+    ),
     click.option("--max-workers", type=click.IntRange(min=1), help="At most so many workers."),
     click.option(
         "--verify",
@@ -157,6 +164,7 @@ def resources_from(options: dict[str, Any]) -> Resources:
         executor=options["executor"],
         address=options["address"],
         max_workers=options["max_workers"],
+        pull=options["pull"],
         verify=options["verify"],
         cache=options["cache"],
     )

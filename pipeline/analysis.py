@@ -108,6 +108,9 @@ def _analyze(
         raise RequestError(
             "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
         )
+    if resources.pull == "tasks" and (resources.verify or resources.executor == "local"):
+        other = "--verify, which hashes where it reads" if resources.verify else "--executor local"
+        raise RequestError(f"--pull tasks does not go with {other}", "leave one out")
     if not fresh:
         nothing = Work(store, resources.executor, 0, already_complete=True)
         done = [stored_summary(folder, each, nothing, started) for each in plans]
@@ -336,14 +339,18 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         return
 
     # Ray takes a second to import: not for those who do without it.
+    from pipeline.execute.admission import largest_block
     from pipeline.execute.pool import Proof, RayPool
     from pipeline.execute.ray import layout, ray_session
 
-    with ray_session(resources.address):
-        room = partial(layout, resources.device, resources.max_workers)
+    pull = "actor" if resources.verify else resources.pull
+    with ray_session(resources.address, pull):
+        room = partial(layout, resources.device, resources.max_workers, pull, source.waits)
         shape = room()
-        calls = shape.threads + source.waits
-        memory = worker_memory(plan, resources, calls, shape.workers)
+        tasks = shape.pull == "tasks"
+        calls = shape.threads + (source.waits or tasks)
+        largest = largest_block(shape.store_bytes) if tasks else None
+        memory = worker_memory(plan, resources, calls, shape.workers, largest)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
             sink.mark()
@@ -367,11 +374,20 @@ def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:
     return tuple(source.access(file) for file in plan.files[::every])
 
 
-def worker_memory(plan: Plan, resources: Resources, calls: int, workers: int = 1) -> Memory:
+def worker_memory(
+    plan: Plan,
+    resources: Resources,
+    calls: int,
+    workers: int = 1,
+    largest_block: int | None = None,
+) -> Memory:
     """Return how one worker with `calls` tiles in hand spends its budget.
 
+    Args:
+        largest_block: what an object store takes, if blocks travel through one.
+
     Raises:
-        PlanDoesNotFit: the budget is too small.
+        PlanDoesNotFit: the budget or the store is too small.
     """
     budget = resources.memory or int(total_memory() * DEFAULT_SHARE_OF_MEMORY) // workers
-    return project(plan.tensors, plan.tiles, budget, calls)
+    return project(plan.tensors, plan.tiles, budget, calls, largest_block)

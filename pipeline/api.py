@@ -37,6 +37,7 @@ class Options(Selection, total=False):
     executor: str
     address: str | None
     max_workers: int | None
+    pull: str
     verify: bool
     cache: bool
     fresh: bool
@@ -94,6 +95,7 @@ def _divided(
     executor: str = "ray",
     address: str | None = None,
     max_workers: int | None = None,
+    pull: str = "auto",
     verify: bool = False,
     cache: bool = False,
     fresh: bool = False,
@@ -101,7 +103,7 @@ def _divided(
 ) -> tuple[Selection, Resources, bool]:
     budget = parse_size(memory) if isinstance(memory, str) else memory
     resources = Resources(
-        budget, device, executor, address, max_workers, verify=verify, cache=cache
+        budget, device, executor, address, max_workers, pull, verify=verify, cache=cache
     )
     return selection, resources, fresh
 

@@ -97,7 +97,39 @@ class Begun(NamedTuple):
     tile: int
 
 
-Question = Wanted | Range | Paused | Begun
+class Room(NamedTuple):
+    """A block of so many bytes is to be pulled through the object store: the answer is when."""
+
+    bytes: int
+
+
+class Left(NamedTuple):
+    """Such a block is gone. No answer is expected."""
+
+    bytes: int
+
+
+Question = Wanted | Range | Paused | Begun | Room | Left
+
+
+class Kept:
+    """Access to files, until it expires. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Access, float]] = {}
+
+    def get(self, file: int, after: int = 0) -> Access | None:
+        """Return access of a later issue than `after`, if there is one."""
+        access, until = self._kept.get(file, (None, 0.0))
+        return access if access and access.issue > after and until > time.monotonic() else None
+
+    def left_s(self, file: int) -> float:
+        """Return for how long access to a file is good."""
+        return self._kept[file][1] - time.monotonic()
+
+    def keep(self, file: int, access: Access, good_for_s: float) -> None:
+        """Keep access to a file for so long from now."""
+        self._kept[file] = access, time.monotonic() + good_for_s
 
 
 class Remote:
@@ -105,7 +137,7 @@ class Remote:
 
     def __init__(self, plan: Plan) -> None:
         self._numbers = {file.where: number for number, file in enumerate(plan.files)}
-        self._held: dict[int, tuple[Access, float]] = {}
+        self._kept = Kept()
         self._asked: dict[int, Future[Any]] = {}  # by file
         self._open: dict[int, Future[Any]] = {}  # by number of the question
         self._box: SimpleQueue[tuple[int, Question]] = SimpleQueue()
@@ -120,7 +152,7 @@ class Remote:
     def get(self, file: int, after: int = 0) -> Access:
         while True:
             with self._lock:
-                access = self._good(file, after)
+                access = self._kept.get(file, after)
                 asked = self._asked.get(file)
             if access is not None:
                 return access
@@ -136,7 +168,7 @@ class Remote:
         return self.get(self._numbers[access.where], access.issue)
 
     def read(self, where: str, start: int, stop: int) -> bytes:
-        found = self._ask(Range(where, start, stop)).result()
+        found = self.ask(Range(where, start, stop)).result()
         if isinstance(found, HallmarksError):
             raise found
         return found
@@ -144,7 +176,17 @@ class Remote:
     def paused(self, host: str, seconds: float) -> None:
         self.tell(Paused(host, seconds))
 
-    def tell(self, news: Paused | Begun) -> None:
+    def passed_on(self, files: Sequence[int], after: int) -> dict[int, tuple[Access, float]]:
+        """Return access to some files for another process, and for how many seconds it is good."""
+        self._ask_for(files, after)
+        return {file: (self.get(file, after), self._kept.left_s(file)) for file in files}
+
+    def ask(self, question: Range | Room) -> Future[Any]:
+        """Ask the driver something; the answer may be an error."""
+        with self._lock:
+            return self._put(question)
+
+    def tell(self, news: Paused | Begun | Left) -> None:
         """Tell the driver something that it does not answer."""
         self._box.put((0, news))
 
@@ -166,24 +208,16 @@ class Remote:
                 del self._asked[file]
                 access = found if isinstance(found, HallmarksError) else found[file]
                 if not isinstance(access, HallmarksError):
-                    self._held[file] = access, time.monotonic() + access.good_for_s
+                    self._kept.keep(file, access, access.good_for_s)
         future.set_result(found)
-
-    def _good(self, file: int, after: int) -> Access | None:
-        access, until = self._held.get(file, (None, 0.0))
-        return access if access and access.issue > after and until > time.monotonic() else None
 
     def _ask_for(self, files: Sequence[int], after: int) -> None:
         """Ask for access to those files that have none and are not asked for yet."""
         with self._lock:
-            lacking = [f for f in files if f not in self._asked and not self._good(f, after)]
+            lacking = [f for f in files if f not in self._asked and not self._kept.get(f, after)]
             for first in range(0, len(lacking), FILES_A_QUESTION):
                 group = tuple(lacking[first : first + FILES_A_QUESTION])
                 self._asked |= dict.fromkeys(group, self._put(Wanted(group, after)))
-
-    def _ask(self, question: Question) -> Future[Any]:
-        with self._lock:
-            return self._put(question)
 
     def _put(self, question: Question) -> Future[Any]:
         self._last += 1

@@ -16,13 +16,14 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, StoreUnusable, TileLost
-from pipeline.execute.addresses import Begun, FrontDesk, Paused, Question, Remote
+from pipeline.execute.addresses import Begun, FrontDesk, Left, Paused, Question, Remote, Room
+from pipeline.execute.admission import Admission
 from pipeline.execute.metrics import Metrics
-from pipeline.execute.ray import Layout
+from pipeline.execute.ray import Layout, result
 from pipeline.execute.schedule import Lost, Schedule
+from pipeline.execute.tasks import TaskBlocks
 from pipeline.execute.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
@@ -32,6 +33,7 @@ MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: s
 NO_PROGRESS_S = 120.0
 """Without a byte read, a slice computed or a sign of life: the slowest range that is worth waiting for, of
 1 MiB over a link of 1 MB/s that 32 readers share, takes 32 s."""
+_FOR_TASKS = 8  # threads of a worker that answer those who pull for it
 _POLL_S = 5.0  # a worker without questions says so after this
 _TICK_S = 1.0  # at least so often the loop looks at joining nodes and silent workers
 
@@ -60,9 +62,16 @@ class _Actor:
         threads: int,
         memory: Memory,
         verified: Sequence[int],
+        for_tasks: Sequence[Any],
     ) -> None:
+        """`for_tasks`: a reference to the plan, if tasks pull."""
         self._addresses = Remote(plan)
-        self._worker = Worker(plan, sink, self._addresses, device, threads, memory, verified)
+        self._blocks = None
+        if for_tasks:
+            self._blocks = TaskBlocks(plan, for_tasks[0], self._addresses, memory.row_bytes)
+        self._worker = Worker(
+            plan, sink, self._addresses, device, threads, memory, verified, self._blocks
+        )
         self._metrics = Metrics(plan.run)
 
     def prove(self, proof: Proof) -> None:
@@ -98,6 +107,27 @@ class _Actor:
 
     def pause(self, host: str, seconds: float) -> None:
         self._worker.pause(host, seconds)
+        if self._blocks:
+            self._blocks.pause(host, seconds)
+
+    # What tasks ask that pull for this worker, in threads of their own (`_FOR_TASKS`).
+
+    @ray.method(concurrency_group="tasks")
+    def access(self, files: Sequence[int], after: int) -> dict[int, tuple[Access, float]]:
+        return self._addresses.passed_on(files, after)
+
+    @ray.method(concurrency_group="tasks")
+    def read(self, where: str, start: int, stop: int) -> bytes:
+        return self._addresses.read(where, start, stop)
+
+    @ray.method(concurrency_group="tasks")
+    def paused(self, host: str, seconds: float) -> None:
+        self.pause(host, seconds)
+        self._addresses.paused(host, seconds)
+
+    @ray.method(concurrency_group="tasks")
+    def count(self, more: dict[str, float]) -> None:
+        self._worker.count(**more)
 
 
 class _Handle:
@@ -140,7 +170,8 @@ class RayPool:
         self._shares = first.workers if verified else 0
         """Of the files to verify: then the number of workers stays."""
         self._unverified = set(range(self._shares))
-        remote: Any = ray.remote(_Actor).options(
+        with_groups: Any = ray.remote  # its types do not know of them
+        remote = with_groups(concurrency_groups={"tasks": _FOR_TASKS})(_Actor).options(
             num_cpus=first.threads,
             num_gpus=1 if first.device == "cuda" else 0,
             max_concurrency=self._calls + 2,  # and one call for questions, one for answers
@@ -148,9 +179,12 @@ class RayPool:
             max_task_retries=0,
         )
         shared = ray.put(plan)
+        for_tasks = [shared] if first.pull == "tasks" else []
+        self._admission, self._store_bytes = Admission(), first.store_bytes
         self._start = lambda share: remote.remote(
-            shared, sink, first.device, first.threads, memory, verified[share :: self._shares or 1]
-        )
+            shared, sink, first.device, first.threads, memory,
+            verified[share :: self._shares or 1], for_tasks,
+        )  # fmt: skip
         self._deaths = 0
         self._handles: list[_Handle] = []
         self._pending: dict[Any, tuple[_Handle, str, int]] = {}  # call → whose, what, which tile
@@ -190,6 +224,9 @@ class RayPool:
         for call in self._returned():
             yield from self._take(call, schedule, desk)
         yield from self._end_the_silent(schedule)
+        for worker, number in self._admission.admitted(self._store_bytes):
+            assert isinstance(worker, _Handle)
+            self._reply(worker, number, True)
 
     def _grow(self) -> None:
         """Start the workers that the cluster has room for by now."""
@@ -198,7 +235,9 @@ class RayPool:
             return
         self._looked = now
         shares = {handle.share for handle in self._handles}
-        for share in range(self._shares or self._shape().workers):
+        shape = self._shape()
+        self._store_bytes = shape.store_bytes
+        for share in range(self._shares or shape.workers):
             if share not in shares:
                 handle = _Handle(self._start(share), share, now)
                 self._handles.append(handle)
@@ -261,6 +300,11 @@ class RayPool:
                     other.progressed = max(other.progressed, now + question.seconds)
                     if other is not handle and other.ready:
                         other.actor.pause.remote(question.host, question.seconds)
+            elif isinstance(question, Left):
+                self._admission.left(handle, question.bytes)
+            elif isinstance(question, Room):
+                handle.unanswered.add(number)
+                self._admission.ask(handle, number, question.bytes)
             else:
                 handle.unanswered.add(number)
                 desk.answer(question, partial(self._reply, handle, number))
@@ -288,6 +332,7 @@ class RayPool:
             )
         ray.kill(handle.actor)
         self._handles.remove(handle)
+        self._admission.forget(handle)
         self._pending = {c: held for c, held in self._pending.items() if held[0] is not handle}
         if handle.ready:
             yield from schedule.leave(handle, why)
@@ -296,11 +341,6 @@ class RayPool:
     def _outcome(call: Any) -> Any:
         """Return what a call returned, or the error that it ended in."""
         try:
-            return ray.get(call)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, HallmarksError):
-                return cause
-            raise
-        except RayError as error:
-            return TileLost(f"a worker died ({type(error).__name__})")
+            return result(call)
+        except HallmarksError as error:
+            return error

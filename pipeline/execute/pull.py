@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,38 @@ Block = NDArray[np.uint8]
 
 Places = Mapping[tuple[int, int, int], list[Block]]
 """Where ranges (file, start, stop) lie in a block; twice where checkpoints share a file."""
+
+
+class Blocks(Protocol):
+    """A tile's bytes, pulled elsewhere."""
+
+    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
+        """Yield the slices of a tile, in order; a block is to be let go before the next one.
+
+        Raises:
+            ReadError: bytes could not be had.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker has done so far, and what it has in hand."""
+
+    bytes_pulled: int = 0
+    bytes_in_flight: int = 0
+    slices: int = 0
+    tiles_done: int = 0
+    tiles_failed: int = 0
+    pulling_seconds: float = 0.0
+    computing_seconds: float = 0.0
+    retries: int = 0
+    rate_limited_seconds: float = 0.0
+
+    def add(self, more: Mapping[str, float]) -> None:
+        """Add to some of them, by name."""
+        for name, number in more.items():
+            setattr(self, name, getattr(self, name) + number)
 
 
 class Puller:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import RequestError
+from pipeline.errors import HallmarksError, RequestError, TileLost
 
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -24,10 +25,14 @@ class Layout:
     threads: int
     """Tiles computed side by side in one worker; as many CPUs are reserved for it."""
     device: str
+    pull: str
+    """Who pulls: `actor`, the workers themselves, or `tasks` on the CPUs that they leave."""
+    store_bytes: int
+    """Of the smallest object store among the nodes that work."""
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, pull: str) -> Iterator[None]:
     """Connect to a cluster, or start a Ray of this job's own, and shut it down.
 
     `address="local"` always starts a new one: the cluster file that a crashed Ray leaves behind
@@ -44,8 +49,9 @@ def ray_session(address: str | None) -> Iterator[None]:
         )
     options: dict[str, Any] = {"address": address, "log_to_driver": False}
     if address == "local":
-        # Nothing but receipts passes through the object store: 80 MB is Ray's least.
-        options |= {"include_dashboard": False, "object_store_memory": 100_000_000}
+        options["include_dashboard"] = False
+        if pull != "tasks":  # nothing but receipts passes through the object store
+            options["object_store_memory"] = 100_000_000  # Ray's least is 80 MB
     try:
         with _without_secrets():
             ray.init(logging_level=logging.ERROR, **options)
@@ -70,18 +76,71 @@ def _without_secrets() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def layout(device: str, max_workers: int | None, threads_per_worker: int = 4) -> Layout:
+def layout(
+    device: str, max_workers: int | None, pull: str, waits: bool, threads_per_worker: int = 4
+) -> Layout:
     """Return how many workers of how many threads the cluster has room for.
 
     One worker per GPU; without GPUs one per four cores, since each costs 0.3 GB and four threads
     keep the interpreter's lock free (a product of 16,384 columns takes a millisecond or more).
+    Where tasks pull, half of the cores are left to them: over TLS a byte costs about as much to
+    pull as to compute (benchmarks/results/pull.md).
+
+    Args:
+        pull: `actor`, `tasks`, or `auto`: see `choose_pull`.
+        waits: reads mostly wait for a network.
+
+    Raises:
+        RequestError: the cluster does not have what is asked for.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    if device == "cuda" or (device == "auto" and gpus):
-        if not gpus:
-            raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in nodes if node.get("CPU")]
+    cpus = int(sum(node["CPU"] for node in nodes)) or 1
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if device == "cuda" and not gpus:
+        raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
+    device = "cuda" if gpus and device != "cpu" else "cpu"
+    if pull == "auto":
+        pull = choose_pull(device, nodes) if waits else "actor"
+    store = int(min((node.get("object_store_memory", 0) for node in nodes), default=0))
+    if pull == "tasks":
+        if cpus < 2:
+            raise RequestError(
+                "--pull tasks needs 2 CPUs, found 1: one computes, one pulls", "use --pull actor"
+            )
+        cpus //= 2
+    if device == "cuda":
         workers = min(gpus, max_workers or gpus)
-        return Layout(workers, max(1, min(threads_per_worker, cpus // workers)), "cuda")
-    workers = min(max(1, cpus // threads_per_worker), max_workers or cpus)
-    return Layout(workers, max(1, min(threads_per_worker, cpus // workers)), "cpu")
+    else:
+        workers = min(max(1, cpus // threads_per_worker), max_workers or cpus)
+    threads = max(1, min(threads_per_worker, cpus // workers))
+    return Layout(workers, threads, device, pull, store)
+
+
+def choose_pull(device: str, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return who pulls from a network: tasks if GPUs wait for bytes, and other nodes can help.
+
+    Through an object store a byte is copied three times more. That pays only where the nodes with
+    the GPUs have fewer cores, and so fewer network cards, than the nodes without.
+    """
+    if device == "cpu":
+        return "actor"
+    with_gpus = sum(node["CPU"] for node in nodes if node.get("GPU"))
+    return "tasks" if sum(node["CPU"] for node in nodes) > 2 * with_gpus else "actor"
+
+
+def result(call: Any) -> Any:
+    """Return what a call returned.
+
+    Raises:
+        TileLost: who did it has died.
+        HallmarksError: what it ended in, if it is one of ours.
+    """
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, HallmarksError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise TileLost(f"a worker died ({type(error).__name__})") from None

@@ -19,14 +19,14 @@ import torch
 
 from pipeline.errors import HallmarksError, RequestError
 from pipeline.execute.addresses import Addresses
-from pipeline.execute.pull import Block, Places, Puller
+from pipeline.execute.pull import Block, Blocks, Counters, Places, Puller
 from pipeline.execute.verify import Turn, Verifier
 from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices
-from pipeline.planning.tiles import results
+from pipeline.planning.tiles import files_of, results
 from pipeline.sources.base import Access
 
 
@@ -41,21 +41,6 @@ class Receipt:
     device: str
 
 
-@dataclass(slots=True)
-class Counters:
-    """What a worker has done so far, and what it has in hand."""
-
-    bytes_pulled: int = 0
-    bytes_in_flight: int = 0
-    slices: int = 0
-    tiles_done: int = 0
-    tiles_failed: int = 0
-    pulling_seconds: float = 0.0
-    computing_seconds: float = 0.0
-    retries: int = 0
-    rate_limited_seconds: float = 0.0
-
-
 class Sink(Protocol):
     """Where results go. Picklable."""
 
@@ -63,18 +48,6 @@ class Sink(Protocol):
 
     def prove(self, node: str) -> None:
         """Raise StoreUnusable if results from this node would not be where the driver looks."""
-        ...
-
-
-class Blocks(Protocol):
-    """A tile's bytes, pulled elsewhere."""
-
-    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
-        """Yield the slices of a tile, in order; a block is good until the next one.
-
-        Raises:
-            ReadError: bytes could not be had.
-        """
         ...
 
 
@@ -126,8 +99,7 @@ class Worker:
     def count(self, **more: float) -> None:
         """Add to the counters."""
         with self._counting:
-            for name, number in more.items():
-                setattr(self._counters, name, getattr(self._counters, name) + number)
+            self._counters.add(more)
 
     def prove(self, files: Sequence[Access]) -> None:
         """Read a byte of each of these files.
@@ -139,6 +111,7 @@ class Worker:
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone: another worker was told to."""
+        self.count(rate_limited_seconds=seconds)
         self._puller.transport.pause(host, seconds)
 
     def run(self, index: int, turn: int) -> Receipt:
@@ -204,14 +177,16 @@ class Worker:
                 started = time.perf_counter()
                 self._add(piece, block, accumulators)
                 gram_seconds += time.perf_counter() - started
+            del block  # it may be in an object store that has room for few
             self.count(slices=1)
             started = time.perf_counter()
         return pull_seconds, gram_seconds
 
     def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
         """Pull a tile's slices here, one after the other, into this thread's block."""
-        self._addresses.prepare(files_of(self._plan, index))
-        for piece in slices(self._plan.tiles[index], self._plan.tensors, self._memory.row_bytes):
+        tile, tensors = self._plan.tiles[index], self._plan.tensors
+        self._addresses.prepare(files_of(tile, tensors))
+        for piece in slices(tile, tensors, self._memory.row_bytes):
             block = self._block(piece.row_bytes)
             places = self._puller.fill(block, piece)
             if self._verifier.files:
@@ -261,12 +236,6 @@ class Worker:
                 accumulator = accumulators[key]
                 accumulator.add_bytes(stored, placed.fragment.first)
                 accumulator.add_values(values, placed.fragment.first, self._local.scratch)
-
-
-def files_of(plan: Plan, index: int) -> list[int]:
-    """Return the numbers of the files that a tile reads."""
-    tensors = (plan.tensors[fragment.tensor] for fragment in plan.tiles[index].fragments)
-    return sorted({number for tensor in tensors for number in tensor.all_files()})
 
 
 def _typed(

@@ -27,6 +27,9 @@ to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at
 PREFERRED_SLICE_BYTES = 256 << 20
 """Bound on a slice of very many checkpoints."""
 
+BLOCKS_UNDER_WAY = 8
+"""Of the largest size that fits are pulled as smaller ones: fewer would be admitted one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -42,9 +45,17 @@ class Memory:
 
 
 def project(
-    tensors: Sequence[AlignedTensor], tiles: Sequence[Tile], budget: int, calls: int
+    tensors: Sequence[AlignedTensor],
+    tiles: Sequence[Tile],
+    budget: int,
+    calls: int,
+    largest_block: int | None = None,
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget.
+
+    Args:
+        largest_block: bytes of a slice that an object store takes, if slices travel through one:
+            then many of them are to be on their way at once.
 
     Raises:
         PlanDoesNotFit: they do not; the error says the least that would.
@@ -70,7 +81,17 @@ def project(
             f" tiles side by side need at least {show_size(least, up=True)}",
             f"use --memory {show_size(least, up=True)}, or fewer checkpoints with --steps",
         )
-    preferred = max(least_row, min(PREFERRED_ROW_BYTES, PREFERRED_SLICE_BYTES // num_checkpoints))
+    preferred = min(PREFERRED_ROW_BYTES, PREFERRED_SLICE_BYTES // num_checkpoints)
+    if largest_block is not None:
+        if num_checkpoints * least_row > largest_block:
+            raise PlanDoesNotFit(
+                f"--pull tasks: a block of {num_checkpoints} checkpoints takes at least"
+                f" {show_size(num_checkpoints * least_row, up=True)}, the object stores of the"
+                f" cluster {show_size(largest_block)}",
+                "use --pull actor, or start Ray with a larger --object-store-memory",
+            )
+        preferred = min(preferred, largest_block // BLOCKS_UNDER_WAY // num_checkpoints)
+    preferred = max(least_row, preferred // ROW_ALIGNMENT * ROW_ALIGNMENT)
     affordable = (budget - fixed) // (calls * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
     row_bytes = min(preferred, affordable, _aligned(longest))
     return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)

@@ -102,6 +102,8 @@ class Resources:
     executor: str = "ray"
     address: str | None = None
     max_workers: int | None = None
+    pull: str = "auto"
+    """Who pulls on a cluster: `actor`, `tasks` or `auto`."""
     threads: int | None = None
     """Tiles computed side by side in this process (`local`); default: one per core."""
     verify: bool = False

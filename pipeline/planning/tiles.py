@@ -95,6 +95,11 @@ def divide(
     return tuple(_tile(index, fragments, tensors) for index, fragments in enumerate(tiles))
 
 
+def files_of(tile: Tile, tensors: Sequence[AlignedTensor]) -> list[int]:
+    """Return the numbers of the files that a tile reads."""
+    return sorted({n for fragment in tile.fragments for n in tensors[fragment.tensor].all_files()})
+
+
 def results(fragment: Fragment, tensors: Sequence[AlignedTensor]) -> Iterator[tuple[int, int, int]]:
     """Yield (tensor, part, jackknife group) of the results that a fragment adds to."""
     for number, part in enumerate(tensors[fragment.tensor].parts):

@@ -111,7 +111,6 @@ class Transport:
 
     def pause(self, host: str, seconds: float) -> None:
         """Leave a host alone for so long, in all threads."""
-        self.count(rate_limited_seconds=seconds)
         self._free_at[host] = max(self._free_at[host], time.monotonic() + seconds)
 
     def drop(self, url: str) -> None:
@@ -371,5 +370,6 @@ def _rest(transport: Transport, host: str, asked_s: float | None, failures: int,
         return
     if asked_s > LONGEST_PAUSE_S:
         raise TransientReadError(f"{span}: the host asks to be left alone for {asked_s:.0f} s")
+    transport.count(rate_limited_seconds=asked_s)
     transport.pause(host, asked_s)
     transport.desk.paused(host, asked_s)

@@ -1,0 +1,228 @@
+"""Pulling by Ray tasks that are spread over the cluster: blocks travel through the object store.
+
+For clusters of few GPUs and many network cards. A worker asks the driver for room (`admission.py`),
+starts the task that pulls the block, and owns it: if the worker dies, its tasks and blocks go with
+it. A task has no way to the driver; what it lacks it asks the worker that it pulls for, so that
+addresses travel as small answers between processes, and no object store holds one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray
+
+from pipeline.errors import TileLost, TransientReadError
+from pipeline.execute.addresses import FILES_A_QUESTION, Kept, Left, Remote, Room
+from pipeline.execute.pull import Block, Counters, Puller
+from pipeline.execute.ray import result
+from pipeline.planning.plan import Plan
+from pipeline.planning.slices import Slice, slices
+from pipeline.planning.tiles import files_of
+from pipeline.sources.base import Access
+
+AHEAD = 2  # blocks of a tile that are asked for at once: one is computed, the next on its way
+_TELL_S = 1.0  # so often a task says how far it is: silence means that its worker is stuck
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Which block a task pulls. Holds no secret."""
+
+    plan: tuple[Any, ...]
+    """A reference to the plan; not resolved by Ray, since a process fetches it once."""
+    tile: int
+    slice: int
+    """Its number in the tile."""
+    row_bytes: int
+    """Of a whole slice."""
+    pauses: dict[str, float]
+    """Hosts that want to be left alone for so many seconds."""
+
+
+class TaskBlocks:
+    """The blocks of one worker's tiles, pulled by tasks. Safe in threads."""
+
+    def __init__(self, plan: Plan, reference: Any, remote: Remote, row_bytes: int) -> None:
+        """`reference`: to the plan in the object store."""
+        self._plan, self._reference, self._row_bytes = plan, reference, row_bytes
+        self._remote = remote
+        self._worker = ray.get_runtime_context().current_actor
+        self._pauses: dict[str, float] = {}  # hosts to leave alone, and until when
+
+    def pause(self, host: str, seconds: float) -> None:
+        """Have the next tasks leave a host alone for so long."""
+        self._pauses[host] = time.monotonic() + seconds
+
+    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
+        """Yield the slices of a tile, in order; a block is to be let go before the next one.
+
+        Raises:
+            ReadError: bytes could not be had.
+        """
+        tile = self._plan.tiles[index]
+        pieces = enumerate(slices(tile, self._plan.tensors, self._row_bytes))
+        under_way = deque(self._asked(index, *piece) for piece in islice(pieces, AHEAD))
+        try:
+            while under_way:
+                yield under_way[0].piece, under_way[0].block()
+                under_way.popleft().let_go()
+                under_way.extend(self._asked(index, *piece) for piece in islice(pieces, 1))
+        finally:
+            for pulling in under_way:
+                pulling.let_go()
+
+    def _asked(self, index: int, number: int, piece: Slice) -> _Pulling:
+        """Ask for room for a block, and have it pulled as soon as there is."""
+        size = len(self._plan.checkpoints) * piece.row_bytes
+
+        def start() -> Any:
+            now = time.monotonic()
+            pauses = {
+                host: until - now for host, until in list(self._pauses.items()) if until > now
+            }
+            errand = Errand((self._reference,), index, number, self._row_bytes, pauses)
+            return _pull.remote(errand, self._worker)
+
+        return _Pulling(piece, size, self._remote, start)
+
+
+class _Pulling:
+    """One block on its way."""
+
+    def __init__(self, piece: Slice, size: int, remote: Remote, start: Callable[[], Any]) -> None:
+        self.piece, self._size, self._remote, self._start = piece, size, remote, start
+        self._wanted = True
+        self._task: Future[Any] = Future()
+        remote.ask(Room(size)).add_done_callback(self._granted)
+
+    def block(self) -> Block:
+        """Return the block as soon as it is here."""
+        return _result(self._task.result())
+
+    def let_go(self) -> None:
+        """Give the room back, as soon as nothing fills it."""
+        self._wanted = False
+        self._task.add_done_callback(self._ended)
+
+    def _granted(self, room: Future[Any]) -> None:
+        try:
+            room.result()
+            self._task.set_result(self._start() if self._wanted else None)
+        except Exception as error:  # else nobody would hear of it
+            self._task.set_exception(error)
+
+    def _ended(self, task: Future[Any]) -> None:
+        if task.exception() is None and task.result() is not None:
+            ray.wait([task.result()])  # if its tile has failed it may still be pulled
+        self._remote.tell(Left(self._size))
+
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def _pull(errand: Errand, worker: Any) -> Block:
+    """Pull a block for a worker. If this process or its node dies, Ray has it done elsewhere."""
+    here = _Here.of(errand.plan[0])
+    return here.pull(errand, worker)
+
+
+class _Here:
+    """What a process that pulls keeps from task to task: the plan, addresses, connections."""
+
+    last: tuple[str, _Here] | None = None
+
+    @classmethod
+    def of(cls, reference: Any) -> _Here:
+        """Return what there is for a plan."""
+        name = reference.hex()
+        if cls.last is None or cls.last[0] != name:
+            cls.last = name, cls(ray.get(reference))  # a job has one plan
+        return cls.last[1]
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._relay = _Relay(plan)
+        self._puller = Puller(plan, self._relay, self._relay.count)
+
+    def pull(self, errand: Errand, worker: Any) -> Block:
+        self._relay.worker = worker
+        for host, seconds in errand.pauses.items():
+            self._puller.transport.pause(host, seconds)
+        tile = self._plan.tiles[errand.tile]
+        pieces = slices(tile, self._plan.tensors, errand.row_bytes)
+        piece = next(islice(pieces, errand.slice, None))
+        block = np.empty((len(self._plan.checkpoints), piece.row_bytes), np.uint8)
+        try:
+            self._relay.prepare(files_of(tile, self._plan.tensors))
+            self._puller.fill(block, piece)
+        finally:
+            self._relay.tell()
+        return block
+
+
+class _Relay:
+    """Addresses for a process that pulls: the worker that it pulls for has them, or asks."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.worker: Any = None
+        self._numbers = {file.where: number for number, file in enumerate(plan.files)}
+        self._kept = Kept()
+        self._asking = threading.Lock()
+        self._counters, self._told = Counters(), time.monotonic()
+        self._counting = threading.Lock()
+
+    def prepare(self, files: Sequence[int]) -> None:
+        self._ask_for(files, 0)
+
+    def get(self, file: int, after: int = 0) -> Access:
+        while (access := self._kept.get(file, after)) is None:
+            self._ask_for([file], after)
+        return access
+
+    def renewed(self, access: Access) -> Access:
+        return self.get(self._numbers[access.where], access.issue)
+
+    def read(self, where: str, start: int, stop: int) -> bytes:
+        return _result(self.worker.read.remote(where, start, stop))
+
+    def paused(self, host: str, seconds: float) -> None:
+        self.worker.paused.remote(host, seconds)
+
+    def count(self, **more: float) -> None:
+        """Add to what the worker is told of now and then."""
+        with self._counting:
+            self._counters.add(more)
+        if time.monotonic() - self._told > _TELL_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the worker what has been done since it was told last."""
+        with self._counting:
+            news, self._counters = self._counters, Counters()
+            self._told = time.monotonic()
+        self.worker.count.remote(asdict(news))
+
+    def _ask_for(self, files: Sequence[int], after: int) -> None:
+        with self._asking:  # one question for all threads that lack the same
+            lacking = [file for file in files if self._kept.get(file, after) is None]
+            groups = [
+                lacking[first : first + FILES_A_QUESTION]
+                for first in range(0, len(lacking), FILES_A_QUESTION)
+            ]
+            for answer in [self.worker.access.remote(group, after) for group in groups]:
+                for file, (access, seconds) in _result(answer).items():
+                    self._kept.keep(file, access, seconds)
+
+
+def _result(call: Any) -> Any:
+    try:
+        return result(call)
+    except TileLost as error:
+        raise TransientReadError(f"a block was lost: {error.message}") from None
