@@ -95,9 +95,10 @@ class Cluster:
             if folder.name.isdigit():
                 try:
                     command = (folder / "cmdline").read_bytes()
+                    own = str(self.folder).encode() in (folder / "environ").read_bytes()
                 except OSError:
                     continue
-                if command.startswith(b"ray::_Actor"):
+                if own and command.startswith(b"ray::_Actor"):
                     found.append(int(folder.name))
         return found
 

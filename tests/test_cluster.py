@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 class Nodes:
     """The cluster, and what can be done to it."""
 
-    def __init__(self, cluster: Any) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Any, mark: str) -> None:
+        """`mark`: in the environment of all that is this cluster's: others may run beside it."""
+        self.cluster, self.mark = cluster, mark
         self.address: str = cluster.address
         self.workers = [self.add(), self.add()]
 
@@ -100,14 +102,21 @@ class Nodes:
     def raylet(node: Any) -> int:
         return node.all_processes["raylet"][0].process.pid
 
-    @staticmethod
-    def actors() -> list[int]:
+    def processes(self, of: str) -> list[int]:
+        """Return this cluster's workers that run an actor's class or a task."""
         found = []
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if folder.name.isdigit() and b"ray::_Actor" in (folder / "cmdline").read_bytes():
+                if (
+                    folder.name.isdigit()
+                    and (folder / "cmdline").read_bytes().startswith(b"ray::" + of.encode())
+                    and self.mark.encode() in (folder / "environ").read_bytes()
+                ):
                     found.append(int(folder.name))
         return found
+
+    def actors(self) -> list[int]:
+        return self.processes("_Actor")
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +127,12 @@ def nodes() -> Iterator[Nodes]:
             "failure_threshold": "3",
         }.items():  # fmt: skip
             patch.setenv(f"RAY_health_check_{name}", value)
+        patch.setenv("TEST_CLUSTER", mark := uuid.uuid4().hex)
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
-            yield Nodes(cluster)
+            yield Nodes(cluster, mark)
         finally:
             cluster.shutdown()
 

@@ -3,7 +3,7 @@
 Ray spills to disk what does not fit into a node's object store. So a block is pulled only while it
 and all that were admitted before, each counted on the node that pulled it and on the node that wants
 it, fill no more than half of the smallest store: even if all of them lie there, the other half takes
-what Ray itself puts and what it has not freed yet. Pure: no clock, no network, no Ray.
+what Ray itself puts, and blocks that are done with: it frees what it has gathered once a second. Pure: no clock, no network, no Ray.
 """
 
 from __future__ import annotations

@@ -175,6 +175,7 @@ class RayPool:
             num_cpus=first.threads,
             num_gpus=1 if first.device == "cuda" else 0,
             max_concurrency=self._calls + 2,  # and one call for questions, one for answers
+            scheduling_strategy="SPREAD" if first.pull == "tasks" else None,
             max_restarts=0,
             max_task_retries=0,
         )

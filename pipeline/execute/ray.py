@@ -102,6 +102,7 @@ def layout(
     device = "cuda" if gpus and device != "cpu" else "cpu"
     if pull == "auto":
         pull = choose_pull(device, nodes) if waits else "actor"
+    fewest = min((node["CPU"] for node in nodes), default=1)
     store = int(min((node.get("object_store_memory", 0) for node in nodes), default=0))
     if pull == "tasks":
         if cpus < 2:
@@ -109,6 +110,8 @@ def layout(
                 "--pull tasks needs 2 CPUs, found 1: one computes, one pulls", "use --pull actor"
             )
         cpus //= 2
+        # also of each node: whichever is lost, some that compute and some that pull are left
+        threads_per_worker = min(threads_per_worker, max(1, int(fewest) // 2))
     if device == "cuda":
         workers = min(gpus, max_workers or gpus)
     else:
