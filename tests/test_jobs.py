@@ -90,18 +90,22 @@ def ray_job(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def submit(cluster: Cluster, home: Path, *arguments: str) -> Submitted:
-    """Submit `jobs.analyze` with the checkout as the working directory."""
+    """Submit `jobs.analyze` to a cluster that has the program, and have it ask the Hub fixture."""
     from huggingface_hub import constants
 
     variables = {
         "HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home),
     }  # fmt: skip
+    environment = f"--runtime-env-json={json.dumps({'env_vars': variables})}"
+    return submitted(cluster, environment, sys.executable, "-m", "jobs.analyze", *arguments)
+
+
+def submitted(cluster: Cluster, environment: str, *entrypoint: str) -> Submitted:
+    """Submit a command with the checkout as the working directory."""
     for _ in range(30):
         done = ray_job(
-            cluster, "submit", "--working-dir=.", "--no-wait",
-            f"--runtime-env-json={json.dumps({'env_vars': variables})}",
-            "--", sys.executable, "-m", "jobs.analyze", *arguments,
-        )  # fmt: skip
+            cluster, "submit", "--working-dir=.", "--no-wait", environment, "--", *entrypoint
+        )
         if "No available agent" not in done.stderr:
             break
         time.sleep(1)  # the cluster has just started
