@@ -141,7 +141,7 @@ def run_command(directory: Path, store: Path, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
-def everything(path: Path) -> dict[str, list]:
+def everything(path: Path | str) -> dict[str, list]:
     """Return all rows of all views, sorted by their text."""
     store = Store(str(path))
     return {view: sorted(store.sql(f"FROM {view}").fetchall(), key=repr) for view in VIEWS}

@@ -20,7 +20,7 @@ from tests.test_bits import command, large, started  # noqa: F401  the fixture
 STATUS = [sys.executable, "-m", "jobs.status", "--store"]
 
 
-def told(store: Path) -> dict[str, Any]:
+def told(store: Path | str) -> dict[str, Any]:
     done = subprocess.run([*STATUS, str(store), "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {entry["run"]: entry for entry in json.loads(done.stdout)["runs"]}
