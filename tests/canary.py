@@ -56,8 +56,6 @@ class Cluster:
     address: str
     dashboard: str
     environment: dict[str, str]
-    session: int
-    """Of the operating system: all processes of the cluster are in it."""
 
     def answers(self) -> str:
         """Return what the state API and the dashboard tell, as one text."""
@@ -91,13 +89,17 @@ class Cluster:
         return told
 
     def actors(self) -> list[int]:
-        """Return the processes that are workers of a job of ours, on this cluster."""
+        """Return the processes that are workers of a job of ours."""
         found = []
         for folder in Path("/proc").iterdir():
-            if folder.name.isdigit() and _is_of(self.session, folder):
-                with contextlib.suppress(OSError):
-                    if (folder / "cmdline").read_bytes().startswith(b"ray::_Actor"):
-                        found.append(int(folder.name))
+            if folder.name.isdigit():
+                try:
+                    command = (folder / "cmdline").read_bytes()
+                    own = str(self.folder).encode() in (folder / "environ").read_bytes()
+                except OSError:
+                    continue
+                if own and command.startswith(b"ray::_Actor"):
+                    found.append(int(folder.name))
         return found
 
     def fill_object_store(self) -> subprocess.Popen[bytes]:
@@ -157,7 +159,7 @@ def cluster(python: str = sys.executable) -> Iterator[Cluster]:
             assert head.poll() is None and time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
         address = (folder / "ray_current_cluster").read_text()
-        yield Cluster(folder, address, f"http://127.0.0.1:{port}", environment, head.pid)
+        yield Cluster(folder, address, f"http://127.0.0.1:{port}", environment)
     finally:
         _end(head)
         subprocess.run(["rm", "-rf", str(folder)], check=False)

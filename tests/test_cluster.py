@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 class Nodes:
     """The cluster, and what can be done to it."""
 
-    def __init__(self, cluster: Any) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Any, mark: str) -> None:
+        """`mark`: in the environment of all that is this cluster's: others may run beside it."""
+        self.cluster, self.mark = cluster, mark
         self.address: str = cluster.address
         self.workers = [self.add(), self.add()]
         self.hurt: list[Any] = []
@@ -109,20 +111,26 @@ class Nodes:
     def raylet(node: Any) -> int:
         return node.all_processes["raylet"][0].process.pid
 
-    def actors(self) -> list[int]:
-        """Return the workers of the two nodes: other clusters of this machine are not ours."""
-        raylets, found = [self.raylet(node) for node in self.workers], []
+    def processes(self, of: str) -> list[int]:
+        """Return this cluster's workers that run an actor's class or a task."""
+        found = []
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if folder.name.isdigit() and b"ray::_Actor" in (folder / "cmdline").read_bytes():
-                    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                    found += [int(folder.name)] if int(parent) in raylets else []
+                if (
+                    folder.name.isdigit()
+                    and (folder / "cmdline").read_bytes().startswith(b"ray::" + of.encode())
+                    and self.mark.encode() in (folder / "environ").read_bytes()
+                ):
+                    found.append(int(folder.name))
         return found
 
+    def actors(self) -> list[int]:
+        return self.processes("_Actor")
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="module", autouse=True)
 def bucket() -> Iterator[str]:
-    """Object storage, for this process and those that it starts."""
+    """Object storage, for this process and those that it starts: nodes, too."""
     with buckets.served() as endpoint, pytest.MonkeyPatch.context() as patch:
         yield buckets.named("cluster", endpoint, patch)
 
@@ -135,26 +143,28 @@ def store(bucket: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(bucket: str) -> Iterator[Nodes]:
+def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "initial_delay_ms": "1000", "period_ms": "500", "timeout_ms": "1000",
             "failure_threshold": "3",
         }.items():  # fmt: skip
             patch.setenv(f"RAY_health_check_{name}", value)
+        patch.setenv("TEST_CLUSTER", mark := uuid.uuid4().hex)
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
-            yield Nodes(cluster)
+            yield Nodes(cluster, mark)
         finally:
             cluster.shutdown()
 
 
-@pytest.fixture
-def nodes(cluster: Nodes) -> Iterator[Nodes]:
-    yield cluster
-    cluster.whole()
+@pytest.fixture(autouse=True)
+def whole(nodes: Nodes) -> Iterator[None]:
+    """Leave two sound nodes to the next test."""
+    yield
+    nodes.whole()
 
 
 @pytest.fixture(scope="module")
