@@ -347,6 +347,7 @@ def test_a_driver_is_killed_and_another_cluster_goes_on(
     summary = json.loads(output)
     assert summary["executor"] == "ray" and summary["resumed_tiles"] >= kept
     assert summary["bytes_read"] < summary["bytes_total"]
+    assert not any(secret in output + errors for secret in buckets.SECRETS)
     assert told(store) == {"r": {"run": "r", "state": "complete"}}
     assert asked() == [estimated | {"complete": True}]
     assert everything(store) == undisturbed

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.store.folder import Folder
 from pipeline.store.progress import records
 from tests.suites import trajectory, write_suite
-from tests.test_bits import command, large, started  # noqa: F401  the fixture
+from tests.test_bits import command, started
 
 STATUS = [sys.executable, "-m", "jobs.status", "--store"]
 
@@ -26,7 +26,7 @@ def told(store: Path | str) -> dict[str, Any]:
     return {entry["run"]: entry for entry in json.loads(done.stdout)["runs"]}
 
 
-def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:
     process = started(large, tmp_path, "--executor", "local")
     process.send_signal(signal.SIGSTOP)  # to be asked takes longer than the whole job
     running = told(tmp_path)["r"]
