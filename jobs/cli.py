@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from jobs.console import run
+from pipeline.version import VERSION
 
 COMMANDS = ("plan", "analyze", "status", "audit", "sql", "demo")
 
@@ -26,7 +27,7 @@ class _Commands(click.Group):
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hallmarks")
+@click.version_option(VERSION)
 def hallmarks() -> None:
     """How did the weights travel between the checkpoints of a training run?"""
 

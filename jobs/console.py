@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -29,10 +29,12 @@ from rich.progress import (
 )
 
 from pipeline.errors import HallmarksError, Interrupted
-from pipeline.execute.schedule import Lost
 from pipeline.planning.memory import show_size
-from pipeline.planning.plan import Plan
-from pipeline.results import Summary
+
+if TYPE_CHECKING:  # commands that compute nothing do without torch
+    from pipeline.execute.schedule import Lost
+    from pipeline.planning.plan import Plan
+    from pipeline.results import Summary
 
 EXIT_INCOMPLETE = 3
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal

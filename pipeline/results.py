@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow
@@ -29,6 +28,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.query import Store, views_sql
 from pipeline.store.tiles import TileFolder
 from pipeline.store.write import RunWriter
+from pipeline.version import VERSION
 
 FIGURES_FORMAT = 1
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
@@ -359,7 +359,7 @@ def _run_row(plan: Plan, summary: Summary) -> dict[str, Any]:
         "plan": plan.digest,
         "source": plan.source,
         "created_at": datetime.now(UTC),
-        "version": version("hallmarks"),
+        "version": VERSION,
         "figures": FIGURES_FORMAT,
         "settings": None,
         **summary.as_dict(),

@@ -131,8 +131,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Start a cluster and end it with all its processes."""
+def cluster(python: str = sys.executable) -> Iterator[Cluster]:
+    """Start a cluster from a Python's Ray, and end it with all its processes."""
     folder = Path(tempfile.mkdtemp(prefix="hm-", dir="/tmp"))  # a socket's path has 107 characters
     token = folder / "token"
     token.write_text(os.urandom(32).hex())
@@ -143,7 +143,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_metrics_report_interval_ms": "500",
     }  # fmt: skip
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0",
+        str(Path(python).parent / "ray"), "start", "--head", "--block", "--port=0",
         "--include-dashboard=true", f"--dashboard-port={port}",
         f"--dashboard-agent-listen-port={agent}", "--num-cpus=2",
         "--object-store-memory=80000000", f"--temp-dir={folder}",

@@ -26,6 +26,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_all(tmp_path_factory.mktemp("trained"))
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen checkpoints of 12 million float32 weights: twelve tiles of 64 MiB."""
+    import torch
+    from safetensors.torch import save_file
+
+    directory = tmp_path_factory.mktemp("large") / "suite"
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(12_000_000, generator=generator)
+    for k in range(16):
+        folder = directory / f"step{k}"
+        folder.mkdir(parents=True)
+        save_file({"layers.0.w.weight": weights.view(3000, 4000)}, folder / "model.safetensors")
+        weights += 0.1 * torch.randn(1_000_000, generator=generator).repeat(12)
+    return directory
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[None]:
     """Have the client of this process talk to a Hub."""

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import pipeline
 from pipeline.checkpoint.names import position
@@ -33,6 +34,7 @@ def of_scope(store: Store, view: str, columns: str, where: str, order: str = "")
     return np.array(rows, dtype=float)  # None becomes NaN
 
 
+@threadpool_limits.wrap(limits=1)  # more of them wait for each other when the machine is busy
 def assert_group(store: Store, where: str, weights: Matrix, steps: list[int]) -> None:
     """Every figure of one group, to the accuracy owed (docs/method.md, §4)."""
     count, fold = len(weights), reference.fold(weights)

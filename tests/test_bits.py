@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.errors import TransientReadError
 from pipeline.execute.addresses import InProcess
@@ -106,20 +105,6 @@ def test_a_read_that_fails_is_tried_again_and_then_given_up(
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen checkpoints of 12 million float32 weights: twelve tiles of 64 MiB."""
-    directory = tmp_path_factory.mktemp("large") / "suite"
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(12_000_000, generator=generator)
-    for k in range(16):
-        folder = directory / f"step{k}"
-        folder.mkdir(parents=True)
-        save_file({"layers.0.w.weight": weights.view(3000, 4000)}, folder / "model.safetensors")
-        weights += 0.1 * torch.randn(1_000_000, generator=generator).repeat(12)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def undisturbed(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     store = tmp_path_factory.mktemp("undisturbed")
     run_command(large, store, "--executor", "local")
@@ -141,7 +126,7 @@ def run_command(directory: Path, store: Path, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
-def everything(path: Path) -> dict[str, list]:
+def everything(path: Path | str) -> dict[str, list]:
     """Return all rows of all views, sorted by their text."""
     store = Store(str(path))
     return {view: sorted(store.sql(f"FROM {view}").fetchall(), key=repr) for view in VIEWS}
@@ -164,7 +149,9 @@ def started(directory: Path, store: Path, *options: str) -> subprocess.Popen[str
     raise AssertionError(f"no tile was finished: {process.communicate()}")
 
 
-@pytest.fixture(params=[signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(
+    params=[signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> Iterator[Path]:
     """A store in which a job was stopped half-way."""
     process = started(large, tmp_path, "--executor", "local")

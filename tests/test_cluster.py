@@ -1,12 +1,14 @@
 """A cluster that fails in every way while a job runs: the figures are the same to the bit.
 
 One real Ray of a head and two nodes on this machine, with its health checks made quick before the head
-starts. The suite is served slowly, so that there is a middle to fail in.
+starts. The suite is served slowly, so that there is a middle to fail in. The store is a directory, or
+on object storage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -21,17 +23,21 @@ from typing import Any
 import pytest
 
 import pipeline
+from pipeline import results
 from pipeline.errors import StoreUnusable
 from pipeline.execute import pool
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.results import Summary
+from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
+from tests import buckets
 from tests.conftest import serving
 from tests.hub import Hub
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
+from tests.test_status import told
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(60)]
 
@@ -64,12 +70,20 @@ class Nodes:
         self.cluster, self.mark = cluster, mark
         self.address: str = cluster.address
         self.workers = [self.add(), self.add()]
+        self.hurt: list[Any] = []
+        self.late: subprocess.Popen[bytes] | None = None
 
     def add(self) -> Any:
         return self.cluster.add_node(num_cpus=4, object_store_memory=80_000_000)
 
     def whole(self) -> None:
-        """Make it two nodes again."""
+        """Make it two sound nodes again."""
+        if self.late is not None:
+            os.killpg(self.late.pid, signal.SIGKILL)  # the node that joined, with its workers
+            self.late.wait()
+            self.late = None
+        while self.hurt:
+            self.lose(self.hurt.pop())
         alive = [node for node in self.workers if node.any_processes_alive()]
         self.workers = alive + [self.add() for _ in range(2 - len(alive))]
         self.cluster.wait_for_nodes()
@@ -93,11 +107,6 @@ class Nodes:
         quiet = subprocess.DEVNULL
         self.late = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
 
-    def end_late(self) -> None:
-        """Kill the node that joined late, with its workers."""
-        os.killpg(self.late.pid, signal.SIGKILL)
-        self.late.wait()
-
     @staticmethod
     def raylet(node: Any) -> int:
         return node.all_processes["raylet"][0].process.pid
@@ -119,6 +128,20 @@ class Nodes:
         return self.processes("_Actor")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bucket() -> Iterator[str]:
+    """Object storage, for this process and those that it starts: nodes, too."""
+    with buckets.served() as endpoint, pytest.MonkeyPatch.context() as patch:
+        yield buckets.named("cluster", endpoint, patch)
+
+
+@pytest.fixture
+def store(bucket: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store that is not there yet: in a directory, unless the test asks for a bucket."""
+    kind = getattr(request, "param", "directory")
+    return f"{bucket}/{tmp_path.name}" if kind == "bucket" else str(tmp_path / "store")
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
@@ -137,6 +160,13 @@ def nodes() -> Iterator[Nodes]:
             cluster.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def whole(nodes: Nodes) -> Iterator[None]:
+    """Leave two sound nodes to the next test."""
+    yield
+    nodes.whole()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     """What the local executor makes of it."""
@@ -147,119 +177,180 @@ def undisturbed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return everything(store)
 
 
+Trouble = Callable[[Nodes], None]
+
+
+def tiles(store: str) -> list[str]:
+    """Return what is kept of a run that is not complete."""
+    return [path for path in Folder(store).list("_tiles") if path.endswith(".safetensors")]
+
+
 def analysed(
-    hub: Hub, nodes: Nodes, store: Path, trouble: Callable[[], None], **options: Any
+    hub: Hub, nodes: Nodes, store: str, trouble: Trouble | None = None, **options: Any
 ) -> Summary:
     """Run the job, and make trouble when a few tiles are done."""
     hub.reset()
-    hub.bytes_per_s = 24e6  # five seconds
     over = threading.Event()
 
     def wait() -> None:
-        while len(list(store.glob("_tiles/run=r/*/*.safetensors"))) < 3 and not over.is_set():
+        while len(tiles(store)) < 3 and not over.is_set():
             time.sleep(0.02)
-        trouble()
+        assert not over.is_set(), "the job was over before there was trouble"
+        trouble(nodes)
 
     thread = threading.Thread(target=wait)
-    thread.start()
+    if trouble:
+        hub.bytes_per_s = 24e6  # five seconds
+        thread.start()
     try:
         return pipeline.analyze(
-            NAME, str(store), run="r", executor="ray", address=nodes.address, memory="200MiB",
-            **options,
-        )  # fmt: skip
+            NAME, store, run="r", executor="ray", address=nodes.address, memory="200MiB", **options
+        )
     finally:
         over.set()
-        thread.join()
+        if trouble:
+            thread.join()
         hub.bytes_per_s = None
 
 
-def test_nothing_happens(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
-) -> None:
-    summary = analysed(hub, nodes, tmp_path, lambda: None)
+def test_nothing_happens(hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str) -> None:
+    summary = analysed(hub, nodes, store)
     assert summary.complete and summary.workers == 2
-    assert everything(tmp_path) == undisturbed
-    assert not [path for path in tmp_path.glob("_tiles/**/*") if path.is_file()]
+    assert everything(store) == undisturbed
+    assert Folder(store).list("_tiles") == []
 
 
-def test_a_worker_is_killed(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
+def a_worker_is_killed(nodes: Nodes) -> None:
+    os.kill(nodes.actors()[0], signal.SIGKILL)
+
+
+def a_node_is_lost_with_its_workers_and_another_joins(nodes: Nodes) -> None:
+    nodes.lose(nodes.other())
+    nodes.join_late()
+
+
+def a_raylet_is_killed_and_its_workers_write_late(nodes: Nodes) -> None:
+    nodes.hurt.append(nodes.other())
+    os.kill(nodes.raylet(nodes.hurt[0]), signal.SIGKILL)
+
+
+def a_raylet_is_stopped_and_goes_on(nodes: Nodes) -> None:
+    nodes.hurt.append(nodes.other())
+    pid = nodes.raylet(nodes.hurt[0])
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)
+    os.kill(pid, signal.SIGCONT)
+
+
+TROUBLES = (
+    a_worker_is_killed,
+    a_node_is_lost_with_its_workers_and_another_joins,
+    a_raylet_is_killed_and_its_workers_write_late,
+    a_raylet_is_stopped_and_goes_on,
+)
+QUICK = (
+    (a_worker_is_killed, "bucket"),
+    (a_node_is_lost_with_its_workers_and_another_joins, "directory"),
+)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "store"),
+    [
+        pytest.param(trouble, kind, marks=[] if (trouble, kind) in QUICK else pytest.mark.slow)
+        for trouble in TROUBLES
+        for kind in ("directory", "bucket")
+    ],
+    indirect=["store"],
+)
+def test_when(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str, trouble: Trouble
 ) -> None:
-    summary = analysed(hub, nodes, tmp_path, lambda: os.kill(nodes.actors()[0], signal.SIGKILL))
+    summary = analysed(hub, nodes, store, trouble)
     assert summary.complete
-    assert everything(tmp_path) == undisturbed
+    assert everything(store) == undisturbed
 
 
 def test_a_worker_is_stopped(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Ray does not notice: it is the lack of progress that ends it."""
     monkeypatch.setattr(pool, "NO_PROGRESS_S", 8.0)
     stopped = []
 
-    def stop() -> None:
+    def stop(nodes: Nodes) -> None:
         stopped.append(nodes.actors()[0])
         os.kill(stopped[0], signal.SIGSTOP)
 
-    summary = analysed(hub, nodes, tmp_path, stop)
+    summary = analysed(hub, nodes, store, stop)
     assert summary.complete
-    assert everything(tmp_path) == undisturbed
+    assert everything(store) == undisturbed
     deadline = time.monotonic() + 20
     while stopped[0] in nodes.actors() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert stopped[0] not in nodes.actors()
 
 
-def test_a_node_is_lost_with_its_workers_and_another_joins(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
-) -> None:
-    def lose() -> None:
-        nodes.lose(nodes.other())
-        nodes.join_late()
-
-    summary = analysed(hub, nodes, tmp_path, lose)
-    assert summary.complete
-    assert everything(tmp_path) == undisturbed
-    nodes.end_late()
-    nodes.whole()
+PROGRAM = """
+from pipeline import results
+from pipeline.planning import tiles
+results.SNAPSHOT_AFTER_S, tiles.MIN_TILE_BYTES = 0, 1 << 20
+from jobs.cli import main
+main()
+"""
 
 
 @pytest.mark.slow
-def test_a_raylet_is_killed_and_its_workers_write_late(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("store", ["directory", "bucket"], indirect=True)
+def test_a_driver_is_killed_and_another_cluster_goes_on(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str
 ) -> None:
-    gone = []
+    """The other cluster is the Ray that a command without an address starts."""
+    from huggingface_hub import constants
 
-    def kill() -> None:
-        gone.append(nodes.other())
-        os.kill(nodes.raylet(gone[0]), signal.SIGKILL)
+    def hallmarks(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments, "--store", store],
+            env=os.environ | {"HF_ENDPOINT": constants.ENDPOINT},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
-    summary = analysed(hub, nodes, tmp_path, kill)
-    assert summary.complete
-    assert everything(tmp_path) == undisturbed
-    nodes.lose(gone[0])
-    nodes.whole()
+    def asked() -> list[dict[str, Any]]:
+        query = (
+            "SELECT complete, count(*) AS pairs FROM runs JOIN similarity USING (run) GROUP BY ALL"
+        )
+        answer, _ = hallmarks("sql", query, "--format", "json").communicate()
+        return json.loads(answer)
 
-
-@pytest.mark.slow
-def test_a_raylet_is_stopped_and_goes_on(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
-) -> None:
-    stopped = []
-
-    def stop() -> None:
-        stopped.append(nodes.other())
-        pid = nodes.raylet(stopped[0])
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(8)
-        os.kill(pid, signal.SIGCONT)
-
-    summary = analysed(hub, nodes, tmp_path, stop)
-    assert summary.complete
-    assert everything(tmp_path) == undisturbed
-    nodes.lose(stopped[0])
-    nodes.whole()
+    analyze = ("analyze", NAME, "--run", "r", "--memory", "200MiB", "--json")
+    hub.reset()
+    hub.bytes_per_s = 16e6
+    try:
+        driver = hallmarks(*analyze, "--address", nodes.address)
+        while not Folder(store).list("runs"):  # there is an estimate
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.05)
+        driver.kill()
+        driver.communicate()
+    finally:
+        hub.bytes_per_s = None
+    left = told(store)["r"]
+    assert left["state"] == "reading" and left["pid"] == driver.pid
+    [estimated] = asked()
+    kept = len(tiles(store))
+    assert not estimated["complete"] and kept >= results.LEAST_TILES
+    again = hallmarks(*analyze)
+    output, errors = again.communicate()
+    assert again.returncode == 0, errors
+    summary = json.loads(output)
+    assert summary["executor"] == "ray" and summary["resumed_tiles"] >= kept
+    assert summary["bytes_read"] < summary["bytes_total"]
+    assert not any(secret in output + errors for secret in buckets.SECRETS)
+    assert told(store) == {"r": {"run": "r", "state": "complete"}}
+    assert asked() == [estimated | {"complete": True}]
+    assert everything(store) == undisturbed
 
 
 class Deadly(TileFolder):
@@ -272,17 +363,17 @@ class Deadly(TileFolder):
 
 
 def test_a_tile_that_kills_is_given_up_and_no_other(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("pipeline.analysis.TileFolder", Deadly)
-    summary = analysed(hub, nodes, tmp_path, lambda: None)
+    summary = analysed(hub, nodes, store)
     assert not summary.complete
     assert len(summary.lost) == 1 and summary.lost[0].startswith("tile 5: a worker died")
     monkeypatch.setattr("pipeline.analysis.TileFolder", TileFolder)
-    summary = analysed(hub, nodes, tmp_path, lambda: None)
+    summary = analysed(hub, nodes, store)
     assert summary.complete and summary.resumed_tiles == len(make_plan(Request(NAME))[0].tiles) - 1
-    assert everything(tmp_path) == undisturbed
+    assert everything(store) == undisturbed
 
 
 class Elsewhere(TileFolder):
@@ -293,20 +384,18 @@ class Elsewhere(TileFolder):
 
 
 def _elsewhere(root: str, mark: str) -> TileFolder:
-    from pipeline.store.folder import Folder
-
     found = TileFolder(Folder(root + "-elsewhere"), "r", "digest")
     found._mark = mark
     return found
 
 
 def test_a_node_that_does_not_see_the_store_is_named(
-    hub: Hub, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, nodes: Nodes, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.analysis.TileFolder", Elsewhere)
     with pytest.raises(
         StoreUnusable, match=r"^node [\d.]+: --store .* is not the driver's"
     ) as raised:
-        analysed(hub, nodes, tmp_path / "store", lambda: None)
+        analysed(hub, nodes, store)
     assert raised.value.exit_code == 2
-    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    assert tiles(store) == []

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -31,6 +32,8 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from pipeline.store.query import Store
+from pipeline.version import VERSION
 from tests.suites import trajectory, write_suite
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +65,7 @@ def test_versions_are_those_of_the_lock() -> None:
         r"rayproject/ray:(\d[\d.]*)": LOCK["ray"],
         r"\brayVersion: \"?([\d.]+)": LOCK["ray"],
         r"\bRAY_TAG=(\d[\d.]*)": LOCK["ray"],
-        r"\bhallmarks:(\d[\w.]*)": PROJECT["version"],
+        r"\bhallmarks:(\d[\w.]*)": VERSION,
         r"(\d[\d.]*)\+cpu": LOCK["torch"],
     }
     found = {
@@ -285,7 +288,7 @@ def test_compose() -> None:
     services = document["services"]
     assert set(services) == {"head", "worker", "driver"}
     for name, service in services.items():
-        assert service["image"] == f"${{IMAGE:-hallmarks:{PROJECT['version']}}}"
+        assert service["image"] == f"${{IMAGE:-hallmarks:{VERSION}}}"
         assert "store:/store" in service["volumes"] and "store" in document["volumes"]
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
         assert "env_file" not in service
@@ -404,6 +407,30 @@ def test_what_a_job_uploads(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, directory)
     own = {".gitignore", ".rayignore", ".dockerignore", "Makefile", "Dockerfile"}
     assert packed(directory, tmp_path) - own == needed
+
+
+def test_what_is_uploaded_runs_where_only_its_dependencies_are_installed(tmp_path: Path) -> None:
+    upload, installed, store = tmp_path / "upload", tmp_path / "installed", tmp_path / "store"
+    packed(ROOT, tmp_path)
+    zipfile.ZipFile(tmp_path / "package.zip").extractall(upload)
+    installed.mkdir()
+    for path in Path(sysconfig.get_paths()["platlib"]).iterdir():
+        if "hallmarks" not in path.name:
+            (installed / path.name).symlink_to(path)
+    suite = write_suite(tmp_path / "suite", {"w": trajectory("walk", 3, 100, 0.1)})
+    python = [sys.executable, "-S"]  # without its own packages
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    ask = "from importlib.metadata import version; version('hallmarks')"
+    job = ["-m", "jobs.analyze", suite, "--store", store, "--run", "r", "--executor", "local"]
+    asked, done = (
+        subprocess.run(
+            [*python, *rest], cwd=upload, env=environment, capture_output=True, text=True
+        )
+        for rest in (["-c", ask], job)
+    )
+    assert "PackageNotFoundError" in asked.stderr
+    assert done.returncode == 0, done.stderr
+    assert Store(str(store)).sql("SELECT version FROM runs").fetchall() == [(VERSION,)]
 
 
 def test_the_runtime_environment_installs_what_is_uploaded() -> None:
@@ -613,7 +640,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 def test_the_image_is_as_the_lock_says(image: Image) -> None:
     listed = json.loads(image.run("pip list --format json").stdout)
     versions = {item["name"]: item["version"].split("+")[0] for item in listed}
-    assert versions.pop("hallmarks") == PROJECT["version"]
+    assert versions.pop("hallmarks") == VERSION
     names = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in LOCK.items()}
     checked = set()
     for name, version in versions.items():

@@ -16,6 +16,7 @@ import pytest
 
 import jobs
 import pipeline
+from jobs import cli
 from pipeline.errors import HallmarksError, quoted
 from pipeline.planning.request import Request
 from pipeline.store.folder import Folder
@@ -74,6 +75,13 @@ def test_errors_cross_processes(error: type[HallmarksError]) -> None:
     assert (copy.message, copy.hint, copy.exit_code) == ("what, where", "a cure", error.exit_code)
 
 
+def test_commands_that_compute_nothing_do_without_torch() -> None:
+    code = (
+        "import sys, jobs.cli, jobs.sql, jobs.status, jobs.audit; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_outside_text_stays_on_one_line() -> None:
     assert quoted("a\nb\x1b[31m").isprintable()
     assert len(quoted("x" * 10_000)) <= 120
@@ -114,8 +122,24 @@ def truncated(suite: Path, target: Path) -> Path:
     return target
 
 
-def test_bad_requests_write_nothing(suite: Path, tmp_path: Path) -> None:
+def test_bad_requests_write_nothing(
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Exit 2, one line and a hint, no traceback, no store."""
+
+    monkeypatch.setattr("jobs.analyze.stop_on_signals", lambda: None)  # they are the tests' own
+
+    def refused(*arguments: object) -> tuple[str, str]:
+        """Run the command in this process (a new one takes two seconds); return what it prints."""
+        monkeypatch.setattr("sys.argv", ["hallmarks", "analyze", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2, arguments
+        return capfd.readouterr()
+
     store = tmp_path / "store"
     cut = truncated(suite, tmp_path / "cut")
     (tmp_path / "empty").mkdir()
@@ -140,17 +164,18 @@ def test_bad_requests_write_nothing(suite: Path, tmp_path: Path) -> None:
         ((cut,), "tensors that end with the file"),
     ]
     for arguments, message in cases:
-        done = hallmarks("analyze", *arguments, "--store", store, "--executor", "local")
-        assert done.returncode == 2, (arguments, done.stderr)
-        lines = done.stderr.splitlines()
+        output, errors = refused(*arguments, "--store", store, "--executor", "local")
+        lines = errors.splitlines()
         assert lines[0].startswith("error: ") and message in lines[0], lines
-        assert len(lines) <= 2 and "Traceback" not in done.stderr
-        assert done.stdout == ""
+        assert len(lines) <= 2 and "Traceback" not in errors
+        assert output == ""
         assert not store.exists()
-    done = hallmarks("analyze", suite, "--store", tmp_path / "file" / "x", "--executor", "local")
-    assert done.returncode == 2 and "cannot be written" in done.stderr
-    done = hallmarks("analyze", suite, "--address", "ray://somewhere:1", "--store", store)
-    assert done.returncode == 2 and "submit a job" in done.stderr
+    file = tmp_path / "file" / "x"
+    assert "cannot be written" in refused(suite, "--store", file, "--executor", "local")[1]
+    far = ("--address", "ray://somewhere:1")
+    assert "submit a job" in refused(suite, *far, "--store", store)[1]
+    done = hallmarks("analyze", tmp_path / "nowhere", "--store", store, "--executor", "local")
+    assert done.returncode == 2 and done.stdout == "" and "no such directory" in done.stderr
 
 
 def test_commands(suite: Path, tmp_path: Path) -> None:

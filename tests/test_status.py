@@ -15,18 +15,18 @@ import pipeline
 from pipeline.store.folder import Folder
 from pipeline.store.progress import records
 from tests.suites import trajectory, write_suite
-from tests.test_bits import command, large, started  # noqa: F401  the fixture
+from tests.test_bits import command, started
 
 STATUS = [sys.executable, "-m", "jobs.status", "--store"]
 
 
-def told(store: Path) -> dict[str, Any]:
+def told(store: Path | str) -> dict[str, Any]:
     done = subprocess.run([*STATUS, str(store), "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {entry["run"]: entry for entry in json.loads(done.stdout)["runs"]}
 
 
-def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:
     process = started(large, tmp_path, "--executor", "local")
     process.send_signal(signal.SIGSTOP)  # to be asked takes longer than the whole job
     running = told(tmp_path)["r"]

@@ -165,10 +165,9 @@ def test_a_run_that_is_written_again_is_not_mixed(store: str, suite: Path) -> No
     assert len(rows(Store(store), "FROM path WHERE scope = 'model'")) == 6
 
 
-@pytest.mark.ray
 def test_commands(store: str, suite: Path, local: str) -> None:
-    """Workers on Ray put their results themselves."""
-    analyze = ("analyze", suite, "--run", "r", "--store")
+    """On Ray workers put their results themselves: tests/test_cluster.py."""
+    analyze = ("analyze", suite, "--executor", "local", "--run", "r", "--store")
     done = hallmarks(*analyze, store)
     assert done.returncode == 0, done.stderr
     assert f"results: {store}" in done.stdout
@@ -178,7 +177,7 @@ def test_commands(store: str, suite: Path, local: str) -> None:
     done = hallmarks(*ask, "SELECT k, name FROM checkpoints ORDER BY k LIMIT 2")
     assert (done.stdout, done.stderr) == ("k,name\n0,step0\n1,step1\n", "")
     assert "nothing found" in hallmarks("audit", "--store", store).stdout
-    missing = refused(hallmarks(*analyze, "s3://nowhere/x", "--executor", "local"))
+    missing = refused(hallmarks(*analyze, "s3://nowhere/x"))
     assert missing == "error: --store s3://nowhere/x: no such bucket"
 
 

@@ -19,7 +19,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
@@ -32,6 +31,7 @@ from pipeline.errors import (
     quoted,
 )
 from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s
+from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Access
@@ -49,7 +49,7 @@ _STALL_S = 5.0
 three seconds; a stalled connection is given up, what has come is kept."""
 _STALL_BYTES = 16 << 10  # 32 connections at this pace share 100 KB/s
 
-_USER_AGENT = f"hallmarks/{version('hallmarks')}"
+_USER_AGENT = f"hallmarks/{VERSION}"
 
 
 class Desk(Protocol):

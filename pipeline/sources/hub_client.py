@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_session
@@ -31,6 +30,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
 from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, Limits, backoff_s, pause_s
+from pipeline.version import VERSION
 
 _ATTEMPTS = 5
 _ATTEMPTS_OF_PAGES = 2  # the client itself asks six times for each page, over 23 s
@@ -57,7 +57,7 @@ class HubClient:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.api = HfApi(library_name="hallmarks", library_version=version("hallmarks"))
+        self.api = HfApi(library_name="hallmarks", library_version=VERSION)
         self.requests: Counter[str] = Counter()
         """Made so far, by rate-limit class."""
         self.names: dict[str, set[str]] = defaultdict(set)
