@@ -60,9 +60,12 @@ class _Actor:
         threads: int,
         memory: Memory,
         verified: Sequence[int],
+        sharers: int,
     ) -> None:
         self._addresses = Remote(plan)
-        self._worker = Worker(plan, sink, self._addresses, device, threads, memory, verified)
+        self._worker = Worker(
+            plan, sink, self._addresses, device, threads, memory, verified, sharers=sharers
+        )
         self._metrics = Metrics(plan.run)
 
     def prove(self, proof: Proof) -> None:
@@ -73,7 +76,8 @@ class _Actor:
             proof.sink.prove(node)
         except HallmarksError as error:
             raise StoreUnusable(
-                f"node {node}: {error.message}", "store and local checkpoints must be on every node"
+                f"node {node}: {error.message}",
+                error.hint or "store and local checkpoints must be on every node",
             ) from None
 
     def run(self, index: int, turn: int) -> Receipt:
@@ -142,14 +146,20 @@ class RayPool:
         self._unverified = set(range(self._shares))
         remote: Any = ray.remote(_Actor).options(
             num_cpus=first.threads,
-            num_gpus=1 if first.device == "cuda" else 0,
+            num_gpus=first.gpus,
             max_concurrency=self._calls + 2,  # and one call for questions, one for answers
             max_restarts=0,
             max_task_retries=0,
         )
         shared = ray.put(plan)
         self._start = lambda share: remote.remote(
-            shared, sink, first.device, first.threads, memory, verified[share :: self._shares or 1]
+            shared,
+            sink,
+            first.device,
+            first.threads,
+            memory,
+            verified[share :: self._shares or 1],
+            first.sharers,
         )
         self._deaths = 0
         self._handles: list[_Handle] = []

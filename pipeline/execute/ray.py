@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node  # no public name tells it
 
 from pipeline.errors import RequestError
+from pipeline.execute.placement import on_cpus, on_gpus
 
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -24,6 +26,13 @@ class Layout:
     threads: int
     """Tiles computed side by side in one worker; as many CPUs are reserved for it."""
     device: str
+    gpus: float = 0
+    """Cards of a worker: one, or a share of one."""
+
+    @property
+    def sharers(self) -> int:
+        """How many workers may compute on the card of one."""
+        return max(1, int(1 / self.gpus)) if self.gpus else 1
 
 
 @contextmanager
@@ -73,15 +82,21 @@ def _without_secrets() -> Iterator[None]:
 def layout(device: str, max_workers: int | None, threads_per_worker: int = 4) -> Layout:
     """Return how many workers of how many threads the cluster has room for.
 
-    One worker per GPU; without GPUs one per four cores, since each costs 0.3 GB and four threads
-    keep the interpreter's lock free (a product of 16,384 columns takes a millisecond or more).
+    One worker per GPU, unless more are asked for than there are; without GPUs one per four cores,
+    since each costs 0.3 GB and four threads keep the interpreter's lock free (a product of 16,384
+    columns takes a millisecond or more).
+
+    Raises:
+        RequestError: the cluster has no GPU.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    if device == "cuda" or (device == "auto" and gpus):
-        if not gpus:
-            raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
-        workers = min(gpus, max_workers or gpus)
-        return Layout(workers, max(1, min(threads_per_worker, cpus // workers)), "cuda")
-    workers = min(max(1, cpus // threads_per_worker), max_workers or cpus)
-    return Layout(workers, max(1, min(threads_per_worker, cpus // workers)), "cpu")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has_gpu = any(node.get("GPU", 0) for node in nodes)
+    if device == "cuda" and not has_gpu:
+        raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
+    if has_gpu and device != "cpu":
+        free = available_resources_per_node().values()
+        most = max((node.get("GPU", 0) for node in free), default=0)
+        workers, threads, gpus = on_gpus(nodes, most, max_workers, threads_per_worker)
+        return Layout(workers, threads, "cuda", gpus)
+    workers, threads = on_cpus(nodes, max_workers, threads_per_worker)
+    return Layout(workers, threads, "cpu")

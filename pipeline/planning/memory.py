@@ -44,14 +44,16 @@ class Memory:
 def project(
     tensors: Sequence[AlignedTensor], tiles: Sequence[Tile], budget: int, calls: int
 ) -> Memory:
-    """Return how `calls` tiles side by side fit into a worker's budget.
+    """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
+
+    With a card less is taken: slices are in the host's memory, what is called scratch on the card.
 
     Raises:
         PlanDoesNotFit: they do not; the error says the least that would.
     """
     num_checkpoints = len(tensors[0].dtypes)
     fixed = calls * (
-        _scratch_bytes(tensors)
+        scratch_bytes(tensors)
         + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
     )
     widest = max(width(tensor) for tensor in tensors)
@@ -76,7 +78,7 @@ def project(
     return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)
 
 
-def _scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
+def scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
     """Values, their gathered part, increments and samples of one piece, and its product."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))
