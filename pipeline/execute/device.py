@@ -33,7 +33,8 @@ from pipeline.planning.slices import ROW_ALIGNMENT, Placed, width
 
 SHARE_OF_FREE = 0.5
 """Of a card's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
-(32 MiB a thread on Hopper), for gaps in the allocator's memory and for other programs."""
+(on Hopper 32 MiB for each stream that a thread has used), for gaps in the allocator's memory and for
+other programs."""
 
 WINDOWS = 4
 """Of a slice, at least, if it has as many pieces: only the first copy is waited for."""
@@ -307,7 +308,7 @@ class Lane:
         buffer = self._buffers[number]
         self._copying.wait_stream(self._computing)  # which may still read what lay there
         with self._api.stream(self._copying):
-            # row by row: torch copies what does not lie in one run through unpinned memory
+            # row by row: what is not one run, versions of torch gather in unpinned memory first
             for target, row, begin, end in zip(
                 buffer, table, window.begins.tolist(), window.ends.tolist(), strict=True
             ):
