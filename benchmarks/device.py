@@ -1,30 +1,36 @@
-"""Tiles on a CUDA device against the same tiles on the CPU: agreement and time.
+"""A run on a card, from the page cache, against what bounds it: the bus, and the products alone.
 
-    python benchmarks/device.py [--checkpoints 154] [--elements 8388608]
+    python benchmarks/device.py [--checkpoints 154] [--elements 8388608] [--threads 4]
 
-Needs a CUDA device, torch, safetensors and what the worker imports; no Ray, no store.
+Prints one JSON object. Nothing is read over a network; no Ray, no store.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pipeline.execute import device
 from pipeline.execute.addresses import InProcess
 from pipeline.execute.local import run_local
 from pipeline.execute.schedule import Lost
 from pipeline.execute.worker import Worker
+from pipeline.numerics.gram import one_thread_products
 from pipeline.numerics.partial import TileResult
+from pipeline.numerics.pieces import PIECE
 from pipeline.planning.memory import project
-from pipeline.planning.plan import make_plan
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
+from pipeline.sources.base import Source
 
 
 class Kept:
@@ -38,33 +44,76 @@ class Kept:
 
 
 def main() -> None:
-    """Measure, and print one JSON object."""
+    """Measure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoints", type=int, default=154)
     parser.add_argument("--elements", type=int, default=8 << 20)
-    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=device.THREADS_OF_A_CARD)
     options = parser.parse_args()
-    found: dict[str, object] = vars(options) | {"torch": torch.__version__}
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device")
+    found: dict[str, object] = vars(options) | {"card": torch.cuda.get_device_name()}
+    found["bus_GB_per_s"] = bus()
+    found["products_GB_per_s"] = products(options.checkpoints)
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), options.checkpoints, options.elements)
+        write(Path(folder), options.checkpoints, options.elements)
         plan, source = make_plan(Request(folder))
-        tiles = [tile.index for tile in plan.tiles]
-        kept = {}
-        for device in ("cpu", "cuda", "cuda"):  # the first time on the card loads its libraries
-            torch.backends.cuda.matmul.allow_tf32 = True  # what a careless process may have set
-            memory = project(plan.tensors, plan.tiles, 8 << 30, options.threads + 1)
-            sink = kept[device] = Kept()
-            worker = Worker(plan, sink, InProcess(plan, source), device, options.threads, memory)
-            started = time.perf_counter()
-            outcomes = list(run_local(worker, options.threads + 1, tiles))
-            found[f"{device}_seconds"] = round(time.perf_counter() - started, 3)
-            assert not any(isinstance(outcome, Lost) for outcome in outcomes), outcomes
         found["gigabytes"] = round(plan.bytes_total / 1e9, 2)
-        found |= _compared(kept["cpu"], kept["cuda"])
+        on_cpu, _ = run(plan, source, "cpu", options.threads)
+        run(plan, source, "cuda", options.threads)  # the first time loads libraries
+        on_card, found["run_GB_per_s"] = run(plan, source, "cuda", options.threads)
+        device.WINDOWS = 1  # each slice in one copy, which nothing of the same thread overlaps
+        _, found["without_overlap_GB_per_s"] = run(plan, source, "cuda", options.threads)
+        found |= compared(on_cpu, on_card)
     print(json.dumps(found))
 
 
-def _write(folder: Path, count: int, elements: int) -> None:
+def rate(num_bytes: int, work: Callable[[], object]) -> float:
+    """Return gigabytes a second, of the best of three."""
+    seconds = []
+    for _ in range(4):  # the first is not counted
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return round(num_bytes / min(seconds[1:]) / 1e9, 2)
+
+
+def bus() -> float:
+    """Copy one large pinned run."""
+    size = 1 << 30
+    here = torch.from_dlpack(device.pinned(size))
+    there = torch.empty(size, dtype=torch.uint8, device="cuda")
+    return rate(size, lambda: there.copy_(here, non_blocking=True))
+
+
+def products(checkpoints: int) -> float:
+    """Multiply pieces that are on the card, as gigabytes of float16 weights."""
+    rows = torch.randn((checkpoints, PIECE), device="cuda")
+
+    def work() -> None:
+        for _ in range(200):
+            torch.mm(rows, rows.T)
+
+    with one_thread_products():
+        return rate(200 * 2 * rows.numel(), work)
+
+
+def run(plan: Plan, source: Source, kind: str, threads: int) -> tuple[Kept, float]:
+    """Return the results of all tiles, and gigabytes a second."""
+    memory = project(plan.tensors, plan.tiles, 8 << 30, threads)
+    kept = Kept()
+    worker = Worker(plan, kept, InProcess(plan, source), kind, threads, memory)
+    started = time.perf_counter()
+    outcomes = list(run_local(worker, threads, [tile.index for tile in plan.tiles]))
+    seconds = time.perf_counter() - started
+    assert not any(isinstance(outcome, Lost) for outcome in outcomes), outcomes
+    return kept, round(plan.bytes_total / seconds / 1e9, 2)
+
+
+def write(folder: Path, count: int, elements: int) -> None:
+    """Write a suite of one float16 tensor, which is then in the page cache."""
     generator = torch.Generator().manual_seed(0)
     weights, drift = 0.02 * torch.randn((2, elements), generator=generator)
     for k in range(count):
@@ -74,7 +123,7 @@ def _write(folder: Path, count: int, elements: int) -> None:
         weights += 0.1 / (1 + k) * (drift + 0.02 * torch.randn(elements, generator=generator))
 
 
-def _compared(first: Kept, second: Kept) -> dict[str, object]:
+def compared(first: Kept, second: Kept) -> dict[str, object]:
     """Return the largest difference of two increments' cosines, and whether digests agree."""
     worst, equal = 0.0, True
     for name, one in first.results.items():

@@ -11,10 +11,11 @@ from typing import Protocol
 
 from pipeline.errors import Corrupted, HallmarksError, Interrupted, RequestError, StoreUnusable
 from pipeline.execute.addresses import FrontDesk, InProcess
+from pipeline.execute.device import THREADS_OF_A_CARD, choose_device
 from pipeline.execute.local import run_local
 from pipeline.execute.schedule import Lost
 from pipeline.execute.verify import published
-from pipeline.execute.worker import Receipt, Worker, available_cores, choose_device
+from pipeline.execute.worker import Receipt, Worker, available_cores
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory, project, total_memory
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
@@ -327,7 +328,9 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
     addresses = InProcess(plan, source, resources.cache)
     verified = published(plan) if resources.verify else []
     if resources.executor == "local":
-        device, threads = choose_device(resources.device), resources.threads or available_cores()
+        device = choose_device(resources.device)
+        most = THREADS_OF_A_CARD if device == "cuda" else available_cores()
+        threads = resources.threads or min(most, available_cores())
         calls = threads + source.waits
         memory = worker_memory(plan, resources, calls)
 

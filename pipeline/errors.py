@@ -14,6 +14,7 @@
     │   └── SourceChanged           the bytes are not those that were planned
     │       └── Corrupted           a whole file has another hash than the published one
     ├── TileLost                    a worker died while it held a tile
+    ├── DeviceFull                  a card has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
 An error says in one line what, where, expected and found; `hint` says what cures it.
@@ -92,6 +93,10 @@ class Corrupted(SourceChanged):
 
 class TileLost(HallmarksError):
     """A worker died while it held a tile."""
+
+
+class DeviceFull(HallmarksError):
+    """A card has no memory for the least that can be computed at once."""
 
 
 class Interrupted(HallmarksError):

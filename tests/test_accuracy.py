@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+import torch
 from threadpoolctl import threadpool_limits
 
 import pipeline
@@ -147,6 +148,12 @@ def test_fused_parts_are_those_of_the_network(
         np.testing.assert_allclose(found[:, 0], (flat @ flat.T)[i, j], rtol=1e-6)
 
 
+def devices() -> list[object]:
+    card = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no card"))
+    return ["cpu", pytest.param("cuda", marks=card)]
+
+
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize(
     ("kind", "count", "step", "numel"),
@@ -162,13 +169,13 @@ def test_fused_parts_are_those_of_the_network(
     ],
 )
 def test_adversarial_paths(
-    kind: str, count: int, step: float, numel: int, dtype: str, tmp_path: Path
+    kind: str, count: int, step: float, numel: int, dtype: str, device: str, tmp_path: Path
 ) -> None:
     """Relative steps down to 1e-5 and paths that fold back, as stored in each format."""
     rows = trajectory(kind, count, numel, step)
     directory = write_suite(tmp_path / "suite", {"layers.0.mlp.up_proj.weight": rows}, dtype)
     stored = stored_weights(directory)["layers.0.mlp.up_proj.weight"]
-    store = analysed(directory, tmp_path / "store")
+    store = analysed(directory, tmp_path / "store", device=device)
     assert_group(store, "scope = 'model'", stored, list(range(count)))
 
 

@@ -21,7 +21,7 @@ import pipeline
 from pipeline.errors import HallmarksError, PlanDoesNotFit, RequestError
 from pipeline.execute import admission
 from pipeline.execute.admission import Admission, largest_block
-from pipeline.execute.ray import choose_pull
+from pipeline.execute.placement import choose_pull
 from pipeline.results import Summary
 from tests.conftest import serving
 from tests.fault_table import bytes_sent

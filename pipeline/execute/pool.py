@@ -63,6 +63,7 @@ class _Actor:
         memory: Memory,
         verified: Sequence[int],
         for_tasks: Sequence[Any],
+        sharers: int,
     ) -> None:
         """`for_tasks`: a reference to the plan, if tasks pull."""
         self._addresses = Remote(plan)
@@ -70,7 +71,7 @@ class _Actor:
         if for_tasks:
             self._blocks = TaskBlocks(plan, for_tasks[0], self._addresses, memory.row_bytes)
         self._worker = Worker(
-            plan, sink, self._addresses, device, threads, memory, verified, self._blocks
+            plan, sink, self._addresses, device, threads, memory, verified, self._blocks, sharers
         )
         self._metrics = Metrics(plan.run)
 
@@ -82,7 +83,8 @@ class _Actor:
             proof.sink.prove(node)
         except HallmarksError as error:
             raise StoreUnusable(
-                f"node {node}: {error.message}", "store and local checkpoints must be on every node"
+                f"node {node}: {error.message}",
+                error.hint or "store and local checkpoints must be on every node",
             ) from None
 
     def run(self, index: int, turn: int) -> Receipt:
@@ -173,7 +175,7 @@ class RayPool:
         with_groups: Any = ray.remote  # its types do not know of them
         remote = with_groups(concurrency_groups={"tasks": _FOR_TASKS})(_Actor).options(
             num_cpus=first.threads,
-            num_gpus=1 if first.device == "cuda" else 0,
+            num_gpus=first.gpus,
             max_concurrency=self._calls + 2,  # and one call for questions, one for answers
             scheduling_strategy="SPREAD" if first.pull == "tasks" else None,
             max_restarts=0,
@@ -184,7 +186,7 @@ class RayPool:
         self._admission, self._store_bytes = Admission(), first.store_bytes
         self._start = lambda share: remote.remote(
             shared, sink, first.device, first.threads, memory,
-            verified[share :: self._shares or 1], for_tasks,
+            verified[share :: self._shares or 1], for_tasks, first.sharers,
         )  # fmt: skip
         self._deaths = 0
         self._handles: list[_Handle] = []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node  # no public name tells it
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, RequestError, TileLost
+from pipeline.execute.placement import choose_pull, on_cpus, on_gpus
 
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -29,6 +31,13 @@ class Layout:
     """Who pulls: `actor`, the workers themselves, or `tasks` on the CPUs that they leave."""
     store_bytes: int
     """Of the smallest object store among the nodes that work."""
+    gpus: float = 0
+    """Cards of a worker: one, or a share of one."""
+
+    @property
+    def sharers(self) -> int:
+        """How many workers may compute on the card of one."""
+        return max(1, int(1 / self.gpus)) if self.gpus else 1
 
 
 @contextmanager
@@ -81,10 +90,11 @@ def layout(
 ) -> Layout:
     """Return how many workers of how many threads the cluster has room for.
 
-    One worker per GPU; without GPUs one per four cores, since each costs 0.3 GB and four threads
-    keep the interpreter's lock free (a product of 16,384 columns takes a millisecond or more).
-    Where tasks pull, half of the cores are left to them: over TLS a byte costs about as much to
-    pull as to compute (benchmarks/results/pull.md).
+    One worker per GPU, unless more are asked for than there are; without GPUs one per four cores,
+    since each costs 0.3 GB and four threads keep the interpreter's lock free (a product of 16,384
+    columns takes a millisecond or more). Where tasks pull, half of each node's cores are left to
+    them: over TLS a byte costs about as much to pull as to compute, and whichever node is lost,
+    some that compute and some that pull are left.
 
     Args:
         pull: `actor`, `tasks`, or `auto`: see `choose_pull`.
@@ -95,41 +105,26 @@ def layout(
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [node for node in nodes if node.get("CPU")]
-    cpus = int(sum(node["CPU"] for node in nodes)) or 1
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if device == "cuda" and not gpus:
+    has_gpu = any(node.get("GPU", 0) for node in nodes)
+    if device == "cuda" and not has_gpu:
         raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
-    device = "cuda" if gpus and device != "cpu" else "cpu"
+    device = "cuda" if has_gpu and device != "cpu" else "cpu"
     if pull == "auto":
         pull = choose_pull(device, nodes) if waits else "actor"
-    fewest = min((node["CPU"] for node in nodes), default=1)
     store = int(min((node.get("object_store_memory", 0) for node in nodes), default=0))
     if pull == "tasks":
-        if cpus < 2:
+        if sum(node["CPU"] for node in nodes) < 2:
             raise RequestError(
                 "--pull tasks needs 2 CPUs, found 1: one computes, one pulls", "use --pull actor"
             )
-        cpus //= 2
-        # also of each node: whichever is lost, some that compute and some that pull are left
-        threads_per_worker = min(threads_per_worker, max(1, int(fewest) // 2))
-    if device == "cuda":
-        workers = min(gpus, max_workers or gpus)
-    else:
-        workers = min(max(1, cpus // threads_per_worker), max_workers or cpus)
-    threads = max(1, min(threads_per_worker, cpus // workers))
-    return Layout(workers, threads, device, pull, store)
-
-
-def choose_pull(device: str, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Return who pulls from a network: tasks if GPUs wait for bytes, and other nodes can help.
-
-    Through an object store a byte is copied three times more. That pays only where the nodes with
-    the GPUs have fewer cores, and so fewer network cards, than the nodes without.
-    """
+        nodes = [{**node, "CPU": node["CPU"] // 2} for node in nodes]
     if device == "cpu":
-        return "actor"
-    with_gpus = sum(node["CPU"] for node in nodes if node.get("GPU"))
-    return "tasks" if sum(node["CPU"] for node in nodes) > 2 * with_gpus else "actor"
+        workers, threads = on_cpus(nodes, max_workers, threads_per_worker)
+        return Layout(workers, threads, "cpu", pull, store)
+    free = available_resources_per_node().values()
+    most = max((node.get("GPU", 0) for node in free), default=0)
+    workers, threads, gpus = on_gpus(nodes, most, max_workers, threads_per_worker)
+    return Layout(workers, threads, "cuda", pull, store, gpus)
 
 
 def result(call: Any) -> Any:

@@ -14,14 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import torch
-
-from pipeline.errors import HallmarksError, RequestError
+from pipeline.errors import HallmarksError
 from pipeline.execute.addresses import Addresses
+from pipeline.execute.device import Device, Lane, pieces_of
 from pipeline.execute.pull import Block, Blocks, Counters, Places, Puller
 from pipeline.execute.verify import Turn, Verifier
-from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, Scratch, one_thread_products
+from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
@@ -67,17 +65,18 @@ class Worker:
         memory: Memory,
         verified: Sequence[int] = (),
         elsewhere: Blocks | None = None,
+        sharers: int = 1,
     ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             verified: files of the plan whose hashes are checked here.
             elsewhere: where blocks come from if they are not pulled here.
+            sharers: workers that compute on the same card, this one included.
         """
         self._plan, self._sink, self._memory = plan, sink, memory
         self._addresses = addresses
-        self._device = torch.device(device)
-        self._computing = threading.Semaphore(threads)
+        self._device = Device(device, plan.tensors, memory.row_bytes, threads, sharers)
         self._local = threading.local()
         self._counters, self._counting = Counters(), threading.Lock()
         self._puller = Puller(plan, addresses, self.count)
@@ -102,11 +101,14 @@ class Worker:
             self._counters.add(more)
 
     def prove(self, files: Sequence[Access]) -> None:
-        """Read a byte of each of these files.
+        """Look at the device, and read a byte of each of these files.
 
         Raises:
-            ReadError: one of them is not here, or is another.
+            RequestError: there is no such device here.
+            DeviceFull: it cannot even be looked at.
+            ReadError: one of the files is not here, or is another.
         """
+        self._device.open()
         self._puller.prove(files)
 
     def pause(self, host: str, seconds: float) -> None:
@@ -122,6 +124,7 @@ class Worker:
 
         Raises:
             ReadError: bytes could not be had.
+            DeviceFull: the card has no memory for a single piece.
         """
         tile = self._plan.tiles[index]
         try:
@@ -129,13 +132,12 @@ class Worker:
                 accumulators = self._accumulators(index)
                 pull_seconds, gram_seconds = self._work(index, accumulators, mine)
             parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
-            device = device_name(self._device)
-            self._sink.put(tile.name, TileResult(parts, device))
+            self._sink.put(tile.name, TileResult(parts, self._device.name))
         except HallmarksError:
             self.count(tiles_failed=1)
             raise
         self.count(tiles_done=1, pulling_seconds=pull_seconds, computing_seconds=gram_seconds)
-        return Receipt(index, tile.bytes, pull_seconds, gram_seconds, device)
+        return Receipt(index, tile.bytes, pull_seconds, gram_seconds, self._device.name)
 
     def verify(self) -> None:
         """Compare the hashes of the files that are verified here.
@@ -173,9 +175,9 @@ class Worker:
         started = time.perf_counter()
         for piece, block in self._blocks(index) if self._blocks else self._pulled(index, turn):
             pull_seconds += time.perf_counter() - started
-            with self._computing:
+            with self._device.lane() as lane:
                 started = time.perf_counter()
-                self._add(piece, block, accumulators)
+                self._add(piece, block, accumulators, lane)
                 gram_seconds += time.perf_counter() - started
             del block  # it may be in an object store that has room for few
             self.count(slices=1)
@@ -209,12 +211,7 @@ class Worker:
         count = len(self._plan.checkpoints)
         flat = getattr(self._local, "flat", None)
         if flat is None:
-            size = count * self._memory.row_bytes
-            if self._device.type == "cuda":
-                flat = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-            else:
-                flat = np.empty(size, np.uint8)  # in huge pages, where torch's is in small ones
-            self._local.flat = flat
+            flat = self._local.flat = self._device.table(count * self._memory.row_bytes)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 
     def _add(
@@ -222,36 +219,17 @@ class Worker:
         piece: Slice,
         block: Block,
         accumulators: dict[tuple[int, int, int], PartAccumulator],
+        lane: Lane,
     ) -> None:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch(len(block), self._device)
-        table = torch.from_numpy(block)
-        if self._device.type == "cuda":
-            table = table.to(self._device, non_blocking=True)
+        pieces = []
         for placed in piece.placed:
-            tensor = self._plan.tensors[placed.fragment.tensor]
-            values = _typed(table, placed, tensor.dtypes)
-            stored = _rows(block, placed, tensor.dtypes)
-            for key in results(placed.fragment, self._plan.tensors):
-                accumulator = accumulators[key]
+            dtypes = self._plan.tensors[placed.fragment.tensor].dtypes
+            stored = _rows(block, placed, dtypes)
+            adding = [accumulators[key] for key in results(placed.fragment, self._plan.tensors)]
+            for accumulator in adding:
                 accumulator.add_bytes(stored, placed.fragment.first)
-                accumulator.add_values(values, placed.fragment.first, self._local.scratch)
-
-
-def _typed(
-    table: torch.Tensor, placed: Placed, dtypes: tuple[str, ...]
-) -> torch.Tensor | list[torch.Tensor]:
-    """Return a fragment's values: one table if all checkpoints store it alike, else rows."""
-    length = placed.fragment.stop - placed.fragment.first
-    if len(set(dtypes)) == 1:
-        dtype = TORCH_DTYPES[dtypes[0]]
-        return table[:, placed.column : placed.column + length * dtype.itemsize].view(dtype)
-    return [
-        row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize].view(
-            TORCH_DTYPES[dtype]
-        )
-        for row, dtype in zip(table, dtypes, strict=True)
-    ]
+            pieces += pieces_of(placed, dtypes, adding)
+        lane.add(block, pieces)
 
 
 def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
@@ -265,22 +243,3 @@ def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_device(wanted: str) -> str:
-    """Return the torch device that `--device` means on this machine.
-
-    Raises:
-        RequestError: `cuda` where there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
-        raise RequestError("--device cuda: this machine has no CUDA device", "use --device cpu")
-    return "cuda" if wanted in ("cuda", "auto") and has_cuda else "cpu"
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of the processor or card, as results carry it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return "cpu " + torch.backends.cpu.get_cpu_capability()

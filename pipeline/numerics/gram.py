@@ -28,7 +28,7 @@ from torch import Tensor
 from pipeline.checkpoint.roles import Part
 from pipeline.numerics.joint import parents
 from pipeline.numerics.partial import DIGEST_WORDS, PartialGram
-from pipeline.numerics.pieces import CHUNK, PIECE, piece_bounds
+from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.numerics.rounding import (
     COARSEST_FIRST,
     MIN_SAMPLED,
@@ -69,18 +69,21 @@ EXACT_COLUMNS = PIECE // 8  # columns of one float64 product: bounds what that r
 def one_thread_products() -> Iterator[None]:
     """Pin what decides the bits of a product, for this process, and restore it.
 
-    One BLAS thread: with 65 rows 1-3 threads agree in bits but 4 differ. No TF32 and no bf16
-    passes, whatever the process had set. Cores are filled with tiles side by side instead.
+    One BLAS thread: with 65 rows 1-3 threads agree in bits but 4 differ. No TF32 on a card, whatever
+    the process had set: every product there is of float32 or float64, and `fp32_precision` is what
+    torch reads before each (what is set by older names shows in it, but reading those raises once
+    both were used). Cores are filled with tiles side by side instead.
     """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    matmul = torch.backends.cuda.matmul
+    threads, precision = torch.get_num_threads(), matmul.fp32_precision
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
+    matmul.fp32_precision = "ieee"
     try:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
+        matmul.fp32_precision = precision
 
 
 class Scratch:
@@ -108,6 +111,23 @@ class Scratch:
 
     def _shaped(self, flat: Tensor, length: int) -> Tensor:
         return flat[: self.num_checkpoints * length].view(self.num_checkpoints, length)
+
+
+def decoded(rows: Sequence[Tensor] | Tensor, scratch: Scratch) -> Tensor:
+    """Return the (K, M) values of a piece in float32, or float64 where any checkpoint stores that.
+
+    Args:
+        rows: as stored: (K, M), or K rows of M where the formats differ.
+    """
+    if isinstance(rows, Tensor):
+        if rows.dtype in (torch.float32, torch.float64):
+            return rows
+        return scratch.values(torch.float32, rows.shape[1]).copy_(rows)
+    wide = any(row.dtype == torch.float64 for row in rows)
+    values = scratch.values(torch.float64 if wide else torch.float32, len(rows[0]))
+    for target, row in zip(values, rows, strict=True):
+        target.copy_(row)
+    return values
 
 
 class PartAccumulator:
@@ -138,20 +158,37 @@ class PartAccumulator:
         self._hashers: list[xxhash.xxh3_128] = []
         self._chunk = -1
 
-    def add_values(self, rows: Sequence[Tensor] | Tensor, first: int, scratch: Scratch) -> None:
-        """Add the Gram matrix of the elements [first, …) of the tensor.
+    def add_values(self, values: Tensor, first: int, scratch: Scratch) -> None:
+        """Add the Gram matrix of a piece; if this fails, nothing was added.
 
         Args:
-            rows: values as stored: (K, N), or K rows of N where the formats differ.
+            values: (K, M), from `decoded`: the elements [first, first + M) of the tensor.
             first: index in the tensor of the first element.
         """
-        stop = first + len(rows[0])
-        for start, end in piece_bounds(first, stop):
-            columns = _columns(self._part, start, end)
-            if columns is not None:
-                self._add_piece(
-                    _decoded(rows, start - first, end - first, scratch), columns, scratch
-                )
+        columns = _columns(self._part, first, first + values.shape[1])
+        if columns is None:
+            return
+        if isinstance(columns, slice):
+            values = values[:, columns]
+        else:
+            values = values.index_select(1, columns.to(values.device))
+        gram, non_finite = None, 0
+        if not self._exact:
+            increments = self._increments(values, scratch)
+            gram = _float32_gram(increments, scratch.product, self._sum_length)
+        if gram is None:
+            gram, finite, non_finite = _exact_gram(values, self._parents)
+            if non_finite.any():
+                values = torch.where(finite.to(values.device), values, 0)
+        sample = values[:, :: self._every]
+        sums, represented = exponent_sums(sample, self._dtypes), self._still_represented(sample)
+        # What may find no memory is done.
+        self._gram += gram
+        self._non_finite += non_finite
+        self._numel += values.shape[1]
+        self._sampled += sample.shape[1]
+        self._sums += sums
+        self._represented = represented
 
     def add_bytes(self, rows: Sequence[NDArray[np.uint8]], first: int) -> None:
         """Add the stored bytes of the elements [first, …) of the tensor to the digests.
@@ -192,24 +229,6 @@ class PartAccumulator:
             self._digests[row] += np.frombuffer(hasher.digest(), ">u8").astype(np.uint64)
         self._hashers = []
 
-    def _add_piece(self, values: Tensor, columns: slice | Tensor, scratch: Scratch) -> None:
-        if isinstance(columns, slice):
-            values = values[:, columns]
-        else:
-            values = values.index_select(1, columns.to(values.device))
-        gram = None
-        if not self._exact:
-            increments = self._increments(values, scratch)
-            gram = _float32_gram(increments, scratch.product, self._sum_length)
-        if gram is None:
-            gram, finite, non_finite = _exact_gram(values, self._parents)
-            self._non_finite += non_finite
-            if non_finite.any():
-                values = torch.where(finite.to(values.device), values, 0)
-        self._gram += gram
-        self._numel += values.shape[1]
-        self._sample(values[:, :: self._every])
-
     def _increments(self, values: Tensor, scratch: Scratch) -> Tensor:
         increments = scratch.increments(values.shape[1])
         increments[0] = values[0]
@@ -221,16 +240,14 @@ class PartAccumulator:
             increments[first] = values[first] - values[0]
         return increments
 
-    def _sample(self, sample: Tensor) -> None:
-        self._sampled += sample.shape[1]
-        self._sums += exponent_sums(sample, self._dtypes)
+    def _still_represented(self, sample: Tensor) -> NDArray[np.bool_]:
+        """Return (K, 4): which formats represent all that was sampled, this included."""
         if self._stored is not None:
-            self._represented = represented(sample, self._stored, self._represented)
-            return
-        for row, dtype in enumerate(self._dtypes):
-            self._represented[row] = represented(
-                sample[row : row + 1], dtype, self._represented[row : row + 1]
-            )
+            return represented(sample, self._stored, self._represented)
+        rows = zip(sample.split(1), self._dtypes, self._represented, strict=True)
+        return np.concatenate(
+            [represented(row, dtype, before[None]) for row, dtype, before in rows]
+        )
 
 
 def _columns(part: Part, start: int, end: int) -> slice | Tensor | None:
@@ -259,19 +276,6 @@ def _runs(part: Part, start: int, end: int) -> list[tuple[int, int]]:
         for origin in range(base, end, part.period)
     )
     return [run for run in runs if run[0] < run[1]]
-
-
-def _decoded(rows: Sequence[Tensor] | Tensor, start: int, end: int, scratch: Scratch) -> Tensor:
-    """Return (K, M) values in float32, or float64 where any checkpoint stores that."""
-    if isinstance(rows, Tensor):
-        if rows.dtype in (torch.float32, torch.float64):
-            return rows[:, start:end]
-        return scratch.values(torch.float32, end - start).copy_(rows[:, start:end])
-    wide = any(row.dtype == torch.float64 for row in rows)
-    values = scratch.values(torch.float64 if wide else torch.float32, end - start)
-    for target, row in zip(values, rows, strict=True):
-        target.copy_(row[start:end])
-    return values
 
 
 def _float32_gram(increments: Tensor, product: Tensor, sum_length: int) -> NDArray | None:

@@ -51,7 +51,9 @@ def project(
     calls: int,
     largest_block: int | None = None,
 ) -> Memory:
-    """Return how `calls` tiles side by side fit into a worker's budget.
+    """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
+
+    With a card less is taken: slices are in the host's memory, what is called scratch on the card.
 
     Args:
         largest_block: bytes of a slice that an object store takes, if slices travel through one:
@@ -62,7 +64,7 @@ def project(
     """
     num_checkpoints = len(tensors[0].dtypes)
     fixed = calls * (
-        _scratch_bytes(tensors)
+        scratch_bytes(tensors)
         + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
     )
     widest = max(width(tensor) for tensor in tensors)
@@ -97,7 +99,7 @@ def project(
     return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)
 
 
-def _scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
+def scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
     """Values, their gathered part, increments and samples of one piece, and its product."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))

@@ -1,0 +1,373 @@
+"""The slices of tiles on the device that computes them: how their bytes get there, how many at once.
+
+A card gets a slice in windows, runs of whole pieces: while one is computed the next is copied, on a
+stream of its own, from pinned memory. Where the card's memory runs out windows are halved, and the
+work goes on with the pieces that are not in yet. A piece is one product wherever a window begins, so
+no bit depends on it. The processor uses a slice where it lies, by the same functions.
+
+Letters: K checkpoints.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import LifoQueue
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import DeviceFull, HallmarksError, RequestError
+from pipeline.execute.pull import Block
+from pipeline.numerics.gram import SHORT_SUM, TORCH_DTYPES, PartAccumulator, Scratch, decoded
+from pipeline.numerics.pieces import PIECE, piece_bounds
+from pipeline.planning.align import AlignedTensor
+from pipeline.planning.memory import scratch_bytes, show_size
+from pipeline.planning.slices import ROW_ALIGNMENT, Placed, width
+
+SHARE_OF_FREE = 0.5
+"""Of a card's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
+(on Hopper 32 MiB for each stream that a thread has used), for gaps in the allocator's memory and for
+other programs."""
+
+WINDOWS = 4
+"""Of a slice, at least, if it has as many pieces: only the first copy is waited for."""
+
+THREADS_OF_A_CARD = 4
+"""Without --threads: each holds memory on the card, and all launch what it does under one lock."""
+
+_PAGE = 4096
+
+
+@dataclass(eq=False, slots=True)
+class Piece:
+    """Elements [start, stop) of a tensor, multiplied at once, and where a slice holds them."""
+
+    placed: Placed
+    dtypes: tuple[str, ...]
+    begins: NDArray[np.int64]
+    """(K,) columns of the first byte; rows differ where formats do."""
+    ends: NDArray[np.int64]
+    start: int
+    stop: int
+    lacking: list[PartAccumulator]
+    """What it has yet to be added to."""
+
+
+def pieces_of(
+    placed: Placed, dtypes: tuple[str, ...], accumulators: Sequence[PartAccumulator]
+) -> Iterator[Piece]:
+    """Yield the pieces of a fragment in a slice; each is to be added to all accumulators."""
+    sizes = np.array([TORCH_DTYPES[dtype].itemsize for dtype in dtypes])
+    first = placed.fragment.first
+    for start, stop in piece_bounds(first, placed.fragment.stop):
+        begins, ends = (placed.column + (at - first) * sizes for at in (start, stop))
+        yield Piece(placed, dtypes, begins, ends, start, stop, list(accumulators))
+
+
+@dataclass(eq=False, slots=True)
+class Window:
+    """Pieces that lie side by side, and the columns that hold them."""
+
+    pieces: list[Piece]
+    begins: NDArray[np.int64]
+    """(K,) of ROW_ALIGNMENT, so that what is aligned in the slice is aligned in a copy."""
+    ends: NDArray[np.int64]
+
+    def takes(self, piece: Piece, room: int) -> bool:
+        """Return whether a piece may come last and every row still fits into `room` bytes."""
+        # From where rows differ, a fragment that is alike in all of them would lie in no table.
+        level = bool((self.begins == self.begins[0]).all())
+        return (level or piece.placed is self.pieces[0].placed) and int(
+            (piece.ends - self.begins).max()
+        ) <= room
+
+    def stored(self, piece: Piece, table: Tensor) -> Tensor | list[Tensor]:
+        """Return a piece's values as stored, given the window's bytes: (M,) rows or (K, M)."""
+        begins, ends = piece.begins - self.begins, piece.ends - self.begins
+        if len(set(piece.dtypes)) == 1:
+            return table[:, begins[0] : ends[0]].view(TORCH_DTYPES[piece.dtypes[0]])
+        return [
+            row[begin:end].view(TORCH_DTYPES[dtype])
+            for row, begin, end, dtype in zip(table, begins, ends, piece.dtypes, strict=True)
+        ]
+
+
+def windows(pieces: Sequence[Piece], room: int) -> Iterator[Window]:
+    """Divide pieces, in order, into windows of at most `room` bytes a row; a piece must fit."""
+    window: Window | None = None
+    for piece in pieces:
+        if window is not None and window.takes(piece, room):
+            window.pieces.append(piece)
+            window.ends = piece.ends
+        else:
+            if window is not None:
+                yield window
+            window = Window([piece], piece.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, piece.ends)
+    if window is not None:
+        yield window
+
+
+def affordable_window(free: int, lanes: int, num_checkpoints: int, beside: int) -> int:
+    """Return the bytes of a row of a window for which a card has memory, twice in each lane.
+
+    Args:
+        free: bytes of the card.
+        lanes: slices computed side by side on it, by all workers.
+        beside: bytes that a lane takes beside its windows.
+    """
+    each = int(SHARE_OF_FREE * free) // lanes - beside
+    return each // (2 * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
+
+
+class Device:
+    """What computes in this process, and how much of a slice it takes at once. Safe in threads."""
+
+    def __init__(
+        self,
+        kind: str,
+        tensors: Sequence[AlignedTensor],
+        row_bytes: int,
+        lanes: int,
+        sharers: int = 1,
+        window: int | None = None,
+    ) -> None:
+        """Prepare; the device is not touched yet.
+
+        Args:
+            kind: `cpu` or `cuda`.
+            row_bytes: of a row of the largest slice.
+            lanes: slices computed side by side.
+            sharers: workers that compute on the same card, this one included.
+            window: bytes of a row that are copied at once; default: what a card affords, and on
+                the processor no copies.
+        """
+        self.torch = torch.device(kind)
+        self.window = window
+        self.least = PIECE * max(map(width, tensors)) + ROW_ALIGNMENT
+        """Bytes of a row that hold any piece, wherever it begins."""
+        self._num_checkpoints = len(tensors[0].dtypes)
+        # as in a host's memory, and the batch of products of short sums
+        self._beside = scratch_bytes(tensors) + 4 * (PIECE // SHORT_SUM) * self._num_checkpoints**2
+        self._row_bytes, self._lanes, self._sharers = row_bytes, lanes, sharers
+        self._idle: LifoQueue[Lane] | None = None
+        self._changing = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The name of the processor or card, as results carry it."""
+        if self.torch.type == "cuda":
+            return torch.cuda.get_device_name(self.torch)
+        return "cpu " + torch.backends.cpu.get_cpu_capability()
+
+    def open(self) -> None:
+        """See what the device has free, before anything is computed on it.
+
+        Raises:
+            RequestError: there is none.
+            DeviceFull: it cannot even be looked at.
+        """
+        with self._changing:
+            if self._idle is not None:
+                return
+            if self.torch.type == "cuda":
+                choose_device("cuda")
+                if self.window is None:
+                    self.window = self._first_window()
+            self._idle = LifoQueue()
+            for _ in range(self._lanes):
+                self._idle.put(Lane(self))
+
+    @contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """Wait for a lane that nobody uses; the one used last is warm.
+
+        Raises:
+            RequestError: there is no such device.
+            DeviceFull: it has no memory left.
+        """
+        self.open()
+        assert self._idle is not None
+        lane = self._idle.get()
+        try:
+            yield lane
+        finally:
+            self._idle.put(lane)
+
+    def table(self, num_bytes: int) -> Block:
+        """Return host memory for slices: pinned if a card is to read it.
+
+        Raises:
+            HallmarksError: so much cannot be pinned.
+        """
+        if self.torch.type == "cpu":
+            return np.empty(num_bytes, np.uint8)  # in huge pages, where torch's is in small ones
+        return pinned(num_bytes)
+
+    def halve(self, window: int) -> None:
+        """Take half of a window that was too much, for the rest of the run.
+
+        Raises:
+            DeviceFull: it was the least that can be.
+        """
+        with self._changing:
+            if window <= self.least:
+                needed = 2 * self._num_checkpoints * self.least + self._beside
+                free, total = memory_of(self.torch)
+                raise DeviceFull(
+                    f"{self.name}: out of memory: {self._num_checkpoints} checkpoints take"
+                    f" {show_size(needed, up=True)} at least, {show_size(free)} of"
+                    f" {show_size(total)} are free",
+                    "is another program on it? else fewer --max-workers, fewer checkpoints with"
+                    " --steps, or --device cpu",
+                )
+            half = max(self.least, window // 2 // ROW_ALIGNMENT * ROW_ALIGNMENT)
+            self.window = min(half, self.window or half)  # another lane may have been here
+
+    def _first_window(self) -> int:
+        try:
+            free, _ = memory_of(self.torch)
+        except RuntimeError as error:  # no memory for what CUDA itself needs
+            raise DeviceFull(
+                f"--device cuda: {str(error).splitlines()[0]}", "is another program on the card?"
+            ) from None
+        lanes = self._lanes * self._sharers
+        affordable = affordable_window(free, lanes, self._num_checkpoints, self._beside)
+        part = -(-self._row_bytes // WINDOWS // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        return max(self.least, min(affordable, part))
+
+
+class Lane:
+    """Computes one slice at a time, in memory of its own on the device."""
+
+    def __init__(self, device: Device) -> None:
+        """Prepare; nothing is allocated yet."""
+        self._device = device
+        self._api: Any = torch.cuda if device.torch.type == "cuda" else torch.cpu
+        self._computing, self._copying = self._api.Stream(), self._api.Stream()
+        self._scratch: Scratch | None = None
+        self._buffers: list[Tensor] = []  # two windows at most
+
+    def add(self, block: Block, pieces: Sequence[Piece]) -> None:
+        """Add the pieces of a slice to what lacks them; the block is free for use then.
+
+        Raises:
+            DeviceFull: there is no memory for a single piece.
+        """
+        table = torch.from_dlpack(
+            block
+        )  # it is only read; from_numpy warns if it may not be written
+        while pieces := [piece for piece in pieces if piece.lacking]:
+            window = self._device.window
+            if not self._added(table, pieces, window):
+                self._scratch, self._buffers = None, []
+                torch.cuda.empty_cache()
+                self._device.halve(window or 0)
+
+    def _added(self, table: Tensor, pieces: Sequence[Piece], window: int | None) -> bool:
+        """Add pieces; return False if memory ran out, with nothing left of what filled it."""
+        try:
+            with self._api.stream(self._computing):
+                self._work_through(table, pieces, window)
+        except RuntimeError as error:
+            if window is None or not ran_out_of_memory(error):
+                raise
+            return False
+        finally:  # no copy may still read the block, nor write into a buffer
+            if self._device.torch.type == "cuda":
+                self._copying.synchronize()
+        return True
+
+    def _work_through(self, table: Tensor, pieces: Sequence[Piece], size: int | None) -> None:
+        if size is None:
+            here = np.zeros(len(table), np.int64)
+            self._compute(Window(list(pieces), here, here), table)
+            return
+        divided = list(windows(pieces, size))
+        copied = self._copied(table, divided[0], size, 0)
+        for number, window in enumerate(divided, 1):
+            self._computing.wait_stream(self._copying)
+            here = copied
+            if number < len(divided):
+                copied = self._copied(table, divided[number], size, number % 2)
+            self._compute(window, here)
+
+    def _copied(self, table: Tensor, window: Window, size: int, number: int) -> Tensor:
+        """Return a buffer into which a window is on its way."""
+        if self._buffers and self._buffers[0].shape[1] != size:
+            self._buffers = []  # another lane ran out of memory
+        if number == len(self._buffers):
+            shape = len(table), size
+            self._buffers.append(torch.empty(shape, dtype=torch.uint8, device=self._device.torch))
+        buffer = self._buffers[number]
+        self._copying.wait_stream(self._computing)  # which may still read what lay there
+        with self._api.stream(self._copying):
+            # row by row: what is not one run, versions of torch gather in unpinned memory first
+            for target, row, begin, end in zip(
+                buffer, table, window.begins.tolist(), window.ends.tolist(), strict=True
+            ):
+                target[: end - begin].copy_(row[begin:end], non_blocking=True)
+        return buffer
+
+    def _compute(self, window: Window, table: Tensor) -> None:
+        if self._scratch is None:
+            self._scratch = Scratch(len(table), self._device.torch)
+        for piece in window.pieces:
+            values = decoded(window.stored(piece, table), self._scratch)
+            while piece.lacking:
+                piece.lacking[-1].add_values(values, piece.start, self._scratch)
+                piece.lacking.pop()
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device that `--device` means on this machine.
+
+    Raises:
+        RequestError: `cuda` where there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise RequestError("--device cuda: this machine has no CUDA device", "use --device cpu")
+    return "cuda" if wanted in ("cuda", "auto") and has_cuda else "cpu"
+
+
+def memory_of(card: torch.device) -> tuple[int, int]:
+    """Return how many bytes of a card are free, and how many there are."""
+    return torch.cuda.mem_get_info(card)
+
+
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error says so; what libraries allocate by themselves has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def pinned(num_bytes: int) -> Block:
+    """Return memory that a card reads while this process goes on.
+
+    Of exactly this size: torch's own pinned memory comes in powers of two.
+
+    Raises:
+        HallmarksError: so much cannot be pinned.
+    """
+    # pages of its own: none may be pinned twice
+    whole = -(-num_bytes // _PAGE) * _PAGE
+    owner = np.empty(whole + _PAGE, np.uint8)
+    skipped = -owner.ctypes.data % _PAGE
+    address = owner.ctypes.data + skipped
+    cudart: Any = torch.cuda.cudart()
+    failed = int(cudart.cudaHostRegister(address, whole, 0))
+    if failed:
+        raise HallmarksError(
+            f"{show_size(num_bytes)} of memory cannot be pinned (CUDA error {failed})",
+            "use less --memory",
+        )
+    weakref.finalize(owner, cudart.cudaHostUnregister, address)
+    return owner[skipped : skipped + num_bytes]

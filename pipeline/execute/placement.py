@@ -1,0 +1,70 @@
+"""How many workers of how many threads, and of which share of a card, a cluster holds; who pulls.
+
+Pure: no Ray. A worker lives on one node and its share on one card: what two nodes have left makes no
+worker. Nodes are given by their resources, as Ray names them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+_PARTS_OF_A_CARD = 10_000  # Ray counts resources in these, and would round 1/6 up
+
+
+def on_cpus(
+    nodes: Sequence[Mapping[str, float]], max_workers: int | None, most_threads: int
+) -> tuple[int, int]:
+    """Return how many workers there is room for, and the CPUs of each.
+
+    At least one, which waits if there is none.
+    """
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    threads = max(1, min(most_threads, max(cpus, default=0)))
+    workers = sum(each // threads for each in cpus)
+    return max(1, min(workers, max_workers or workers)), threads
+
+
+def on_gpus(
+    nodes: Sequence[Mapping[str, float]],
+    free: float,
+    max_workers: int | None,
+    most_threads: int,
+) -> tuple[int, int, float]:
+    """Return how many workers there is room for, and the CPUs and GPUs of each.
+
+    One for each card. More workers than cards share them evenly. Where no node has a whole card
+    free, a worker takes the part that is. At least one, which waits if there is no room for it.
+
+    Args:
+        nodes: at least one has a GPU, or a part of one.
+        free: the most GPUs that a node has free now.
+    """
+    nodes = [node for node in nodes if node.get("GPU", 0)]
+    cards = [math.floor(node["GPU"]) or node["GPU"] for node in nodes]
+    unit = min(1.0, free or 1.0, max(cards))
+    whole = sum(int(card / unit) for card in cards)
+    each = unit / max(1, math.ceil((max_workers or whole) / whole))
+    each = math.floor(each * _PARTS_OF_A_CARD) / _PARTS_OF_A_CARD
+
+    def held(threads: int) -> int:
+        return sum(
+            min(int(card / each), int(node.get("CPU", 0)) // threads)
+            for node, card in zip(nodes, cards, strict=True)
+        )
+
+    workers = min(held(1), max_workers or held(1))
+    threads = max(n for n in range(1, most_threads + 1) if n == 1 or held(n) >= workers)
+    return max(1, workers), threads, each
+
+
+def choose_pull(device: str, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return who pulls from a network: tasks if GPUs wait for bytes, and other nodes can help.
+
+    Through an object store a byte is copied three times more. That pays only where the nodes with
+    the GPUs have fewer cores, and so fewer network cards, than the nodes without.
+    """
+    if device == "cpu":
+        return "actor"
+    with_gpus = sum(node["CPU"] for node in nodes if node.get("GPU", 0))
+    return "tasks" if sum(node["CPU"] for node in nodes) > 2 * with_gpus else "actor"

@@ -1,0 +1,496 @@
+"""Slices on a device: every size of a window, and memory that runs out anywhere, give the same bits.
+
+What copies and recovers on a card runs here on the processor, into buffers of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.checkpoint.roles import Part
+from pipeline.errors import DeviceFull, HallmarksError, RequestError
+from pipeline.execute import device as device_module
+from pipeline.execute.addresses import InProcess
+from pipeline.execute.device import (
+    Device,
+    affordable_window,
+    choose_device,
+    pieces_of,
+    pinned,
+    ran_out_of_memory,
+    windows,
+)
+from pipeline.execute.local import run_local
+from pipeline.execute.schedule import Lost
+from pipeline.execute.worker import Worker
+from pipeline.numerics import gram
+from pipeline.numerics.gram import TORCH_DTYPES, one_thread_products
+from pipeline.numerics.partial import PartialGram, TileResult
+from pipeline.numerics.pieces import PIECE
+from pipeline.planning.memory import project
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.request import Request
+from pipeline.planning.slices import slices
+from pipeline.planning.tiles import Fragment, Tile
+from pipeline.sources.base import Source
+from pipeline.store.tiles import encode
+from tests.reference import increment_gram
+from tests.suites import trajectory
+
+COUNT = 5
+MIXED = ("F32", "F16", "BF16", "F64", "F16")
+FUSED = tuple(Part(label, "attn", 300, 100 * n, 100 * n + 100) for n, label in enumerate("qkv"))
+
+
+class Kept:
+    """A sink in memory."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, TileResult] = {}
+
+    def put(self, tile_name: str, result: TileResult) -> None:
+        self.results[tile_name] = result
+
+    def bits(self) -> dict[str, bytes]:
+        return {name: encode(replace(found, device="")) for name, found in self.results.items()}
+
+
+@dataclass
+class Suite:
+    plan: Plan
+    source: Source
+    stored: dict[str, np.ndarray]
+    """(K, numel) float64 values of each tensor, as stored."""
+
+    def worker(self, kind: str = "cpu", threads: int = 1) -> tuple[Worker, Kept]:
+        kept = Kept()
+        memory = project(self.plan.tensors, self.plan.tiles, 1 << 30, threads)
+        addresses = InProcess(self.plan, self.source)
+        return Worker(self.plan, kept, addresses, kind, threads, memory), kept
+
+    def computed(self, kind: str = "cpu", threads: int = 1) -> Kept:
+        """Return the results of all tiles; on one thread they are computed in this one."""
+        worker, kept = self.worker(kind, threads)
+        tiles = range(len(self.plan.tiles))
+        try:
+            if threads == 1:
+                for tile in tiles:
+                    worker.run(tile, tile)
+            else:
+                outcomes = list(run_local(worker, threads, list(tiles)))
+                assert not any(isinstance(outcome, Lost) for outcome in outcomes), outcomes
+        finally:
+            worker.close()
+        return kept
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """Every format, formats that change, a fused tensor, tensors of seven weights, NaN: three tiles."""
+    directory = tmp_path_factory.mktemp("device") / "suite"
+    shapes: dict[str, tuple[int, tuple[str, ...]]] = {
+        "broken": (33_000, ("F32",) * COUNT),
+        "double": (17_000, ("F64",) * COUNT),
+        "fused": (48_000, ("F16",) * COUNT),
+        "half": (50_000, ("F16",) * COUNT),
+        "mixed": (70_000, MIXED),
+        "other": (20_000, ("BF16",) * COUNT),
+        "single": (70_001, ("F32",) * COUNT),
+        **{f"tiny{n}": (7, (dtype,) * COUNT) for n, dtype in enumerate(MIXED)},
+    }
+    values = {
+        name: trajectory("walk", COUNT, numel, 0.1, seed)
+        for seed, (name, (numel, _)) in enumerate(shapes.items())
+    }
+    values["broken"][2, [0, 20_000]] = np.nan, np.inf
+    values["single"] = np.repeat(values["single"][:, :1], 70_001, axis=1) * 2.0**-60 + 0.0
+    values["single"][:, 1::2] = trajectory("walk", COUNT, 35_000, 0.1)
+    stored: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
+    for k in range(COUNT):
+        (directory / f"step{k}").mkdir(parents=True)
+        rows = {
+            name: torch.from_numpy(values[name][k]).to(TORCH_DTYPES[dtypes[k]])
+            for name, (_, dtypes) in shapes.items()
+        }
+        save_file(rows, directory / f"step{k}" / "model.safetensors")
+        for name, row in rows.items():
+            stored[name].append(row.double().numpy())
+    plan, source = make_plan(Request(str(directory)), least_tile_bytes=1 << 20)
+    tensors = tuple(
+        replace(tensor, parts=FUSED) if tensor.name == "fused" else tensor
+        for tensor in plan.tensors
+    )
+    assert len(plan.tiles) > 2
+    stacked = {name: np.stack(found) for name, found in stored.items()}
+    return Suite(replace(plan, tensors=tensors), source, stacked)
+
+
+@pytest.fixture(autouse=True)
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of parts of some size here, as of large ones."""
+    monkeypatch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+
+
+@pytest.fixture(scope="module")
+def expected(suite: Suite) -> dict[str, bytes]:
+    """What the processor makes of slices where they lie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+        return suite.computed().bits()
+
+
+def copying(patch: pytest.MonkeyPatch, times: float) -> list[Device]:
+    """Have workers copy windows, of so many of the least; return the devices, as they are made."""
+    made: list[Device] = []
+
+    def make(*args: Any) -> Device:
+        made.append(Device(*args))
+        made[-1].window = int(times * made[-1].least) // 64 * 64
+        return made[-1]
+
+    patch.setattr("pipeline.execute.worker.Device", make)
+    return made
+
+
+class Full(TorchDispatchMode):
+    """Has memory run out at some of torch's operations in this thread, counted from 1."""
+
+    def __init__(self, at: Collection[int]) -> None:
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.count in self.at:
+            raise torch.OutOfMemoryError("none left")
+        return func(*args, **(kwargs or {}))
+
+
+class FullProduct:
+    """Has memory run out at some products, of all threads."""
+
+    def __init__(self, at: Collection[int]) -> None:
+        self.at, self.count, self.lock = at, 0, threading.Lock()
+        self.product = gram._symmetric_product
+
+    def __call__(self, *args: Any) -> Any:
+        with self.lock:
+            self.count += 1
+            if self.count in self.at:
+                raise torch.OutOfMemoryError("none left")
+        return self.product(*args)
+
+
+def assert_true_sums(suite: Suite, kept: Kept) -> None:
+    """Compare with float64 sums of the weights as stored, to what the error of one product is."""
+    sums: dict[tuple[int, int], PartialGram] = {}
+    for result in kept.results.values():
+        for (tensor, part, _), partial in result.parts.items():
+            before = sums.get((tensor, part), PartialGram.empty(COUNT))
+            sums[tensor, part] = before + partial
+    for (number, which), found in sums.items():
+        tensor = suite.plan.tensors[number]
+        part = tensor.parts[which]
+        places = np.arange(tensor.numel) % part.period
+        rows = suite.stored[tensor.name][:, (places >= part.start) & (places < part.stop)]
+        assert found.numel == rows.shape[1]
+        assert found.non_finite.tolist() == (~np.isfinite(rows)).sum(axis=1).tolist()
+        if not np.isfinite(rows).all():
+            continue  # where a checkpoint is absent by pieces: tests/test_accuracy.py
+        truth = increment_gram(rows)
+        lengths = np.sqrt(np.diagonal(truth))
+        assert np.all(np.abs(found.increments - truth) <= 6e-7 * np.outer(lengths, lengths))
+
+
+def test_true_sums(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    copying(monkeypatch, 1)
+    assert_true_sums(suite, suite.computed())
+
+
+@pytest.mark.parametrize("times", [1, 1.5, 2, 3.7, 100])
+def test_windows_decide_no_bit(
+    times: float, suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying(monkeypatch, times)
+    assert suite.computed().bits() == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(st.sets(st.integers(1, 900), min_size=1, max_size=4))
+def test_memory_that_runs_out_at_any_operation_decides_no_bit(
+    suite: Suite, expected: dict[str, bytes], at: set[int]
+) -> None:
+    assert assert_same_when_full(suite, expected, at)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_at_every_seventh_operation_decides_no_bit(
+    suite: Suite, expected: dict[str, bytes]
+) -> None:
+    reached = (assert_same_when_full(suite, expected, {n}) for n in itertools.count(1, 7))
+    assert sum(itertools.takewhile(bool, reached)) > 100
+
+
+def assert_same_when_full(suite: Suite, expected: dict[str, bytes], at: set[int]) -> int:
+    """Return how many of these operations were reached: the windows were halved so often."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = copying(patch, 16)
+        with Full(at) as full:
+            found = suite.computed().bits()
+    reached = sum(number <= full.count for number in at)
+    assert made[0].window == 16 * made[0].least // 2**reached // 64 * 64
+    assert found == expected
+    return reached
+
+
+@pytest.mark.parametrize("at", [{1}, {2, 3, 4}, {5, 11, 30}])
+def test_memory_that_runs_out_in_a_product_decides_no_bit(
+    at: set[int],
+    suite: Suite,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copying(monkeypatch, 9)
+    monkeypatch.setattr(gram, "_symmetric_product", FullProduct(at))
+    assert suite.computed().bits() == expected
+
+
+def test_threads_whose_memory_runs_out_take_less_each(
+    suite: Suite,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices = copying(monkeypatch, 16)
+    monkeypatch.setattr(gram, "_symmetric_product", FullProduct({4, 5, 20}))
+    assert suite.computed(threads=3).bits() == expected
+    (device,) = devices
+    assert device.least <= (device.window or 0) <= 8 * device.least
+
+
+def test_a_card_too_small_for_a_piece_ends_the_run_in_one_line(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying(monkeypatch, 2)
+    monkeypatch.setattr(gram, "_symmetric_product", FullProduct(range(1, 1000)))
+    monkeypatch.setattr(device_module, "memory_of", lambda card: (3 << 20, 4 << 30))
+    worker, kept = suite.worker(threads=2)
+    with pytest.raises(DeviceFull) as caught:
+        list(run_local(worker, 2, list(range(len(suite.plan.tiles)))))
+    message = caught.value.message
+    assert "5 checkpoints take" in message and "3.0MiB of 4.0GiB are free" in message
+    assert "\n" not in message and "--max-workers" in caught.value.hint
+    assert not kept.results
+
+
+def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    copying(monkeypatch, 2)
+    monkeypatch.setattr(gram, "_symmetric_product", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        suite.computed()
+    assert ran_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    )
+
+
+class Recorder:
+    """Takes the place of an accumulator; memory runs out at some of the calls of all of them."""
+
+    def __init__(self, at: Collection[int], calls: Iterator[int]) -> None:
+        self.at, self.calls, self.pieces = at, calls, []
+
+    def add_values(self, values: torch.Tensor, first: int, scratch: object) -> None:
+        if next(self.calls) in self.at:
+            raise torch.OutOfMemoryError("none left")
+        self.pieces.append((first, values.double().numpy().copy()))
+
+
+formats = st.sampled_from(["F64", "F32", "F16", "BF16"])
+fragments = st.lists(
+    st.tuples(
+        st.integers(0, 3 * PIECE),
+        st.one_of(st.integers(1, 20), st.integers(1, 4 * PIECE)),
+        st.one_of(formats.map(lambda dtype: (dtype,) * 3), st.tuples(formats, formats, formats)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(fragments, st.floats(1, 3), st.sets(st.integers(1, 25), max_size=3))
+@example([(5, 4 * PIECE + 100, ("F16",) * 3), (0, 10, ("F64",) * 3)], 1.0, set())
+def test_every_element_arrives_once_and_in_order(
+    chosen: list[tuple[int, int, tuple[str, ...]]], times: float, at: set[int]
+) -> None:
+    """Fragments that begin anywhere, alike in all checkpoints or not; read-only slices too."""
+    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=()) for _, _, dtypes in chosen]
+    parts = tuple(Fragment(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
+    piece = next(slices(Tile(0, parts, 0, ""), tensors, 1 << 30))
+    rng = np.random.default_rng(0)
+    block = rng.integers(0, 60, (3, piece.row_bytes), np.uint8)  # no NaN in any format
+    expected_values, recorders, pieces, calls = [], [], [], itertools.count(1)
+    for placed in piece.placed:
+        dtypes = tensors[placed.fragment.tensor].dtypes
+        length = placed.fragment.stop - placed.fragment.first
+        expected_values.append(
+            np.stack(
+                [
+                    torch.tensor(
+                        row[placed.column : placed.column + length * TORCH_DTYPES[d].itemsize]
+                    )
+                    .view(TORCH_DTYPES[d])
+                    .double()
+                    .numpy()
+                    for row, d in zip(block, dtypes, strict=True)
+                ]
+            )
+        )
+        recorders.append([Recorder(at, calls), Recorder(at, calls)])
+        pieces += pieces_of(placed, dtypes, recorders[-1])
+    block.flags.writeable = False
+    device = Device("cpu", tensors, piece.row_bytes, 1)
+    size = device.window = int(times * 2 ** len(at) * device.least) // 64 * 64
+    for window in windows(pieces, size):
+        assert (window.ends - window.begins).max() <= size
+    with device.lane() as lane:
+        lane.add(block, pieces)
+    for placed, both, values in zip(piece.placed, recorders, expected_values, strict=True):
+        for recorder in both:
+            starts = [first for first, _ in recorder.pieces]
+            assert starts[0] == placed.fragment.first
+            assert all(start % PIECE == 0 for start in starts[1:])
+            found = np.concatenate([rows for _, rows in recorder.pieces], axis=1)
+            np.testing.assert_array_equal(found, values)
+
+
+def test_a_window_is_what_the_card_has_free() -> None:
+    """80 GB and 154 checkpoints, alone and beside others; a card that is nearly full."""
+    assert affordable_window(80_000_000_000, 4, 154, 50_000_000) == 9_950_000_000 // 308 // 64 * 64
+    alone = affordable_window(8 << 30, 4, 154, 1 << 20)
+    assert alone // 2 > affordable_window(8 << 30, 4 * 2, 154, 1 << 20) > alone // 3
+    assert affordable_window(100 << 20, 4, 154, 50_000_000) < 0  # the least is tried
+
+
+def test_no_card() -> None:
+    assert choose_device("cpu") == "cpu"
+    if torch.cuda.is_available():
+        assert choose_device("auto") == "cuda"
+        return
+    assert choose_device("auto") == "cpu"
+    tensors: Any = [SimpleNamespace(dtypes=("F16",))]
+    for attempt in (lambda: choose_device("cuda"), Device("cuda", tensors, 1 << 20, 1).open):
+        with pytest.raises(RequestError, match="no CUDA device"):
+            attempt()
+
+
+def test_pinned_memory_is_pages_of_its_own_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that CUDA gets: a driver that lists pages stands in for it."""
+    pages: set[int] = set()
+    held: dict[int, range] = {}
+
+    def register(address: int, size: int, flags: int) -> int:
+        assert address % 4096 == size % 4096 == flags == 0
+        held[address] = range(address // 4096, (address + size) // 4096)
+        assert not pages.intersection(held[address])
+        pages.update(held[address])
+        return 0
+
+    def unregister(address: int) -> int:
+        pages.difference_update(held.pop(address))
+        return 0
+
+    driver = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=unregister)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    tables = [pinned(size) for size in (1, 5000, 4096, 1 << 20)]
+    for table, size in zip(tables, (1, 5000, 4096, 1 << 20), strict=True):
+        first = table.ctypes.data
+        assert table.shape == (size,) and table.flags.writeable
+        assert {first // 4096, (first + size - 1) // 4096} <= pages
+    view = tables[1][:100].reshape(10, 10)
+    del tables, table
+    gc.collect()
+    assert list(held) == [view.ctypes.data]
+    driver.cudaHostRegister = lambda *args: 2
+    with pytest.raises(HallmarksError, match="cannot be pinned"):
+        pinned(1)
+
+
+@pytest.mark.parametrize(
+    "careless",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    ],
+)
+def test_no_tf32_whatever_was_set_by_whatever_name(careless: Callable[[], None]) -> None:
+    matmul = torch.backends.cuda.matmul
+    try:
+        careless()
+        before = torch.backends.fp32_precision, matmul.fp32_precision
+        with one_thread_products():
+            assert matmul.fp32_precision == "ieee"
+        assert (torch.backends.fp32_precision, matmul.fp32_precision) == before
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("times", [None, 1])
+def test_a_card_gives_the_true_sums_and_the_same_bits(
+    times: float | None, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again, from several threads, in windows of any size, and with TF32 set by the process."""
+    first = suite.computed("cuda")
+    assert_true_sums(suite, first)
+    if times is not None:
+        copying(monkeypatch, times)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert suite.computed("cuda", threads=3).bits() == first.bits()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.gpu
+@cuda
+def test_a_card_whose_memory_runs_out(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of more than torch may take; then so little that nothing fits."""
+    first = suite.computed("cuda")
+    devices = copying(monkeypatch, 512)  # 335 MB
+    _, total = torch.cuda.mem_get_info()
+    try:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(200e6 / total)  # cuBLAS takes 64 MiB
+        assert suite.computed("cuda").bits() == first.bits()
+        assert (devices[0].window or 0) < 512 * devices[0].least
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1e-6)
+        with pytest.raises(DeviceFull, match="are free"):
+            suite.computed("cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
