@@ -61,7 +61,7 @@ def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
     remote: Any = ray.remote(Simulated).options(max_concurrency=100_000, num_cpus=1)
     actors = [remote.remote() for _ in range(ACTORS)]
     nothing: Any = None
-    shape = Layout(num_workers, 1, "cpu", "actor", 0)
+    shape = Layout(num_workers, 1, "cpu", "actor", 0, 0)
     made = RayPool(nothing, nothing, lambda: shape, IN_HAND, nothing, Proof(nothing, ()))
     made._start = lambda share: Worker(actors[share % ACTORS])
     held: dict[int, int] = {}

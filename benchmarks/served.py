@@ -199,12 +199,16 @@ class Served:
 
 
 @contextmanager
-def served(suite: Suite) -> Iterator[Served]:
-    """Serve the suite over TLS, as fast as it goes until told otherwise."""
+def served(suite: Suite, host: str | None = None) -> Iterator[Served]:
+    """Serve the suite over TLS, as fast as it goes until told otherwise.
+
+    Args:
+        host: an address to listen on instead of loopback, without TLS.
+    """
     here, there = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory(prefix="hallmarks-authority-") as folder:
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(suite, folder, there), daemon=True
+            target=_serve, args=(suite, folder, there, host), daemon=True
         )
         process.start()
         there.close()
@@ -215,12 +219,12 @@ def served(suite: Suite) -> Iterator[Served]:
             process.join()
 
 
-def _serve(suite: Suite, folder: str, pipe: Any) -> None:
+def _serve(suite: Suite, folder: str, pipe: Any, host: str | None) -> None:
     hub, authority = Hub(), Authority(Path(folder))
     repository = hub.repository(NAME)
     for number in range(suite.revisions):
         repository.commit(suite.files(number), branch=f"step{number}")
-    with hub.serve(authority) as endpoint:
+    with hub.serve(None if host else authority, host) as endpoint:
         pipe.send((endpoint, str(authority.ca)))
         cpu_before = time.process_time()
         while True:

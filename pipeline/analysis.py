@@ -35,6 +35,9 @@ DEFAULT_SHARE_OF_MEMORY = 0.5
 Ray and for whatever else runs there."""
 
 
+_MOST_TASKS_A_WORKER = 16
+"""Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
+one block, so that fewer would leave CPUs of other nodes idle (benchmarks/results/pull.md)."""
 _FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
 
 
@@ -351,7 +354,8 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         room = partial(layout, resources.device, resources.max_workers, pull, source.waits)
         shape = room()
         tasks = shape.pull == "tasks"
-        calls = shape.threads + (source.waits or tasks)
+        ahead = min(shape.pulling, _MOST_TASKS_A_WORKER) if tasks else source.waits
+        calls = shape.threads + ahead
         largest = largest_block(shape.store_bytes) if tasks else None
         memory = worker_memory(plan, resources, calls, shape.workers, largest)
 

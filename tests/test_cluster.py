@@ -24,7 +24,7 @@ import pytest
 
 import pipeline
 from pipeline import results
-from pipeline.errors import StoreUnusable
+from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute import pool
 from pipeline.numerics.partial import TileResult
 from pipeline.planning.plan import make_plan
@@ -351,6 +351,21 @@ def test_a_driver_is_killed_and_another_cluster_goes_on(
     assert told(store) == {"r": {"run": "r", "state": "complete"}}
     assert asked() == [estimated | {"complete": True}]
     assert everything(store) == undisturbed
+
+
+def test_the_driver_is_interrupted_while_it_waits(hub: Hub, nodes: Nodes, store: str) -> None:
+    """What the handler of a signal raises comes through Ray as it is."""
+
+    def stop(*_: Any) -> None:
+        raise Interrupted("SIGUSR1")
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            analysed(hub, nodes, store, lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(tiles(store)) >= 3
 
 
 class Deadly(TileFolder):

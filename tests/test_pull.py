@@ -313,3 +313,19 @@ def test_a_plan_whose_blocks_do_not_fit_is_refused(
     with pytest.raises(PlanDoesNotFit, match=r"a block of 16 checkpoints takes at least 1\.0MiB"):
         analysed(nodes, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_cannot_be_read_is_lost_and_gives_its_room_back(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """A tile fails with blocks computed, on their way and waiting; the rest needs all the room."""
+    hub.reset()
+    hub.faults.add(Fault("status", status=404, occurrences={300}))
+    summary = analysed(nodes, tmp_path)
+    assert not summary.complete and len(summary.lost) == 1
+    assert "HTTP 404" in summary.lost[0] and f"{NAME}@" in summary.lost[0]
+    hub.faults.clear()
+    assert analysed(nodes, tmp_path).resumed_tiles == 4
+    assert everything(tmp_path) == undisturbed

@@ -65,7 +65,7 @@ class Job:
     """A worker was killed, the object store was spilled, and Ray told of the job's tasks."""
 
 
-def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str) -> Job:
+def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str, pull: str = "actor") -> Job:
     """Run the job through all that can go wrong, and search for secrets meanwhile and after."""
     from huggingface_hub import constants
 
@@ -82,6 +82,7 @@ def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str) -> Job:
     program = ["-m", "tests.leaky", *leak] if leak else ["-m", "jobs.analyze"]
     command = [sys.executable, *program, NAME, "--store", str(store), "--run", "r"]
     command += ["--address", cluster.address, "--memory", "300MiB", "--json", "--debug"]
+    command += ["--pull", pull]
     log = folder / "output"
     with log.open("wb") as file:
         job = subprocess.Popen(
@@ -110,8 +111,9 @@ def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str) -> Job:
     return Job(job.returncode, log.read_text(), leaks, seen)
 
 
-def test_no_secret_leaves_the_driver(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
-    job = analysed(hub, cluster, tmp_path)
+@pytest.mark.parametrize("pull", ["actor", pytest.param("tasks", marks=pytest.mark.slow)])
+def test_no_secret_leaves_the_driver(hub: Hub, cluster: Cluster, tmp_path: Path, pull: str) -> None:
+    job = analysed(hub, cluster, tmp_path, pull=pull)
     assert job.code == 0, job.output
     assert not job.leaks and job.seen
     actions = {fault.action for fault, _ in hub.faults.applied}

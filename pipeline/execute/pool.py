@@ -21,7 +21,7 @@ from pipeline.errors import HallmarksError, StoreUnusable, TileLost
 from pipeline.execute.addresses import Begun, FrontDesk, Left, Paused, Question, Remote, Room
 from pipeline.execute.admission import Admission
 from pipeline.execute.metrics import Metrics
-from pipeline.execute.ray import Layout, result
+from pipeline.execute.ray import Layout, result, wait
 from pipeline.execute.schedule import Lost, Schedule
 from pipeline.execute.tasks import TaskBlocks
 from pipeline.execute.worker import Receipt, Sink, Worker
@@ -249,10 +249,9 @@ class RayPool:
     def _returned(self) -> list[Any]:
         """Return the calls that have ended, as soon as there is one, or none after a tick."""
         calls = list(self._pending)
-        ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_S)
-        if ended:  # one look at all of them costs as much as at one
-            ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-        return ended
+        ended = wait(calls, 1, _TICK_S)
+        # one look at all of them costs as much as at one
+        return wait(calls, len(calls), 0) if ended else []
 
     def _take(self, call: Any, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
         """Yield what a call that ended means."""

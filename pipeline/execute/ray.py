@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ class Layout:
     """Who pulls: `actor`, the workers themselves, or `tasks` on the CPUs that they leave."""
     store_bytes: int
     """Of the smallest object store among the nodes that work."""
+    pulling: int
+    """Tasks that can pull for one worker at once."""
     gpus: float = 0
     """Cards of a worker: one, or a share of one."""
 
@@ -112,19 +114,33 @@ def layout(
     if pull == "auto":
         pull = choose_pull(device, nodes) if waits else "actor"
     store = int(min((node.get("object_store_memory", 0) for node in nodes), default=0))
+    cpus = sum(node["CPU"] for node in nodes)
     if pull == "tasks":
-        if sum(node["CPU"] for node in nodes) < 2:
+        if cpus < 2:
             raise RequestError(
                 "--pull tasks needs 2 CPUs, found 1: one computes, one pulls", "use --pull actor"
             )
         nodes = [{**node, "CPU": node["CPU"] // 2} for node in nodes]
     if device == "cpu":
         workers, threads = on_cpus(nodes, max_workers, threads_per_worker)
-        return Layout(workers, threads, "cpu", pull, store)
+        return Layout(workers, threads, "cpu", pull, store, int(cpus / workers) - threads)
     free = available_resources_per_node().values()
     most = max((node.get("GPU", 0) for node in free), default=0)
     workers, threads, gpus = on_gpus(nodes, most, max_workers, threads_per_worker)
-    return Layout(workers, threads, "cuda", pull, store, gpus)
+    return Layout(workers, threads, "cuda", pull, store, int(cpus / workers) - threads, gpus)
+
+
+def wait(calls: Sequence[Any], num_returns: int, timeout_s: float) -> list[Any]:
+    """Return the calls that have ended, as soon as there are so many, or the time is over.
+
+    Raises:
+        Whatever a signal's handler raises meanwhile: Ray 2.60 makes a SystemError of it.
+    """
+    try:
+        ended, _ = ray.wait(list(calls), num_returns=num_returns, timeout=timeout_s)
+    except SystemError as error:
+        raise error.__cause__ or error from None
+    return ended
 
 
 def result(call: Any) -> Any:

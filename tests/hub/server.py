@@ -76,16 +76,20 @@ class Hub:
         return self.repositories.setdefault(name, Repository(name, private, gated))
 
     @contextmanager
-    def serve(self, tls: Authority | None = None) -> Iterator[str]:
-        """Run both servers, over TLS if there is an authority for it; yield the endpoint."""
+    def serve(self, tls: Authority | None = None, host: str | None = None) -> Iterator[str]:
+        """Run both servers, over TLS if there is an authority for it; yield the endpoint.
+
+        Args:
+            host: the address to listen on, if this machine alone is not to be served.
+        """
         context = tls.context() if tls else None
-        hub = _Server(("localhost", 0), _HubHandler, self, context)
-        cdn = _Server(("127.0.0.1", 0), _CdnHandler, self, context)
-        self.cdn_url = f"{cdn.scheme}://127.0.0.1:{cdn.server_port}"
+        hub = _Server((host or "localhost", 0), _HubHandler, self, context)
+        cdn = _Server((host or "127.0.0.1", 0), _CdnHandler, self, context)
+        self.cdn_url = f"{cdn.scheme}://{host or '127.0.0.1'}:{cdn.server_port}"
         for server in (hub, cdn):
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield f"{hub.scheme}://localhost:{hub.server_port}"
+            yield f"{hub.scheme}://{host or 'localhost'}:{hub.server_port}"
         finally:
             for server in (hub, cdn):
                 server.shutdown()
