@@ -262,6 +262,7 @@ def kill(nodes: Nodes, who: str) -> None:  # noqa: F811
     os.kill(nodes.processes(who)[0], signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_network_fails_and_a_process_that_pulls(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811

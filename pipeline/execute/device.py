@@ -260,9 +260,8 @@ class Lane:
         Raises:
             DeviceFull: there is no memory for a single piece.
         """
-        table = torch.from_dlpack(
-            block
-        )  # it is only read; from_numpy warns if it may not be written
+        # it is only read; from_numpy warns where it may not be written
+        table = torch.from_dlpack(block)
         while pieces := [piece for piece in pieces if piece.lacking]:
             window = self._device.window
             if not self._added(table, pieces, window):
