@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -65,21 +66,21 @@ def node(number: int, cpus: int, megabytes_per_s: float | None) -> Iterator[None
         f"ip netns exec {name} {_BIN}/ray start --block {where} --node-ip-address=10.99.1.{number}"
         f" --num-cpus={cpus} --object-store-memory=1000000000"
     )
-    log = tempfile.NamedTemporaryFile(prefix="hallmarks-node-")  # noqa: SIM115
-    process = subprocess.Popen(
-        command.split(), env=_ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        while b"will now block" not in Path(log.name).read_bytes():
-            if process.poll() is not None:
-                raise SystemExit(Path(log.name).read_text())
-            _do("sleep 0.2")
-        yield
-    finally:
-        _do(f"pkill -KILL -s {process.pid}", check=False)
-        process.wait()
-        _do(f"ip link del {name}-hub", f"ip link del {name}-ray", check=False)
-        _do(f"ip netns del {name}", check=False)
+    with tempfile.NamedTemporaryFile(prefix="hallmarks-node-") as log:
+        process = subprocess.Popen(
+            command.split(), env=_ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            while b"will now block" not in Path(log.name).read_bytes():
+                if process.poll() is not None:
+                    raise SystemExit(Path(log.name).read_text())
+                time.sleep(0.2)
+            yield
+        finally:
+            _do(f"pkill -KILL -s {process.pid}", check=False)
+            process.wait()
+            _do(f"ip link del {name}-hub", f"ip link del {name}-ray", check=False)
+            _do(f"ip netns del {name}", check=False)
 
 
 def job(hub: Served, *options: str) -> dict:

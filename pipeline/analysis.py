@@ -112,9 +112,6 @@ def _analyze(
         raise RequestError(
             "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
         )
-    if resources.pull == "tasks" and (resources.verify or resources.executor == "local"):
-        other = "--verify, which hashes where it reads" if resources.verify else "--executor local"
-        raise RequestError(f"--pull tasks does not go with {other}", "leave one out")
     if not fresh:
         nothing = Work(store, resources.executor, 0, already_complete=True)
         done = [stored_summary(folder, each, nothing, started) for each in plans]

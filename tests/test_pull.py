@@ -26,9 +26,9 @@ from pipeline.results import Summary
 from tests.conftest import serving
 from tests.fault_table import bytes_sent
 from tests.hub import Fault, Hub
+from tests.nodes import Nodes, two_nodes
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
-from tests.test_cluster import Nodes, nodes  # noqa: F401
 
 NAME = "org/pulled"
 CHECKPOINTS, ELEMENTS = 16, 2_500_000
@@ -172,34 +172,40 @@ class Stores:
             self.peak = max(self.peak, self._look().object_store_bytes_used)
 
 
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with two_nodes() as found:
+        yield found
+
+
+Trouble = Callable[[Nodes], None]
+
+
 def analysed(
-    nodes: Nodes,  # noqa: F811
-    store: Path,
-    begun: Callable[[], bool] = lambda: True,
-    trouble: Callable[[], None] = lambda: None,
-    **options: Any,
+    hub: Hub, nodes: Nodes, store: Path, trouble: Trouble = lambda _: None, ranges: int = 40
 ) -> Summary:
-    """Run the job, and make trouble as soon as something has begun."""
+    """Run the job, and make trouble when some ranges have been read."""
     over = threading.Event()
 
     def wait() -> None:
-        while not begun() and not over.is_set():
+        while hub.count("cdn") < ranges and not over.is_set():
             time.sleep(0.02)
-        trouble()
+        trouble(nodes)
 
     thread = threading.Thread(target=wait)
     thread.start()
     try:
         return pipeline.analyze(
             NAME, str(store), run="r", executor="ray", address=nodes.address, pull="tasks",
-            memory="1GiB", **options,
+            memory="1GiB",
         )  # fmt: skip
     finally:
         over.set()
         thread.join()
+        hub.bytes_per_s = None
 
 
-def stop_and_go_on(nodes: Nodes) -> None:  # noqa: F811
+def stop_and_go_on(nodes: Nodes) -> None:
     """Stop the workers that compute: what has been asked for piles up in the object stores."""
     for pid in nodes.processes("_Actor"):
         os.kill(pid, signal.SIGSTOP)
@@ -210,13 +216,11 @@ def stop_and_go_on(nodes: Nodes) -> None:  # noqa: F811
 
 @pytest.mark.ray
 def test_blocks_that_pile_up_fit_into_the_object_stores(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
 ) -> None:  # fmt: skip
     hub.reset()
     with Stores(nodes.address) as stores:
-        summary = analysed(
-            nodes, tmp_path, lambda: hub.count("cdn") > 40, lambda: stop_and_go_on(nodes)
-        )
+        summary = analysed(hub, nodes, tmp_path, stop_and_go_on)
     assert summary.complete and everything(tmp_path) == undisturbed
     sent, covered = bytes_sent(hub)
     assert sent < 1.01 * covered  # planning reads headers
@@ -226,46 +230,50 @@ def test_blocks_that_pile_up_fit_into_the_object_stores(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_without_the_bound_they_do_not(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The same, with nothing counted."""
     monkeypatch.setattr(admission, "SHARE", 1000.0)
     hub.reset()
     with Stores(nodes.address) as stores:
-        summary = analysed(
-            nodes, tmp_path, lambda: hub.count("cdn") > 40, lambda: stop_and_go_on(nodes)
-        )
+        summary = analysed(hub, nodes, tmp_path, stop_and_go_on)
     assert summary.complete and everything(tmp_path) == undisturbed
     assert stores.spilled > 0
 
 
+def one_that_pulls_is_killed(nodes: Nodes) -> None:
+    os.kill(nodes.processes("_pull")[0], signal.SIGKILL)
+
+
+def a_worker_is_killed_that_owns_what_is_pulled(nodes: Nodes) -> None:
+    os.kill(nodes.actors()[0], signal.SIGKILL)
+
+
+def a_node_is_lost_with_what_it_pulled(nodes: Nodes) -> None:
+    nodes.lose(nodes.other())
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_worker_is_killed_that_owns_what_is_pulled(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811
-) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    "trouble", [a_worker_is_killed_that_owns_what_is_pulled, a_node_is_lost_with_what_it_pulled]
+)
+def test_when(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path, trouble: Trouble
+) -> None:
     hub.reset()
     hub.bytes_per_s = 50e6
-    try:
-        summary = analysed(
-            nodes, tmp_path, lambda: hub.count("cdn") > 40, lambda: kill(nodes, "_Actor")
-        )
-    finally:
-        hub.bytes_per_s = None
+    summary = analysed(hub, nodes, tmp_path, trouble)
+    nodes.whole()
     assert summary.complete
     assert everything(tmp_path) == undisturbed
-
-
-def kill(nodes: Nodes, who: str) -> None:  # noqa: F811
-    """Kill a process of Ray's, by what it runs."""
-    os.kill(nodes.processes(who)[0], signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_network_fails_and_a_process_that_pulls(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
 ) -> None:  # fmt: skip
     """What a task cannot do itself, it asks for: new addresses, and that others leave a host alone."""
     hub.reset()
@@ -277,9 +285,7 @@ def test_the_network_fails_and_a_process_that_pulls(
     for fault in faults:
         hub.faults.add(fault)
     try:
-        summary = analysed(
-            nodes, tmp_path, lambda: hub.count("cdn") > 200, lambda: kill(nodes, "_pull")
-        )
+        summary = analysed(hub, nodes, tmp_path, one_that_pulls_is_killed, ranges=200)
         seen = {(fault.action, fault.status) for fault, _ in hub.faults.applied}
     finally:
         hub.faults.clear()
@@ -287,46 +293,28 @@ def test_the_network_fails_and_a_process_that_pulls(
     assert seen == {(fault.action, fault.status) for fault in faults}
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_node_is_lost_with_what_it_pulled(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,  # noqa: F811
-) -> None:  # fmt: skip
-    hub.reset()
-    hub.bytes_per_s = 50e6
-    try:
-        summary = analysed(
-            nodes, tmp_path, lambda: hub.count("cdn") > 40, lambda: nodes.lose(nodes.other())
-        )
-    finally:
-        hub.bytes_per_s = None
-    nodes.whole()
-    assert summary.complete
-    assert everything(tmp_path) == undisturbed
-
-
 @pytest.mark.ray
 def test_a_plan_whose_blocks_do_not_fit_is_refused(
-    hub: Hub, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    hub: Hub, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(admission, "SHARE", 0.01)
     assert largest_block(80_000_000) == 400_000
     with pytest.raises(PlanDoesNotFit, match=r"a block of 16 checkpoints takes at least 1\.0MiB"):
-        analysed(nodes, tmp_path / "store")
+        analysed(hub, nodes, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_what_cannot_be_read_is_lost_and_gives_its_room_back(
-    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path  # noqa: F811
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path
 ) -> None:  # fmt: skip
     """A tile fails with blocks computed, on their way and waiting; the rest needs all the room."""
     hub.reset()
     hub.faults.add(Fault("status", status=404, occurrences={300}))
-    summary = analysed(nodes, tmp_path)
+    summary = analysed(hub, nodes, tmp_path)
     assert not summary.complete and len(summary.lost) == 1
     assert "HTTP 404" in summary.lost[0] and f"{NAME}@" in summary.lost[0]
     hub.faults.clear()
-    assert analysed(nodes, tmp_path).resumed_tiles == 4
+    assert analysed(hub, nodes, tmp_path).resumed_tiles == 4
     assert everything(tmp_path) == undisturbed

@@ -295,21 +295,27 @@ class RayPool:
         if progress != handle.progress or questions or handle.unanswered:
             handle.progress, handle.progressed = progress, now
         for number, question in questions:
-            if isinstance(question, Begun):
-                schedule.begun(handle, question.tile)
-            elif isinstance(question, Paused):
-                for other in self._handles:
-                    other.progressed = max(other.progressed, now + question.seconds)
-                    if other is not handle and other.ready:
-                        other.actor.pause.remote(question.host, question.seconds)
-            elif isinstance(question, Left):
-                self._admission.left(handle, question.bytes)
-            elif isinstance(question, Room):
-                handle.unanswered.add(number)
-                self._admission.ask(handle, number, question.bytes)
-            else:
-                handle.unanswered.add(number)
-                desk.answer(question, partial(self._reply, handle, number))
+            match question:
+                case Begun(tile):
+                    schedule.begun(handle, tile)
+                case Paused(host, seconds):
+                    self._pause(handle, host, seconds)
+                case Left(num_bytes):
+                    self._admission.left(handle, num_bytes)
+                case Room(num_bytes):
+                    handle.unanswered.add(number)
+                    self._admission.ask(handle, number, num_bytes)
+                case _:
+                    handle.unanswered.add(number)
+                    desk.answer(question, partial(self._reply, handle, number))
+
+    def _pause(self, told_by: _Handle, host: str, seconds: float) -> None:
+        """Have all workers leave a host alone; to wait for it is no lack of progress."""
+        until = time.monotonic() + seconds
+        for handle in self._handles:
+            handle.progressed = max(handle.progressed, until)
+            if handle is not told_by and handle.ready:
+                handle.actor.pause.remote(host, seconds)
 
     @staticmethod
     def _reply(handle: _Handle, number: int, found: Any) -> None:

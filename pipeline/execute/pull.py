@@ -66,19 +66,14 @@ class Puller:
     def __init__(self, plan: Plan, addresses: Addresses, count: Count) -> None:
         """`count`: told of bytes pulled and in flight, and of what the connections tell."""
         self._plan, self._addresses, self._count = plan, addresses, count
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
+        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self.transport = Transport(addresses, count)
         self._cancelled = threading.Event()
 
     def close(self) -> None:
         """Stop at the next read."""
         self._cancelled.set()
-        self._readers.shutdown(wait=False, cancel_futures=True)
-
-    @property
-    def readers(self) -> ThreadPoolExecutor:
-        """The threads that read."""
-        return self._readers
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     def prove(self, files: Sequence[Access]) -> None:
         """Read a byte of each of these files.
@@ -124,7 +119,7 @@ class Puller:
         # few calls for many small ranges: to hand one over costs a fifth of a range's own time
         size = -(-len(reads) // (_READERS * _CALLS_A_READER))
         groups = [reads[first : first + size] for first in range(0, len(reads), size)]
-        pending = [self._readers.submit(self._read, group) for group in groups]
+        pending = [self.readers.submit(self._read, group) for group in groups]
         try:
             for future in pending:
                 future.result()

@@ -111,6 +111,11 @@ class Resources:
     cache: bool = False
     """Keep the files that are read in the Hub cache."""
 
+    def __post_init__(self) -> None:
+        if self.pull == "tasks" and (self.verify or self.executor == "local"):
+            other = "--verify, which hashes where it reads" if self.verify else "--executor local"
+            raise RequestError(f"--pull tasks does not go with {other}", "leave one out")
+
 
 def check_run_name(name: str) -> str:
     """Return the name if it may name a run.
