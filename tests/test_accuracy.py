@@ -154,7 +154,7 @@ def devices() -> list[object]:
 
 
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["F32", pytest.param("F16", marks=pytest.mark.slow), "BF16"])
 @pytest.mark.parametrize(
     ("kind", "count", "step", "numel"),
     [

@@ -134,8 +134,11 @@ def analysed(
         hub.bytes_per_s = None
 
 
-def test_nothing_happens(hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str) -> None:
-    summary = analysed(hub, nodes, store)
+@pytest.mark.parametrize("pull", ["actor", "tasks"])
+def test_nothing_happens(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str, pull: str
+) -> None:
+    summary = analysed(hub, nodes, store, pull=pull)
     assert summary.complete and summary.workers == 2
     assert everything(store) == undisturbed
     assert Folder(store).list("_tiles") == []

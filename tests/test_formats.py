@@ -116,7 +116,7 @@ def test_figures_do_not_depend_on_the_format(kind: str, expected: list, tmp_path
         assert row[-1] == pytest.approx(other[-1], rel=close, abs=1e-9 if close == 1e-6 else 0)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_of_several_ranks(ranks: int, expected: list, tmp_path: Path) -> None:
     """Matrices cut by rows and by columns, each rank's part in a file of its own."""
     command = [

@@ -191,6 +191,7 @@ def test_a_stopped_job_keeps_what_is_finished(hub: Hub, cluster: Cluster, tmp_pa
     assert json.loads(logs.strip().splitlines()[-1])["resumed_tiles"] >= 1
 
 
+@pytest.mark.slow
 def test_the_line_is_alone_whatever_happens(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
     """A worker is killed half-way: what Ray has to say about it is not on standard output."""
     from huggingface_hub import constants

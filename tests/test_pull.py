@@ -1,6 +1,7 @@
 """`--pull tasks`: the same bits as when workers pull, through object stores that spill nothing.
 
-A real Ray of a head and two nodes whose object stores are as small as Ray has them, 80 MB.
+A real Ray of a head and two nodes whose object stores are as small as Ray has them, 80 MB. What needs it
+is slow; that tasks give the same bits is in test_cluster.py too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline.errors import HallmarksError, PlanDoesNotFit, RequestError
 from pipeline.execute import admission
 from pipeline.execute.admission import Admission, largest_block
 from pipeline.execute.placement import choose_pull
+from pipeline.planning.memory import project
 from pipeline.results import Summary
 from tests.conftest import serving
 from tests.fault_table import bytes_sent
@@ -125,6 +127,15 @@ def test_what_does_not_go_together(tmp_path: Path, options: dict[str, Any], matc
     assert not (tmp_path / "store").exists()
 
 
+def test_blocks_are_made_small_enough_or_the_plan_is_refused(tmp_path: Path) -> None:
+    rows = trajectory("walk", 16, 200_000, 0.1)
+    plan = pipeline.plan(str(write_suite(tmp_path / "suite", {"a": rows})))
+    fits = project(plan.tensors, plan.tiles, 1 << 30, 4, largest_block=16_000_000)
+    assert 16 * fits.row_bytes <= 16_000_000 / 8
+    with pytest.raises(PlanDoesNotFit, match=r"a block of 16 checkpoints takes at least 1\.0MiB"):
+        project(plan.tensors, plan.tiles, 1 << 30, 4, largest_block=400_000)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """320 MB, in five tiles."""
@@ -214,6 +225,7 @@ def stop_and_go_on(nodes: Nodes) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_blocks_that_pile_up_fit_into_the_object_stores(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], tmp_path: Path,
@@ -293,6 +305,7 @@ def test_the_network_fails_and_a_process_that_pulls(
     assert seen == {(fault.action, fault.status) for fault in faults}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_plan_whose_blocks_do_not_fit_is_refused(
     hub: Hub, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
