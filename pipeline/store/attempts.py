@@ -68,26 +68,28 @@ def is_whole(folder: Folder, run: str, attempt: str, files: str) -> bool:
 
 def has_superseded(folder: Folder, run: str) -> bool:
     """Return True if there are rows of attempts that count less than the one that does."""
-    counting = _counting(folder, run)
-    return any(_of(path) < counting for path in folder.list(f"runs/run={run}"))
+    return len(_rows(folder, run)) > 1
 
 
 def remove_superseded(folder: Folder, run: str) -> None:
     """Remove the files of attempts that count less than the one that does."""
-    counting = _counting(folder, run)
-    for table in (*_TABLES, "runs"):  # a row is there as long as any of its tables
+    rows = _rows(folder, run)
+    counting = max(rows.values(), default="")
+    for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
         folder.delete([path for path in paths if "" < _of(path) < counting])
+    # last: a row is there as long as any of its tables
+    folder.delete([path for path, attempt in rows.items() if attempt < counting])
 
 
-def _counting(folder: Folder, run: str) -> str:
-    """Return the attempt that counts: the greatest with a row; "" if there is none."""
-    found = sorted(folder.list(f"runs/run={run}"), key=_of, reverse=True)
-    for path in found:
-        data = folder.read(path)
-        if data and _of(path) and pq.read_metadata(pa.BufferReader(data)).num_rows:
-            return _of(path)
-    return ""
+def _rows(folder: Folder, run: str) -> dict[str, str]:
+    """Return whose row each file holds, but for those that bar an attempt: they stay."""
+    found = {}
+    for path in folder.list(f"runs/run={run}"):
+        attempt, data = _of(path), folder.read(path)
+        if attempt and data and pq.read_metadata(pa.BufferReader(data)).num_rows:
+            found[path] = attempt
+    return found
 
 
 def remove_unfinished(folder: Folder, run: str, attempt: str) -> None:
