@@ -26,6 +26,7 @@ from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import estimated_sums, reduce
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store, views_sql
+from pipeline.store.schema import row_path
 from pipeline.store.tiles import TileFolder
 from pipeline.store.write import RunWriter
 from pipeline.version import VERSION
@@ -209,22 +210,23 @@ def _summary(
 
 def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Summary | None:
     """Return the summary of this very plan if the store holds it, with today's figures."""
-    if not any(path.startswith(f"runs/run={plan.run}/") for path in folder.list("runs")):
+    if folder.read(row_path(plan.run)) is None:
         return None
-    stored = Store(work.store)
+    stored, run = Store(work.store), [plan.run]
     columns = "fraction, device, plan, complete, figures"
-    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = '{plan.run}'").fetchall()
-    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT) or not stored.whole(plan.run):
         return None
     values = {
         indicator: (value, stderr)
         for indicator, value, stderr in stored.sql(
             "SELECT indicator, value, stderr FROM indicators WHERE scope = 'model'"
-            f" AND run = '{plan.run}' AND indicator IN ('mds', 'relative_mds')"
+            " AND run = ? AND indicator IN ('mds', 'relative_mds')",
+            run,
         ).fetchall()
     }
     severities = stored.sql(
-        f"SELECT severity, count(*) FROM findings WHERE run = '{plan.run}' GROUP BY ALL"
+        "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
     ).fetchall()
     found = _summary(plan, None, (), rows[0][0], work, {rows[0][1]}, started)
     return replace(
@@ -342,11 +344,10 @@ def _give_back() -> None:
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:
-    if not any(path.startswith(f"runs/run={run}/") for path in folder.list("runs")):
+    if folder.read(row_path(run)) is None:
         return False
-    return (True,) in Store(store).sql(
-        f"SELECT complete FROM attempts WHERE run = '{run}'"
-    ).fetchall()
+    found = Store(store).sql("SELECT complete FROM attempts WHERE run = ?", [run])
+    return (True,) in found.fetchall()
 
 
 def _group_numbers(plan: Plan) -> dict[Key, int]:

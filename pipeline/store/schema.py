@@ -9,6 +9,7 @@ import pyarrow as pa
 
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
+_file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("device", pa.string()),
             ("complete", pa.bool_()),
             ("settings", pa.string()),
+            ("files", pa.list_(_file)),
         ]
     ),
     "checkpoints": pa.schema(
@@ -149,3 +151,18 @@ BYTE_STREAM_SPLIT = {
     table: tuple(field.name for field in schema if field.type == pa.float64())
     for table, schema in SCHEMAS.items()
 }
+
+
+def row_path(run: str) -> str:
+    """Return where a run's row of `runs` lies."""
+    return f"runs/run={run}/run.parquet"
+
+
+def part_path(table: str, run: str, attempt: str, number: int) -> str:
+    """Return where a file of another table lies; a run's files of one table are numbered from 0."""
+    return f"{table}/run={run}/{attempt}-{number:05d}.parquet"
+
+
+def with_run(table: str) -> pa.Schema:
+    """Return a table's columns as a reader sees them: the run comes from the path."""
+    return SCHEMAS[table].append(pa.field("run", pa.string()))

@@ -24,8 +24,9 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
+from pipeline.store.contents import digest
 from pipeline.store.folder import Folder
-from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
+from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS, part_path, row_path
 
 ROWS_PER_FILE = 2_000_000  # about 50 MB of similarities: bounds what is held before it is written
 ROW_GROUP_ROWS = 122_880  # DuckDB's own: point queries 2.4 ms, against 4.8-5.6 ms otherwise
@@ -39,7 +40,8 @@ class RunWriter:
         self.attempt = uuid.uuid4().hex
         self._batches: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._rows: dict[str, int] = defaultdict(int)
-        self._files: dict[str, int] = defaultdict(int)
+        self._files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """Of each table, as the row of `runs` names them."""
 
     def add(self, number: int, key: Key, found: Figures) -> None:
         """Add all figures of one group; `number` identifies the group within the run."""
@@ -82,8 +84,9 @@ class RunWriter:
             self._flush(table)
         row = {name: [run_row.get(name)] for name in SCHEMAS["runs"].names}
         row["attempt"] = [self.attempt]
+        row["files"] = [list(chain.from_iterable(self._files.values()))]
         data = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
-        self._folder.replace(f"runs/run={self._run}/run.parquet", data)
+        self._folder.replace(row_path(self._run), data)
         self._remove(lambda name: not name.startswith(self.attempt))
 
     def abandon(self) -> None:
@@ -121,9 +124,9 @@ class RunWriter:
                 # from_pandas: NaN is NULL
                 arrays.append(pa.array(values, field.type, from_pandas=True))
         data = _parquet(pa.Table.from_arrays(arrays, schema=SCHEMAS[table]), table)
-        name = f"{self.attempt}-{self._files[table]:05d}.parquet"
-        self._folder.replace(f"{table}/run={self._run}/{name}", data)
-        self._files[table] += 1
+        path = part_path(table, self._run, self.attempt, len(self._files[table]))
+        self._folder.replace(path, data)
+        self._files[table].append({"table": table, "size": len(data), "digest": digest(data)})
         self._rows[table] = 0
 
     def _remove(self, unwanted: Callable[[str], bool]) -> None:
@@ -156,6 +159,7 @@ def _parquet(table: pa.Table, name: str) -> bytes:
         ],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         row_group_size=ROW_GROUP_ROWS,
+        write_page_checksum=True,  # for who reads parts of a file, from object storage
     )
     return sink.getvalue().to_pybytes()
 
