@@ -8,7 +8,6 @@ That file is a create-if-absent and the last one that an attempt writes: it is t
 
 from __future__ import annotations
 
-import json
 import re
 
 import pyarrow as pa
@@ -36,6 +35,17 @@ def row_path(run: str, attempt: str) -> str:
     return f"runs/run={run}/{attempt}.parquet"
 
 
+def part_path(table: str, run: str, attempt: str, number: int) -> str:
+    """Return where a file of another table lies; an attempt's files of one table count from 0."""
+    return f"{table}/run={run}/{attempt}-{number:05d}.parquet"
+
+
+def attempt_of(path: str) -> str:
+    """Return whose file this is; "" if it is not named like one of an attempt's."""
+    found = _ATTEMPT.match(path.rpartition("/")[2])
+    return "" if found is None else found[0]
+
+
 def bar(folder: Folder, run: str, token: int) -> None:
     """Keep whoever held a lease from ending the run, unless it has: its row is there, and is empty."""
     sink = pa.BufferOutputStream()
@@ -43,27 +53,22 @@ def bar(folder: Folder, run: str, token: int) -> None:
     folder.create(row_path(run, final(token)), sink.getvalue().to_pybytes())
 
 
+def is_bar(data: bytes) -> bool:
+    """Return True if a file that should hold a row keeps an attempt from having one."""
+    try:
+        return pq.read_metadata(pa.BufferReader(data)).num_rows == 0
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def highest_token(folder: Folder, run: str) -> int:
     """Return the highest number of a lease under which a row of a run was written; 0 if none was."""
-    return max((token_of(_of(path)) for path in folder.list(f"runs/run={run}")), default=0)
+    return max((token_of(attempt_of(path)) for path in folder.list(f"runs/run={run}")), default=0)
 
 
 def token_of(attempt: str) -> int:
     """Return the number of the lease under which an attempt was made; 0 if it is not named so."""
     return int(attempt[:10]) if _ATTEMPT.match(attempt) else 0
-
-
-def is_whole(folder: Folder, run: str, attempt: str, files: str) -> bool:
-    """Return True if all tables of an attempt are there, as far as sizes tell.
-
-    Args:
-        files: what its row says of them: JSON, sizes in bytes by table.
-    """
-    return all(
-        [entry.size for entry in folder.entries(f"{table}/run={run}") if _of(entry.path) == attempt]
-        == sizes
-        for table, sizes in json.loads(files).items()
-    )
 
 
 def has_superseded(folder: Folder, run: str) -> bool:
@@ -77,7 +82,7 @@ def remove_superseded(folder: Folder, run: str) -> None:
     counting = max(rows.values(), default="")
     for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
-        folder.delete([path for path in paths if "" < _of(path) < counting])
+        folder.delete([path for path in paths if "" < attempt_of(path) < counting])
     # last: a row is there as long as any of its tables
     folder.delete([path for path, attempt in rows.items() if attempt < counting])
 
@@ -86,8 +91,8 @@ def _rows(folder: Folder, run: str) -> dict[str, str]:
     """Return whose row each file holds, but for those that bar an attempt: they stay."""
     found = {}
     for path in folder.list(f"runs/run={run}"):
-        attempt, data = _of(path), folder.read(path)
-        if attempt and data and pq.read_metadata(pa.BufferReader(data)).num_rows:
+        attempt, data = attempt_of(path), folder.read(path)
+        if attempt and data and not is_bar(data):
             found[path] = attempt
     return found
 
@@ -96,10 +101,4 @@ def remove_unfinished(folder: Folder, run: str, attempt: str) -> None:
     """Remove the tables of an attempt that has no row."""
     for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
-        folder.delete([path for path in paths if _of(path) == attempt])
-
-
-def _of(path: str) -> str:
-    """Return whose file this is; "" if it is not named like one of an attempt's."""
-    found = _ATTEMPT.match(path.rpartition("/")[2])
-    return "" if found is None else found[0]
+        folder.delete([path for path in paths if attempt_of(path) == attempt])
