@@ -20,9 +20,9 @@ from pipeline.execute.addresses import InProcess
 from pipeline.planning.learnt import cache_file
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.http import Transport
 from pipeline.sources.hub import HubRepository
 from pipeline.sources.limits import Limits, pause_s, windows
+from pipeline.sources.transport import Transport
 from tests import fault_table
 from tests.fault_table import NAME, Bench, Outcome, impatient
 from tests.hub import Fault, Hub

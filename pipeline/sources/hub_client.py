@@ -1,20 +1,22 @@
-"""Questions to the Hub: counted, paced, tried again, and their errors translated.
+"""Questions to the Hub: tried again, and their errors translated.
 
-The driver alone asks, so one place keeps to the account's limits for the whole cluster.
+The driver alone asks, so one place keeps to the account's limits for the whole cluster
+(`hub_session.py`).
 """
 
 from __future__ import annotations
 
-import logging
+import re
+import ssl
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, get_session
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -29,17 +31,16 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
-from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, Limits, backoff_s, pause_s
+from pipeline.sources.hub_session import SILENCE_S, Session
+from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
+from pipeline.sources.proxies import HINT, basic, proxy_of, refusal
+from pipeline.sources.transport import untrusted
+from pipeline.sources.waiting import ANNOUNCED_S, announce
 from pipeline.version import VERSION
 
 _ATTEMPTS = 5
 _ATTEMPTS_OF_PAGES = 2  # the client itself asks six times for each page, over 23 s
 _Answer = TypeVar("_Answer")
-
-_limits = Limits()
-"""Of this process's account: several repositories share it."""
-_asking: ContextVar[HubClient | None] = ContextVar("asking", default=None)
-"""Whose question the client is busy with: one question may be several requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,10 @@ class HubClient:
         self.names: dict[str, set[str]] = defaultdict(set)
         """Branches and tags that were seen, by commit."""
         self._lock = threading.Lock()
+        self._session = Session(self.api.endpoint, self._count)
+        self.endpoint = self._session.host
+        """Scheme, host and port of HF_ENDPOINT, which may also hold a password: to be shown."""
+        self.clock = self._session.clock
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -74,12 +79,17 @@ class HubClient:
         }
 
     def rights(self) -> dict[str, str]:
-        """Return the headers that carry the user's token."""
-        return build_hf_headers(**self.identity)
+        """Return the headers that carry the user's token, or the password in HF_ENDPOINT."""
+        headers, parts = build_hf_headers(**self.identity), urlsplit(self.api.endpoint)
+        if parts.username or parts.password:  # of the two the client sends this one
+            headers["authorization"] = basic(parts.username, parts.password)
+        return headers
 
-    def count(self, kind: str) -> None:
+    def take(self, kind: str) -> None:
         """Wait until the account's window has room for one more request, and count it."""
-        _limits.take(kind)
+        self._session.take(kind)
+
+    def _count(self, kind: str) -> None:
         with self._lock:
             self.requests[kind] += 1
 
@@ -127,63 +137,99 @@ class HubClient:
         return f"{self.name}@{revision}" if revision else self.name
 
     def ask(
-        self, question: Callable[[], _Answer], where: str, attempts: int | None = None
+        self,
+        question: Callable[[], _Answer],
+        where: str,
+        attempts: int = _ATTEMPTS,
+        silence_s: float = SILENCE_S,
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
+
+        Args:
+            silence_s: for how long nothing may be heard from the Hub.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.
             TransientReadError: every attempt failed.
             ReadError: the Hub refused for good.
         """
-        _watch()
-        failure = ""
-        attempt, asked_s = 0, 0.0
-        while attempt < (attempts or _ATTEMPTS) and asked_s <= LONGEST_PAUSE_S:
-            time.sleep(asked_s)
-            attempt += 1
-            asked_s = backoff_s(attempt)
-            asking = _asking.set(self)
+        failure, since = "", time.monotonic()
+        for attempt in range(1, attempts + 1):
+            asked_s = None
             try:
-                return question()
+                return self._session.answer(question, where, silence_s)
             except HfHubHTTPError as error:
                 response = error.response
                 status = response.status_code if response is not None else 0
                 if status not in TRANSIENT:
                     raise self._refusal(error, status, where) from None
                 failure = f"HTTP {status}"
-                asked_s = pause_s(response.headers) or asked_s
+                asked_s = pause_s(response.headers)
+                if asked_s is not None and asked_s > LONGEST_PAUSE_S:
+                    message = f"{where}: {failure}: {too_long(asked_s)}"
+                    raise TransientReadError(message) from None
             except HallmarksError:
                 raise  # some are OSErrors too
             except (OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError) as error:
                 raise self._refusal(error, 0, where) from None
+            except TimeoutError:
+                failure = f"no answer for {silence_s:g} s"
             except OSError as error:
                 failure = type(error).__name__
             except Exception as error:
-                if not _is_network_error(error):  # an answer that it cannot make out
-                    raise ReadError(
-                        f"{where}: the Hub's answer is malformed ({type(error).__name__})"
-                    ) from None
-                failure = type(error).__name__
-            finally:
-                _asking.reset(asking)
+                failure = self._network_failure(error, where)
+            if attempt < attempts:
+                self._rest(asked_s or backoff_s(attempt), failure, since)
+        via = f" through the proxy {proxy}" if (proxy := proxy_of(self.api.endpoint)) else ""
         raise TransientReadError(
-            f"{where}: {failure}, {attempt} times", f"is {constants.ENDPOINT} reachable?"
+            f"{where}: {failure}, {attempts} times", f"is {self.endpoint} reachable{via}?"
         )
+
+    def _rest(self, seconds: float, failure: str, since: float) -> None:
+        """Wait before the next attempt."""
+        if time.monotonic() + seconds - since >= ANNOUNCED_S:
+            text = f"{self.endpoint}: {failure}; trying again in {seconds:.0f} s"
+            announce(self.endpoint, text)
+        time.sleep(seconds)
+
+    def _network_failure(self, error: Exception, where: str) -> str:
+        """Return what to call an error of the network that may pass."""
+        if not _is_network_error(error):  # an answer that it cannot make out
+            raise ReadError(
+                f"{where}: the Hub's answer is malformed ({type(error).__name__})"
+            ) from None
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise untrusted(f"{where}: {self.endpoint}", cause) from None
+            cause = cause.__cause__ or cause.__context__
+        if type(error).__name__ == "ProxyError" and (found := re.match(r"(\d{3}) ", str(error))):
+            status = int(found[1])
+            if status not in TRANSIENT:
+                raise self._refused_by_proxy(status, where) from None
+            return f"HTTP {status} from the proxy"
+        return type(error).__name__
+
+    def _refused_by_proxy(self, status: int, where: str) -> SourceNotFound:
+        return SourceNotFound(f"{where}: {refusal(self.api.endpoint, status)}", HINT)
 
     def _refusal(self, error: Exception, status: int, where: str) -> HallmarksError:
         """Return what an answer means that will not change."""
+        if status == 407:
+            return self._refused_by_proxy(status, where)
         match error:
             case GatedRepoError():
                 return SourceNotFound(
                     f"{where}: access is gated",
-                    f"accept the terms at {constants.ENDPOINT}/{self.name} and set HF_TOKEN",
+                    f"accept the terms at {self.endpoint}/{self.name} and set HF_TOKEN",
                 )
+            case HfHubHTTPError() if status == 401 and _carried_a_token(error):
+                return self._refused_token(where)
             case RepositoryNotFoundError():
                 return SourceNotFound(
-                    f"no such repository on {constants.ENDPOINT}: {quoted(self.name)}",
+                    f"no such repository on {self.endpoint}: {quoted(self.name)}",
                     "check the spelling; for a private repository log in with `hf auth login`",
                 )
             case RevisionNotFoundError():
@@ -204,36 +250,27 @@ class HubClient:
             return SourceNotFound(f"{where}: HTTP {status}", "check HF_TOKEN")
         return ReadError(f"{where}: HTTP {status}")
 
+    def _refused_token(self, where: str) -> SourceNotFound:
+        parts = urlsplit(self.api.endpoint)
+        if parts.username or parts.password:
+            what, hint = "user and password in HF_ENDPOINT are", "check them"
+        else:
+            what = "token is"
+            hint = "it may have expired: log in with `hf auth login`, or unset HF_TOKEN"
+        return SourceNotFound(
+            f"{where}: {self.endpoint} refused the request: the {what} not valid", hint
+        )
 
-def _watch() -> None:
-    """Have every request of the client paced and counted, and every answer's limits noted.
 
-    And none of its warnings printed meanwhile: they quote addresses, and we say what failed.
+def _carried_a_token(error: HfHubHTTPError) -> bool:
+    """Return whether a request was made in somebody's name.
+
+    The Hub answers 401 to those who have no name and ask for what is private or not there, and to
+    those whose token it does not know, whatever they ask for. huggingface_hub takes both for a
+    repository that is not there.
     """
-    for name in ("utils._http", "file_download"):
-        logger = logging.getLogger(f"huggingface_hub.{name}")
-        if _not_asking not in logger.filters:
-            logger.addFilter(_not_asking)
-    hooks = get_session().event_hooks
-    if _before not in hooks["request"]:
-        hooks["request"].append(_before)
-        hooks["response"].append(_after)
-
-
-def _not_asking(record: logging.LogRecord) -> bool:
-    del record
-    return _asking.get() is None
-
-
-def _before(request: Any) -> None:
-    client, url = _asking.get(), str(request.url)
-    if client is not None and url.startswith(client.api.endpoint):
-        path = url.removeprefix(client.api.endpoint)
-        client.count("api" if path.startswith("/api/") else "resolvers")
-
-
-def _after(response: Any) -> None:
-    _limits.note(response.headers)
+    request = getattr(error.response, "request", None)
+    return request is not None and "authorization" in request.headers
 
 
 def _is_network_error(error: Exception) -> bool:
