@@ -14,6 +14,8 @@ from tests.hub import Hub
 # Whatever the user has set must not reach a test, and no test may reach the network.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "RAY_"))]:
     del os.environ[name]
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]
 os.environ["HF_ENDPOINT"] = "http://localhost:9"  # the discard port: nothing answers
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

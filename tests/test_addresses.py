@@ -55,7 +55,7 @@ def at_work(plan: Plan, source: Source) -> Iterator[tuple[Remote, list[Any]]]:
         while not over.is_set():
             for number, question in remote.questions(0.05):
                 asked.append(question)
-                if not isinstance(question, Paused):
+                if number:  # else no answer is expected
                     desk.answer(
                         question,
                         lambda found, n=number: remote.answer(n, pickle.loads(pickle.dumps(found))),

@@ -31,7 +31,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
-from pipeline.sources.hub_session import SILENCE_S, Session
+from pipeline.sources import hub_session
+from pipeline.sources.hub_session import Session
 from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
 from pipeline.sources.proxies import HINT, basic, proxy_of, refusal
 from pipeline.sources.transport import untrusted
@@ -141,14 +142,14 @@ class HubClient:
         question: Callable[[], _Answer],
         where: str,
         attempts: int = _ATTEMPTS,
-        silence_s: float = SILENCE_S,
+        silence_s: float | None = None,
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
 
         Args:
-            silence_s: for how long nothing may be heard from the Hub.
+            silence_s: for how long nothing may be heard from the Hub, if not SILENCE_S.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.
@@ -156,6 +157,7 @@ class HubClient:
             ReadError: the Hub refused for good.
         """
         failure, since = "", time.monotonic()
+        silence_s = silence_s or hub_session.SILENCE_S
         for attempt in range(1, attempts + 1):
             asked_s = None
             try:

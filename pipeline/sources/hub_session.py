@@ -109,6 +109,7 @@ class Session:
             return answered(question, asking, silence_s, asking.takes_long)
         finally:
             _asking.reset(before)
+            asking.over = True
 
     def take(self, kind: str, signs: Signs | None = None) -> None:
         """Wait until the account's window has room for one more request, and count it."""
@@ -136,10 +137,14 @@ class _Question(Signs):
         super().__init__()
         self._session, self._where = session, where
         self._requests = 0
+        self.over = False
+        """Nobody waits for the answer any more: the client is not to try again."""
 
     def sends(self, url: str, with_token: bool) -> None:
         """Take note of a request before it is sent, or refuse to send it."""
         session, host = self._session, host_of(url)
+        if self.over:
+            raise ReadError(f"{self._where}: given up")
         if session.host.startswith("https:") and not host.startswith("https:"):
             raise ReadError(
                 f"{self._where}: {session.host} leads to {quoted(host)}, which is not https"
@@ -176,7 +181,7 @@ class _Question(Signs):
         """Say that the answer is still not there."""
         host, requests = self._session.host, self._requests
         announce(
-            f"{host} {self._where}",
+            host,
             f"{self._where}: waiting for {host} for {seconds:,.0f} s, {requests:,} requests so far",
         )
 
