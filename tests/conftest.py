@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import Hub
+from tests.hub import Authority, Hub
 
 # Whatever the user has set must not reach a test, and no test may reach the network.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "RAY_"))]:
@@ -46,10 +46,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[None]:
+def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
     """Have the client of this process talk to a Hub."""
     # the client reads its endpoint when it is imported
-    with hub.serve() as endpoint, pytest.MonkeyPatch.context() as patch:
+    with hub.serve(tls) as endpoint, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         patch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
         patch.setattr(
