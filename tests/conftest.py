@@ -47,9 +47,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
-    """Have the client of this process talk to a Hub."""
+    """Have the client of this process talk to a Hub, with the password that it may ask for."""
     # the client reads its endpoint when it is imported
     with hub.serve(tls) as endpoint, pytest.MonkeyPatch.context() as patch:
+        endpoint = endpoint.replace("://", f"://{hub.password}@") if hub.password else endpoint
         patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         patch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
         patch.setattr(

@@ -128,7 +128,9 @@ def test_a_proxy_that_refuses_is_named(
         why = "asks for a user and a password" if status == 407 else "refuses the connection"
         assert f"the proxy http://{address} {why}" in raised.value.message
     assert "s3cr" not in str(raised.value) + raised.value.hint
-    assert proxy.refused <= 18  # six addresses for each of three files, of a 403 that may be the host's
+    assert (
+        proxy.refused <= 18
+    )  # six addresses for each of three files, of a 403 that may be the host's
 
 
 def test_a_proxy_that_is_not_there_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,24 +189,29 @@ class _Answer:
                 self.done += count
 
     def _pick(self, response: Response) -> None:
-        """Read the whole file as it comes, and keep what is wanted of it."""
-        size, position = self._access.size, 0
+        """Read the whole file as it comes, and keep what is wanted of it, if it comes whole."""
+        size, position, done = self._access.size, 0, self.done
         rest = memoryview(bytearray(_STALL_BYTES))
         while position < size:
-            wanted = self._start + self.done
-            keep = position == wanted and self.done < len(self._buffer)
+            wanted = self._start + done
+            keep = position == wanted and done < len(self._buffer)
             if keep:
-                into = self._buffer[self.done : self.done + _STALL_BYTES]
+                into = self._buffer[done : done + _STALL_BYTES]
             else:
                 into = rest[: (wanted if position < wanted else size) - position]
             response.within(_STALL_S)
             count = response.readinto(into)
-            if not count:
+            if not count and not response.chunked:
                 raise _Broken("the body ended early")
+            if not count:
+                raise SourceChanged(
+                    f"{self._span}: expected a file of {size:,} bytes, found {position:,}"
+                )
             position += count
-            self.done += count if keep else 0
+            done += count if keep else 0
         if response.read(1):
             raise SourceChanged(f"{self._span}: expected a file of {size:,} bytes, found more")
+        self.done = done
 
     def _check(self, response: Response, first: int, last: int) -> None:
         """Refuse an answer that is neither the range nor the whole of the file that was planned."""

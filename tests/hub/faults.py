@@ -33,6 +33,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     after_bytes: int = 0
     """stall, trickle, truncate, reset: bytes of the body that are sent first."""
+    whole: bool = False
+    """The whole file is sent instead of the range, besides."""
     after_share: float | None = None
     """The same as a share of the body; 1: all but the last byte."""
     seconds: float = 0.0

@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_chunks(kind, repo, commit, file)
             return
         start, stop, status = 0, file.size, 200
-        if asked and action != "ignore_range":
+        if asked and action != "ignore_range" and not (fault and fault.whole):
             start = int(asked[1])
             stop = min(file.size, int(asked[2]) + 1 if asked[2] else file.size)
             status = 206
@@ -288,8 +288,12 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "encoded":
             headers["Content_Encoding"] = "gzip"
         self.answer(status, **headers)
-        if self.command != "HEAD":
-            sent = self._send_body(file, start, stop, fault)
+        if self.command == "HEAD":
+            return
+        if fault is None:  # before the client has the last byte and looks at the records
+            self.noted(kind, status, repo, commit.sha, file.path, (start, stop))
+        sent = self._send_body(file, start, stop, fault)
+        if fault:
             self.noted(kind, status, repo, commit.sha, file.path, (start, start + sent))
 
     def _send_chunks(self, kind: str, repo: str, commit: Commit, file: StoredFile) -> None:
