@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import obstore
 import pytest
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import close_session
+from obstore.store import from_url
 
 import pipeline
 from pipeline.errors import HallmarksError, TransientReadError
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.results import Summary
+from pipeline.sources import object_client
 from pipeline.sources.proxies import proxy_of
+from tests import buckets
 from tests.conftest import serving
 from tests.hub import Authority, Hub, Proxy
 from tests.suites import trajectory, write_suite
@@ -181,3 +185,21 @@ def test_the_rules_are_those_of_the_hubs_client(
     for url in URLS:
         way = client._transport_for_url(client.build_request("GET", url).url)
         assert (proxy_of(url) is None) == (way is client._transport), url
+
+
+def test_object_storage_goes_through_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client reads the same variables: listings and ranges."""
+    proxy = Proxy(PASSWORD)
+    with buckets.served() as endpoint, proxy.serve() as address:
+        bucket = buckets.named("proxied", endpoint, monkeypatch)
+        rows = trajectory("walk", 2, 1_000, 0.1)
+        for folder in write_suite(tmp_path / "suite", {"w": rows}).iterdir():
+            file = folder / "model.safetensors"
+            obstore.put(from_url(bucket), f"{folder.name}/{file.name}", file.read_bytes())
+        monkeypatch.setenv("HTTP_PROXY", f"http://{QUOTED}@{address}")
+        object_client.client.cache_clear()
+        summary = pipeline.analyze(bucket, str(tmp_path / "store"), executor="local")
+    assert summary.complete and proxy.hosts() == {host(endpoint)} and not proxy.refused
+    assert any(".safetensors" in entry for entry in proxy.passed)

@@ -244,3 +244,24 @@ def test_a_notice_on_standard_error(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (note,) = done.stderr.splitlines()
     assert note.startswith("note: this machine's clock is 7,") and "ahead of" in note
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_workers_on_ray_are_heard_too(hub: Hub, tmp_path: Path) -> None:
+    """Also with a clock by which every address is over: asked for once a file."""
+    hub.absolute_expiry, hub.ahead_s = True, -7200.0
+    # planning reads the head of every file
+    fault = Fault("status", occurrences={fault_table.CHECKPOINTS + 3}, status=429)
+    hub.faults.add(replace(fault, headers={"Retry_After": "16"}))
+    command = [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*command, "--max-workers", "1"],
+        env=os.environ | {"HF_ENDPOINT": endpoint(), "HF_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note:")]
+    assert f"note: {hub.cdn_url}: HTTP 429; trying again in 16 s" in notes
+    assert hub.count("resolve_head") == fault_table.CHECKPOINTS

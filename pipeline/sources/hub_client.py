@@ -141,7 +141,7 @@ class HubClient:
         self,
         question: Callable[[], _Answer],
         where: str,
-        attempts: int = _ATTEMPTS,
+        attempts: int | None = None,
         silence_s: float | None = None,
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
@@ -157,7 +157,7 @@ class HubClient:
             ReadError: the Hub refused for good.
         """
         failure, since = "", time.monotonic()
-        silence_s = silence_s or hub_session.SILENCE_S
+        attempts, silence_s = attempts or _ATTEMPTS, silence_s or hub_session.SILENCE_S
         for attempt in range(1, attempts + 1):
             asked_s = None
             try:
