@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,3 +197,21 @@ def test_the_workers_do_not_get_it(hub: Hub, tmp_path: Path) -> None:
         pickle.dumps(access)
     assert isinstance(access.for_workers(), ThroughDriver)
     assert PASSWORD.encode() not in pickle.dumps(access.for_workers())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_no_process_of_a_local_ray_has_it(hub: Hub, tmp_path: Path) -> None:
+    hub.password, hub.bytes_per_s = f"me:{PASSWORD}", 200_000
+    with serving(hub):
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.analyze", NAME, "--store", str(tmp_path / "store")],
+            env=os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(tmp_path / "home")},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        leaks: list[str] = []
+        while job.poll() is None:
+            leaks += canary.in_processes([PASSWORD], but=[job.pid])
+            time.sleep(0.2)
+        said = job.communicate()[1]
+    assert job.returncode == 0 and not leaks, said

@@ -1,4 +1,4 @@
-"""Questions to the Hub: tried again, and their errors translated.
+"""Questions to the Hub, tried again where that may help.
 
 The driver alone asks, so one place keeps to the account's limits for the whole cluster
 (`hub_session.py`).
@@ -6,8 +6,6 @@ The driver alone asks, so one place keeps to the account's limits for the whole 
 
 from __future__ import annotations
 
-import re
-import ssl
 import threading
 import time
 from collections import Counter, defaultdict
@@ -18,24 +16,20 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
+from pipeline.errors import HallmarksError, SourceNotFound, TransientReadError, quoted
 from pipeline.sources import hub_session
+from pipeline.sources.hub_errors import Errors
 from pipeline.sources.hub_session import Session
 from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
-from pipeline.sources.proxies import HINT, basic, proxy_of, refusal
-from pipeline.sources.transport import untrusted
+from pipeline.sources.proxies import basic, proxy_of
 from pipeline.sources.waiting import ANNOUNCED_S, announce
 from pipeline.version import VERSION
 
@@ -69,6 +63,7 @@ class HubClient:
         self.endpoint = self._session.host
         """Scheme, host and port of HF_ENDPOINT, which may also hold a password: to be shown."""
         self.clock = self._session.clock
+        self._errors = Errors(name, self.api.endpoint, self.endpoint)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,7 +161,7 @@ class HubClient:
                 response = error.response
                 status = response.status_code if response is not None else 0
                 if status not in TRANSIENT:
-                    raise self._refusal(error, status, where) from None
+                    raise self._errors.refused(error, status, where) from None
                 failure = f"HTTP {status}"
                 asked_s = pause_s(response.headers)
                 if asked_s is not None and asked_s > LONGEST_PAUSE_S:
@@ -175,13 +170,13 @@ class HubClient:
             except HallmarksError:
                 raise  # some are OSErrors too
             except (OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError) as error:
-                raise self._refusal(error, 0, where) from None
+                raise self._errors.refused(error, 0, where) from None
             except TimeoutError:
                 failure = f"no answer for {silence_s:g} s"
             except OSError as error:
                 failure = type(error).__name__
             except Exception as error:
-                failure = self._network_failure(error, where)
+                failure = self._errors.passing(error, where)
             if attempt < attempts:
                 self._rest(asked_s or backoff_s(attempt), failure, since)
         via = f" through the proxy {proxy}" if (proxy := proxy_of(self.api.endpoint)) else ""
@@ -195,86 +190,3 @@ class HubClient:
             text = f"{self.endpoint}: {failure}; trying again in {seconds:.0f} s"
             announce(self.endpoint, text)
         time.sleep(seconds)
-
-    def _network_failure(self, error: Exception, where: str) -> str:
-        """Return what to call an error of the network that may pass."""
-        if not _is_network_error(error):  # an answer that it cannot make out
-            raise ReadError(
-                f"{where}: the Hub's answer is malformed ({type(error).__name__})"
-            ) from None
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                raise untrusted(f"{where}: {self.endpoint}", cause) from None
-            cause = cause.__cause__ or cause.__context__
-        if type(error).__name__ == "ProxyError" and (found := re.match(r"(\d{3}) ", str(error))):
-            status = int(found[1])
-            if status not in TRANSIENT:
-                raise self._refused_by_proxy(status, where) from None
-            return f"HTTP {status} from the proxy"
-        return type(error).__name__
-
-    def _refused_by_proxy(self, status: int, where: str) -> SourceNotFound:
-        return SourceNotFound(f"{where}: {refusal(self.api.endpoint, status)}", HINT)
-
-    def _refusal(self, error: Exception, status: int, where: str) -> HallmarksError:
-        """Return what an answer means that will not change."""
-        if status == 407:
-            return self._refused_by_proxy(status, where)
-        match error:
-            case GatedRepoError():
-                return SourceNotFound(
-                    f"{where}: access is gated",
-                    f"accept the terms at {self.endpoint}/{self.name} and set HF_TOKEN",
-                )
-            case HfHubHTTPError() if status == 401 and _carried_a_token(error):
-                return self._refused_token(where)
-            case RepositoryNotFoundError():
-                return SourceNotFound(
-                    f"no such repository on {self.endpoint}: {quoted(self.name)}",
-                    "check the spelling; for a private repository log in with `hf auth login`",
-                )
-            case RevisionNotFoundError():
-                return SourceNotFound(f"no such revision: {where}")
-            case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-                return SourceNotFound(
-                    f"{where} cannot be reached: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
-                )
-            case EntryNotFoundError() if where == self.name:
-                return SourceNotFound(f"no such repository: {quoted(self.name)}")
-            case EntryNotFoundError():
-                return SourceNotFound(f"no such file: {where}")
-            case HFValidationError():
-                return SourceNotFound(
-                    f"{quoted(self.name)} is not a repository name", "write org/name"
-                )
-        if status in (401, 403):
-            return SourceNotFound(f"{where}: HTTP {status}", "check HF_TOKEN")
-        return ReadError(f"{where}: HTTP {status}")
-
-    def _refused_token(self, where: str) -> SourceNotFound:
-        parts = urlsplit(self.api.endpoint)
-        if parts.username or parts.password:
-            what, hint = "user and password in HF_ENDPOINT are", "check them"
-        else:
-            what = "token is"
-            hint = "it may have expired: log in with `hf auth login`, or unset HF_TOKEN"
-        return SourceNotFound(
-            f"{where}: {self.endpoint} refused the request: the {what} not valid", hint
-        )
-
-
-def _carried_a_token(error: HfHubHTTPError) -> bool:
-    """Return whether a request was made in somebody's name.
-
-    The Hub answers 401 to those who have no name and ask for what is private or not there, and to
-    those whose token it does not know, whatever they ask for. huggingface_hub takes both for a
-    repository that is not there.
-    """
-    request = getattr(error.response, "request", None)
-    return request is not None and "authorization" in request.headers
-
-
-def _is_network_error(error: Exception) -> bool:
-    """httpx before huggingface_hub 2, httpx2 since: known by name, so that neither is imported."""
-    return type(error).__module__.split(".")[0] in ("httpx", "httpx2")

@@ -8,6 +8,7 @@ as far as it leads.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from pipeline.sources.limits import (
     server_time,
     too_long,
 )
-from pipeline.sources.proxies import proxy_of
+from pipeline.sources.proxies import PORTS, proxy_of
 from pipeline.sources.transport import host_of
 from pipeline.sources.waiting import ANNOUNCED_S, Signs, announce, answered, rest
 
@@ -85,11 +86,11 @@ class Session:
     def __init__(self, endpoint: str, counted: Callable[[str], None]) -> None:
         """`counted`: told the rate-limit class of every request."""
         self._endpoint, self._counted = endpoint, counted
-        self._path = urlsplit(endpoint).path
-        try:
-            self.host = host_of(endpoint)
-        except ValueError:
-            self.host = ""
+        self.host = self._path = ""
+        with contextlib.suppress(ValueError):  # it is not an address, which `answer` says
+            parts = urlsplit(endpoint)
+            if parts.scheme in PORTS and parts.hostname:
+                self.host, self._path = host_of(endpoint), parts.path
         self.clock = Clock(self.host)
 
     def answer(self, question: Callable[[], _Answer], where: str, silence_s: float) -> _Answer:
@@ -99,7 +100,7 @@ class Session:
             TimeoutError: nothing was heard for so long.
             Whatever the client raises.
         """
-        if not self.host.startswith(("http://", "https://")):  # not shown: it may hold a password
+        if not self.host:  # what is there instead may hold a password
             raise RequestError("HF_ENDPOINT is not an address", "write https://host")
         proxy_of(self._endpoint)  # the client's own error for a bad one would quote it
         asking = _Question(self, where)
@@ -163,10 +164,11 @@ class _Question(Signs):
             session.take(kind, self)
         self.heard_now()
 
-    def receives(self, status: int, headers: Headers) -> None:
+    def receives(self, url: str, status: int, headers: Headers) -> None:
         """Take note of an answer's status and headers."""
         self.heard_now()
-        self._session.clock.note(headers)
+        if host_of(url) == self._session.host:
+            self._session.clock.note(headers)
         asked_s = pause_s(headers) if status in TRANSIENT else None
         if asked_s is None:
             return
@@ -231,4 +233,4 @@ def _before(request: Any) -> None:
 def _after(response: Any) -> None:
     _limits.note(response.headers)
     if (question := _asking.get()) is not None:
-        question.receives(response.status_code, response.headers)
+        question.receives(str(response.url), response.status_code, response.headers)
