@@ -17,7 +17,7 @@ from pipeline.errors import ReadError, SourceNotFound, quoted
 from pipeline.sources.base import File
 from pipeline.sources.directory import LocalAccess
 from pipeline.sources.hub_client import Entry, HubClient
-from pipeline.sources.hub_session import DOWNLOAD_SILENCE_S, SignsOfLife
+from pipeline.sources.hub_session import SignsOfLife
 from pipeline.sources.transport import Transport
 
 
@@ -69,7 +69,7 @@ def keep_in_cache(client: HubClient, file: File) -> CachedAccess | None:
             **client.identity,
         ),
         file.where,
-        silence_s=DOWNLOAD_SILENCE_S,
+        download=True,
     )
     commit = file.checkpoint.commit or ""
     refs = _root(client.name) / "refs"

@@ -137,14 +137,14 @@ class HubClient:
         question: Callable[[], _Answer],
         where: str,
         attempts: int | None = None,
-        silence_s: float | None = None,
+        download: bool = False,
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
 
         Args:
-            silence_s: for how long nothing may be heard from the Hub, if not SILENCE_S.
+            download: the question is for a file to come into the Hub cache.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.
@@ -152,7 +152,8 @@ class HubClient:
             ReadError: the Hub refused for good.
         """
         failure, since = "", time.monotonic()
-        attempts, silence_s = attempts or _ATTEMPTS, silence_s or hub_session.SILENCE_S
+        attempts = attempts or _ATTEMPTS
+        silence_s = hub_session.DOWNLOAD_SILENCE_S if download else hub_session.SILENCE_S
         for attempt in range(1, attempts + 1):
             asked_s = None
             try:
@@ -173,6 +174,8 @@ class HubClient:
                 raise self._errors.refused(error, 0, where) from None
             except TimeoutError:
                 failure = f"no answer for {silence_s:g} s"
+                if download:  # the client, left behind, keeps its lock on the file
+                    raise TransientReadError(f"{where}: {failure}") from None
             except OSError as error:
                 failure = type(error).__name__
             except Exception as error:
