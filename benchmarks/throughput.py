@@ -78,7 +78,7 @@ def job(source: str) -> dict[str, Any]:
 
 def client(source: str) -> dict[str, Any]:
     """Read in this process what the job would read, and do nothing with it."""
-    from pipeline.sources.http import Transport
+    from pipeline.sources.transport import Transport
 
     addresses, ranges, readers, longest = ranges_of_job(source)
     transport, of_thread = Transport(addresses), threading.local()

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error. Errors are one
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -43,6 +44,7 @@ LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 def run(command: click.Command) -> NoReturn:
     """Run a command to its exit code (docs/contract.md, §1)."""
     debug = "--debug" in sys.argv
+    _show_notes()
     try:
         code = command.main(standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -64,6 +66,19 @@ def run(command: click.Command) -> NoReturn:
         text = " ".join(str(error).split())[:300]
         code = _report(f"{type(error).__name__}: {text}", "--debug shows where", 1)
     sys.exit(code or 0)
+
+
+def _show_notes() -> None:
+    logger = logging.getLogger("pipeline")
+    logger.addHandler(_Notes())
+    logger.propagate = False  # a library may have given the root a handler that shows them again
+
+
+class _Notes(logging.Handler):
+    """Shows what the job logs, such as why it waits, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {record.getMessage()}", err=True)
 
 
 def _report(message: str, hint: str, code: int) -> int:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import Hub
+from tests.hub import Authority, Hub
 
 # Whatever the user has set must not reach a test, and no test may reach the network.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "RAY_"))]:
+    del os.environ[name]
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 os.environ["HF_ENDPOINT"] = "http://localhost:9"  # the discard port: nothing answers
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -44,10 +46,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[None]:
-    """Have the client of this process talk to a Hub."""
+def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
+    """Have the client of this process talk to a Hub, with the password that it may ask for."""
     # the client reads its endpoint when it is imported
-    with hub.serve() as endpoint, pytest.MonkeyPatch.context() as patch:
+    with hub.serve(tls) as endpoint, pytest.MonkeyPatch.context() as patch:
+        endpoint = endpoint.replace("://", f"://{hub.password}@") if hub.password else endpoint
         patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         patch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
         patch.setattr(

@@ -204,7 +204,7 @@ def test_passing_faults_change_nothing(hub: Hub, fault: Fault, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        ("ignore_range", "the whole file instead of the range"),
+        ("encoded", "Content-Encoding"),
         ("wrong_content_range", "Content-Range"),
         ("wrong_total", "expected a file of"),
     ],

@@ -96,7 +96,7 @@ def test_on_another_machine_the_cache_is_not_there(hub: Hub, cache: Path) -> Non
     (blob,) = blobs(cache)
     blob.rename(blob.with_name("elsewhere"))
     from pipeline.execute.addresses import InProcess
-    from pipeline.sources.http import Transport
+    from pipeline.sources.transport import Transport
 
     addresses = InProcess(plan, source)
     buffer = bytearray(1000)

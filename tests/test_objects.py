@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import obstore
@@ -10,7 +13,13 @@ import pytest
 from obstore.store import from_url
 
 import pipeline
-from pipeline.errors import NothingMatches, SourceChanged, SourceNotFound, TransientReadError
+from pipeline.errors import (
+    NothingMatches,
+    RequestError,
+    SourceChanged,
+    SourceNotFound,
+    TransientReadError,
+)
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources import object_client
@@ -91,3 +100,65 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     object_client.client.cache_clear()
     with pytest.raises(TransientReadError, match="GenericError"):
         make_plan(Request(f"{bucket}/other"))
+
+
+LISTING = b"""<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult><Name>b</Name><KeyCount>1</KeyCount><IsTruncated>true</IsTruncated>
+<NextContinuationToken>more</NextContinuationToken><Contents><Key>step1/model.safetensors</Key>
+<Size>9</Size><ETag>"e"</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>
+</ListBucketResult>"""
+SKEWED = b"""<?xml version="1.0" encoding="UTF-8"?><Error><Code>RequestTimeTooSkewed</Code>
+<Message>The difference between the request time and the current time is too large.</Message></Error>"""
+
+
+@contextmanager
+def answering(status: int, body: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have this process use a storage that says the same to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for name, value in buckets.environment(f"http://127.0.0.1:{server.server_port}").items():
+            monkeypatch.setenv(name, value)
+        object_client.client.cache_clear()
+        yield
+        server.shutdown()
+
+
+@pytest.mark.timeout(60)
+def test_a_listing_without_an_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Given up after a stated time, and announced before."""
+    monkeypatch.setattr("pipeline.sources.object_client.QUESTION_S", 0.5)
+    for module in ("waiting", "object_client"):
+        monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.2)
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    with (
+        answering(200, LISTING, monkeypatch),
+        pytest.raises(TransientReadError, match=r"s3://b: no answer for 0.5 s"),
+    ):
+        make_plan(Request("s3://b"))
+    assert "s3://b: waiting for the storage for" in caplog.messages[0]
+
+
+def test_a_clock_that_the_storage_does_not_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not "access denied": credentials are not what is wrong."""
+    with (
+        answering(403, SKEWED, monkeypatch),
+        pytest.raises(RequestError, match="a clock as wrong as this machine's") as raised,
+    ):
+        make_plan(Request("s3://b"))
+    assert "which says 20" in raised.value.hint

@@ -19,6 +19,7 @@ from pipeline.errors import HallmarksError, ReadError
 from pipeline.planning.plan import Plan
 from pipeline.sources.base import Access, Source
 from pipeline.sources.http import UrlAccess
+from pipeline.sources.waiting import announce
 
 QUESTIONS_AT_ONCE = 8
 """Threads of the driver that wait for the Hub: an address takes about 0.1 s there."""
@@ -41,6 +42,7 @@ class Addresses(Protocol):
     def renewed(self, access: Access) -> Access: ...
     def read(self, where: str, start: int, stop: int) -> bytes: ...
     def paused(self, host: str, seconds: float) -> None: ...
+    def waiting(self, host: str, why: str) -> None: ...
 
 
 class InProcess:
@@ -68,6 +70,9 @@ class InProcess:
     def paused(self, host: str, seconds: float) -> None:
         """Nothing is to be done: the readers of this process wait already."""
 
+    def waiting(self, host: str, why: str) -> None:
+        announce(host, why)
+
 
 class Wanted(NamedTuple):
     """Access to these files is lacking."""
@@ -91,6 +96,13 @@ class Paused(NamedTuple):
     seconds: float
 
 
+class Waiting(NamedTuple):
+    """Reading from a host takes long, and why. No answer is expected."""
+
+    host: str
+    why: str
+
+
 class Begun(NamedTuple):
     """A tile is being worked at. No answer is expected."""
 
@@ -109,7 +121,7 @@ class Left(NamedTuple):
     bytes: int
 
 
-Question = Wanted | Range | Paused | Begun | Room | Left
+Question = Wanted | Range | Paused | Waiting | Begun | Room | Left
 
 
 class Kept:
@@ -150,19 +162,17 @@ class Remote:
             self.get(file)
 
     def get(self, file: int, after: int = 0) -> Access:
-        while True:
-            with self._lock:
-                access = self._kept.get(file, after)
-                asked = self._asked.get(file)
-            if access is not None:
-                return access
+        while (access := self._kept.get(file, after)) is None:
+            asked = self._ask_for([file], after).get(file)
             if asked is None:
-                self._ask_for([file], after)
-                continue
+                continue  # another thread's question was answered meanwhile
             found = asked.result()
-            error = found if isinstance(found, HallmarksError) else found[file]
-            if isinstance(error, HallmarksError):
-                raise error
+            access = found if isinstance(found, HallmarksError) else found[file]
+            if isinstance(access, HallmarksError):
+                raise access
+            if access.issue > after:  # also if it expires at once: each is tried
+                return access
+        return access
 
     def renewed(self, access: Access) -> Access:
         return self.get(self._numbers[access.where], access.issue)
@@ -176,6 +186,9 @@ class Remote:
     def paused(self, host: str, seconds: float) -> None:
         self.tell(Paused(host, seconds))
 
+    def waiting(self, host: str, why: str) -> None:
+        self.tell(Waiting(host, why))
+
     def passed_on(self, files: Sequence[int], after: int) -> dict[int, tuple[Access, float]]:
         """Return access to some files for another process, and for how many seconds it is good."""
         self._ask_for(files, after)
@@ -186,7 +199,7 @@ class Remote:
         with self._lock:
             return self._put(question)
 
-    def tell(self, news: Paused | Begun | Left) -> None:
+    def tell(self, news: Paused | Waiting | Begun | Left) -> None:
         """Tell the driver something that it does not answer."""
         self._box.put((0, news))
 
@@ -211,13 +224,15 @@ class Remote:
                     self._kept.keep(file, access, access.good_for_s)
         future.set_result(found)
 
-    def _ask_for(self, files: Sequence[int], after: int) -> None:
-        """Ask for access to those files that have none and are not asked for yet."""
+    def _ask_for(self, files: Sequence[int], after: int) -> dict[int, Future[Any]]:
+        """Ask for access to those files that have none; return the answers to come."""
         with self._lock:
-            lacking = [f for f in files if f not in self._asked and not self._kept.get(f, after)]
-            for first in range(0, len(lacking), FILES_A_QUESTION):
-                group = tuple(lacking[first : first + FILES_A_QUESTION])
+            lacking = [file for file in files if not self._kept.get(file, after)]
+            unasked = [file for file in lacking if file not in self._asked]
+            for first in range(0, len(unasked), FILES_A_QUESTION):
+                group = tuple(unasked[first : first + FILES_A_QUESTION])
                 self._asked |= dict.fromkeys(group, self._put(Wanted(group, after)))
+            return {file: self._asked[file] for file in lacking}
 
     def _put(self, question: Question) -> Future[Any]:
         self._last += 1

@@ -18,7 +18,16 @@ from typing import Any
 import ray
 
 from pipeline.errors import HallmarksError, StoreUnusable, TileLost
-from pipeline.execute.addresses import Begun, FrontDesk, Left, Paused, Question, Remote, Room
+from pipeline.execute.addresses import (
+    Begun,
+    FrontDesk,
+    Left,
+    Paused,
+    Question,
+    Remote,
+    Room,
+    Waiting,
+)
 from pipeline.execute.admission import Admission
 from pipeline.execute.metrics import Metrics
 from pipeline.execute.ray import Layout, result, wait
@@ -28,6 +37,7 @@ from pipeline.execute.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.sources.base import Access
+from pipeline.sources.waiting import announce
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
 NO_PROGRESS_S = 120.0
@@ -126,6 +136,10 @@ class _Actor:
     def paused(self, host: str, seconds: float) -> None:
         self.pause(host, seconds)
         self._addresses.paused(host, seconds)
+
+    @ray.method(concurrency_group="tasks")
+    def waiting(self, host: str, why: str) -> None:
+        self._addresses.waiting(host, why)
 
     @ray.method(concurrency_group="tasks")
     def count(self, more: dict[str, float]) -> None:
@@ -300,6 +314,8 @@ class RayPool:
                     schedule.begun(handle, tile)
                 case Paused(host, seconds):
                     self._pause(handle, host, seconds)
+                case Waiting(host, why):
+                    announce(host, why)
                 case Left(num_bytes):
                     self._admission.left(handle, num_bytes)
                 case Room(num_bytes):

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.errors import HallmarksError, RequestError, TileLost
 from pipeline.execute.placement import choose_pull, on_cpus, on_gpus
 
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")  # an address may hold a password
 
 
 @dataclass(frozen=True, slots=True)

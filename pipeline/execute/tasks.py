@@ -182,9 +182,7 @@ class _Relay:
         self._ask_for(files, 0)
 
     def get(self, file: int, after: int = 0) -> Access:
-        while (access := self._kept.get(file, after)) is None:
-            self._ask_for([file], after)
-        return access
+        return self._kept.get(file, after) or self._ask_for([file], after)[file]
 
     def renewed(self, access: Access) -> Access:
         return self.get(self._numbers[access.where], access.issue)
@@ -194,6 +192,9 @@ class _Relay:
 
     def paused(self, host: str, seconds: float) -> None:
         self.worker.paused.remote(host, seconds)
+
+    def waiting(self, host: str, why: str) -> None:
+        self.worker.waiting.remote(host, why)
 
     def count(self, **more: float) -> None:
         """Add to what the worker is told of now and then."""
@@ -209,9 +210,11 @@ class _Relay:
             self._told = time.monotonic()
         self.worker.count.remote(asdict(news))
 
-    def _ask_for(self, files: Sequence[int], after: int) -> None:
+    def _ask_for(self, files: Sequence[int], after: int) -> dict[int, Access]:
+        """Return access to some files; the worker is asked for what is lacking."""
         with self._asking:  # one question for all threads that lack the same
-            lacking = [file for file in files if self._kept.get(file, after) is None]
+            found = {file: there for file in files if (there := self._kept.get(file, after))}
+            lacking = [file for file in files if file not in found]
             groups = [
                 lacking[first : first + FILES_A_QUESTION]
                 for first in range(0, len(lacking), FILES_A_QUESTION)
@@ -219,6 +222,8 @@ class _Relay:
             for answer in [self.worker.access.remote(group, after) for group in groups]:
                 for file, (access, seconds) in _result(answer).items():
                     self._kept.keep(file, access, seconds)
+                    found[file] = access  # also if it expires at once: each is tried
+            return found
 
 
 def _result(call: Any) -> Any:

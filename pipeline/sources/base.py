@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.checkpoint.names import Position, position
-from pipeline.sources.http import Transport
+from pipeline.sources.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pipeline.checkpoint.distributed import FOLDERS, METADATA
 from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError
 from pipeline.sources.base import Candidate, File
-from pipeline.sources.http import Transport
+from pipeline.sources.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)

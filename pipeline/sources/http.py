@@ -1,26 +1,20 @@
 """Ranges of a file over HTTP, straight into memory: the right bytes, or an error that says which.
 
-The standard library's client, one connection for each thread and host (docs/architecture.md and
-benchmarks/results/network.md say why). What passes by itself is tried again here; an address that
-is no longer accepted is exchanged at the desk. Errors of the client are translated, never quoted or
-chained: their texts may hold the address, which is signed.
+What passes by itself is tried again here; an address that is no longer accepted is exchanged at the
+desk. Errors of the client are translated, never quoted or chained: their texts may hold the
+address, which is signed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import math
-import random
 import re
 import ssl
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import (
     AccessExpired,
@@ -30,129 +24,29 @@ from pipeline.errors import (
     TransientReadError,
     quoted,
 )
-from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s
-from pipeline.version import VERSION
+from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
+from pipeline.sources.proxies import HINT, refusal
+from pipeline.sources.transport import Response, Transport, host_of, untrusted
+from pipeline.sources.waiting import ANNOUNCED_S
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Access
 
 ATTEMPTS = 6
-"""Tries without a single new byte before a read fails: with the pauses below about 30 s in all."""
+"""Tries in a row that bring less than _STALL_BYTES before a read fails: with the pauses below about
+30 s in all, where the host answers at once."""
 DIRECT_BYTES = 10_000_000
 """Up to here a file that needs the user's rights is read by the driver for the workers."""
+WHOLE_BYTES = 16 << 20
+"""Up to here a server may send the whole file instead of a range: it may ignore `Range` (RFC 9110,
+14.2). Of a larger one every range would cost gigabytes."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")  # http.client has no type for it
 
-_CONNECT_S = 10.0
-_ANSWER_S = 15.0  # to the first header: a store may first put the range together
 _STALL_S = 5.0
-"""In a body: without a byte, or with fewer than _STALL_BYTES. Lost packets are sent again within
-three seconds; a stalled connection is given up, what has come is kept."""
+"""In a body: for fewer than _STALL_BYTES. Lost packets are sent again within three seconds; a
+stalled connection is given up, what has come is kept."""
 _STALL_BYTES = 16 << 10  # 32 connections at this pace share 100 KB/s
-
-_USER_AGENT = f"hallmarks/{VERSION}"
-
-
-class Desk(Protocol):
-    """Where a reader gets what only the driver has."""
-
-    def renewed(self, access: Any) -> Access:
-        """Return another way to the same file: this one is not accepted."""
-        ...
-
-    def read(self, where: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file that the driver alone may read."""
-        ...
-
-    def paused(self, host: str, seconds: float) -> None:
-        """Take note that a host wants to be left alone by all."""
-        ...
-
-
-class Count(Protocol):
-    """Told what happened since it was told last, by name."""
-
-    def __call__(self, **more: float) -> None: ...
-
-
-def _uncounted(**_: float) -> None: ...
-
-
-class Transport:
-    """The connections of one process: every thread has its own, one to each host."""
-
-    def __init__(self, desk: Desk, count: Count = _uncounted) -> None:
-        """`count`: told of `retries`, and of `rate_limited_seconds` that hosts asked for."""
-        self.desk, self.count = desk, count
-        self._of_thread = threading.local()
-        self._trust = ssl.create_default_context()
-        self._free_at: dict[str, float] = defaultdict(float)
-
-    def get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Return the answer to a request, of which status and headers have been read.
-
-        It is to be read to its end, or the connection dropped, before this thread's next request.
-        Waits while the host wants to be left alone.
-
-        Raises:
-            OSError, http.client.HTTPException, ValueError: there was none. They may quote `url`.
-        """
-        while (seconds := self._free_at[host_of(url)] - time.monotonic()) > 0:
-            time.sleep(seconds + random.uniform(0, 0.5))  # not all in the same moment
-        connection = self._connection(url)
-        kept = connection.sock is not None
-        try:
-            return self._answer(connection, url, headers)
-        except ConnectionError:
-            if not kept:
-                raise
-            # a server may close a connection that it kept, at any time: that is no failure yet
-            connection.close()
-            return self._answer(connection, url, headers)
-
-    def pause(self, host: str, seconds: float) -> None:
-        """Leave a host alone for so long, in all threads."""
-        self._free_at[host] = max(self._free_at[host], time.monotonic() + seconds)
-
-    def drop(self, url: str) -> None:
-        """Close this thread's connection to a host: something unread is in it."""
-        with contextlib.suppress(ValueError):  # a malformed address has none
-            self._connection(url).close()
-
-    def _connection(self, url: str) -> http.client.HTTPConnection:
-        connections = self._of_thread.__dict__
-        key = host_of(url)
-        if key not in connections:
-            parts = urlsplit(url)
-            if parts.scheme == "https":
-                connections[key] = http.client.HTTPSConnection(
-                    parts.hostname or "", parts.port, timeout=_CONNECT_S, context=self._trust
-                )
-            else:
-                connections[key] = http.client.HTTPConnection(
-                    parts.hostname or "", parts.port, timeout=_CONNECT_S
-                )
-        return connections[key]
-
-    @staticmethod
-    def _answer(
-        connection: http.client.HTTPConnection, url: str, headers: Mapping[str, str]
-    ) -> http.client.HTTPResponse:
-        if connection.sock is None:
-            connection.connect()
-        assert connection.sock is not None
-        connection.sock.settimeout(_ANSWER_S)
-        parts = urlsplit(url)
-        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        connection.request("GET", target, headers={"User-Agent": _USER_AGENT, **headers})
-        response = connection.getresponse()
-        if connection.sock is not None:  # it is not kept where the server closes after this
-            connection.sock.settimeout(_STALL_S)
-        return response
-
-
-def host_of(url: str) -> str:
-    """Return an address's scheme, host and port."""
-    return "/".join(url.split("/", 3)[:3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +57,7 @@ class UrlAccess:
     size: int
     url: str = field(repr=False)
     etag: str | None = None
-    """As the address's host stated it first; None: not known yet, or it states none."""
+    """As the address's host stated it first; None: not known yet; empty: it states none."""
     issue: int = 1
     """Number of the address among those that the driver has had for the file."""
     good_for_s: float = math.inf
@@ -207,7 +101,8 @@ class UrlAccess:
         """Read as `read_into` does; return the access that worked, with the host's tag in it."""
         access: Access = self
         span = f"{self.where}[{start}:{start + len(buffer)}]"
-        done = failures = refusals = 0
+        tries = _Tries(transport, span)
+        done = refusals = 0
         while done < len(buffer):
             if not isinstance(access, UrlAccess):  # by now the file is reached in another way
                 access.read_into(transport, start + done, buffer[done:])
@@ -221,13 +116,9 @@ class UrlAccess:
                     raise
                 access = transport.desk.renewed(access)
             except _Broken as error:
-                if answer.done > done:
-                    failures = refusals = 0
-                failures += 1
-                if failures >= ATTEMPTS:
-                    message = f"{span}: {error}, {ATTEMPTS} times"
-                    raise TransientReadError(message) from None
-                _rest(transport, host_of(access.url), error.pause_s, failures, span)
+                if answer.done - done >= _STALL_BYTES:
+                    tries, refusals = _Tries(transport, span), 0
+                tries.failed(host_of(access.url), error)
             done = answer.done
         return access
 
@@ -258,58 +149,104 @@ class _Answer:
         self._access, self._start, self._buffer, self.done = access, start, buffer, done
         self._span = f"{access.where}[{start + done}:{start + len(buffer)}]"
 
-    def read(self, transport: Transport) -> str | None:
-        """Fill the buffer; return the tag that the host states."""
-        access, size = self._access, len(self._buffer)
-        first, last = self._start + self.done, self._start + size - 1
+    def read(self, transport: Transport) -> str:
+        """Fill the buffer; return the tag that the host states, empty if it states none."""
+        access = self._access
+        first, last = self._start + self.done, self._start + len(self._buffer) - 1
         headers = {**access.rights, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-        if access.etag is not None and not access.etag.startswith("W/"):  # weak ones never match
+        if access.etag and not access.etag.startswith("W/"):  # weak ones never match
             headers["If-Match"] = access.etag
         complete = False
         try:
             response = transport.get(access.url, headers)
             self._check(response, first, last)
-            self._fill(response)
+            self._fill(response) if response.status == 206 else self._pick(response)
             complete = True
             response.close()  # all of it has been read: the connection stays
-            return response.headers.get("ETag")
+            return response.headers.get("ETag", "")
         except HallmarksError:
             raise  # some are OSErrors too
-        except ssl.SSLCertVerificationError:
-            raise ReadError(
-                f"{self._span}: the host's certificate is not trusted",
-                "name the authority's certificate in SSL_CERT_FILE",
-            ) from None
+        except ssl.SSLCertVerificationError as error:
+            raise untrusted(self._span, error) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if tunnel := _TUNNEL.match(str(error)):
+                self._refuse_tunnel(int(tunnel[1]))
             raise _Broken(type(error).__name__) from None
         finally:
             if not complete:
                 transport.drop(access.url)
 
-    def _fill(self, response: http.client.HTTPResponse) -> None:
+    def _fill(self, response: Response) -> None:
         """Read the body as it comes: what has come is kept, a stall shows within seconds."""
         buffer, body = self._buffer, response.fp
-        mark, mark_at = self.done, time.monotonic()
         while self.done < len(buffer):
-            count = body.readinto1(buffer[self.done :])
-            if not count:
-                raise _Broken("the body ended early")
-            self.done += count
-            if self.done - mark >= _STALL_BYTES:
-                mark, mark_at = self.done, time.monotonic()
-            elif time.monotonic() - mark_at > _STALL_S:
-                raise _Broken(f"{self.done - mark:,} bytes in {_STALL_S:g} s")
+            response.within(_STALL_S)
+            enough = min(self.done + _STALL_BYTES, len(buffer))
+            while self.done < enough:
+                count = body.readinto1(buffer[self.done :])
+                if not count:
+                    raise _Broken("the body ended early")
+                self.done += count
 
-    def _check(self, response: http.client.HTTPResponse, first: int, last: int) -> None:
-        """Refuse an answer that is not the range of the file that was planned."""
-        status, span, access = response.status, self._span, self._access
-        if status != 206:
+    def _pick(self, response: Response) -> None:
+        """Read the whole file as it comes, and keep what is wanted of it, if it comes whole."""
+        size, position, done = self._access.size, 0, self.done
+        rest = memoryview(bytearray(_STALL_BYTES))
+        while position < size:
+            wanted = self._start + done
+            keep = position == wanted and done < len(self._buffer)
+            if keep:
+                into = self._buffer[done : done + _STALL_BYTES]
+            else:
+                into = rest[: (wanted if position < wanted else size) - position]
+            response.within(_STALL_S)
+            count = response.readinto(into)
+            if not count and not response.chunked:
+                raise _Broken("the body ended early")
+            if not count:
+                raise SourceChanged(
+                    f"{self._span}: expected a file of {size:,} bytes, found {position:,}"
+                )
+            position += count
+            done += count if keep else 0
+        if response.read(1):
+            raise SourceChanged(f"{self._span}: expected a file of {size:,} bytes, found more")
+        self.done = done
+
+    def _check(self, response: Response, first: int, last: int) -> None:
+        """Refuse an answer that is neither the range nor the whole of the file that was planned."""
+        span, access = self._span, self._access
+        if response.status == 206:
+            self._check_range(response, first, last)
+        elif response.status == 200 and access.size <= WHOLE_BYTES:
+            if response.length not in (None, access.size):
+                raise SourceChanged(
+                    f"{span}: expected a file of {access.size:,} bytes, found {response.length:,}"
+                )
+        else:
             self._refuse(response)
+        for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+            found = response.headers.get(name, plain)
+            if found.strip().lower() != plain:
+                raise ReadError(
+                    f"{span}: expected the bytes as they are, found {name} {quoted(found, 60)}",
+                    f"{host_of(access.url)}, or a proxy before it, compresses what it was asked not"
+                    " to",
+                )
+        etag = response.headers.get("ETag", "")
+        if access.etag and etag != access.etag:
+            raise SourceChanged(
+                f"{span}: expected the tag {quoted(access.etag)}, found {quoted(etag)}: the file"
+                " changed"
+            )
+
+    def _check_range(self, response: Response, first: int, last: int) -> None:
+        span, size = self._span, self._access.size
         shown = response.headers.get("Content-Range", "")
         found = _CONTENT_RANGE.fullmatch(shown)
         numbers = tuple(int(number[:20]) for number in found.groups()) if found else (0, 0, 0)
-        if found and numbers[2] != access.size:
-            raise SourceChanged(f"{span}: expected a file of {access.size:,}, found {numbers[2]:,}")
+        if found and numbers[2] != size:
+            raise SourceChanged(f"{span}: expected a file of {size:,}, found {numbers[2]:,}")
         if numbers[:2] != (first, last):
             raise ReadError(
                 f"{span}: expected bytes {first}-{last}, found Content-Range {quoted(shown, 60)}",
@@ -317,38 +254,41 @@ class _Answer:
             )
         if response.chunked or response.length != last + 1 - first:
             raise ReadError(f"{span}: expected {last + 1 - first:,} bytes, found {response.length}")
-        etag = response.headers.get("ETag")
-        if access.etag is not None and etag != access.etag:
-            raise SourceChanged(
-                f"{span}: expected the tag {quoted(access.etag)}, found {quoted(etag)}: the file"
-                " changed"
-            )
 
-    def _refuse(self, response: http.client.HTTPResponse) -> NoReturn:
-        """Raise what a status other than 206 means."""
-        status, span, signed = response.status, self._span, self._access.signed
+    def _refuse(self, response: Response) -> NoReturn:
+        """Raise what a status means that is not that of bytes."""
+        status, span, access = response.status, self._span, self._access
         if status in TRANSIENT:
             raise _Broken(f"HTTP {status}", pause_s(response.headers))
         if status in (401, 403):
-            if signed:
+            if access.signed:
                 raise AccessExpired(f"{span}: HTTP {status}: the address is not accepted")
-            if self._access.rights:
+            if access.rights:
                 raise ReadError(f"{span}: HTTP {status}: the host refuses", "check HF_TOKEN")
             raise ReadError(
                 f"{span}: HTTP {status}: the host wants a token, which does not leave the driver",
                 "use --executor local",
             )
+        if status == 407:
+            self._refuse_tunnel(status)
         if status == 412:
             raise SourceChanged(
-                f"{span}: HTTP 412: expected the tag {quoted(self._access.etag)}: the file changed"
+                f"{span}: HTTP 412: expected the tag {quoted(access.etag)}: the file changed"
             )
         if status == 200:
             raise ReadError(
-                f"{span}: the server sent the whole file instead of the range",
+                f"{span}: {host_of(access.url)} sent the whole file instead of the range, which is"
+                f" taken up to {WHOLE_BYTES:,} bytes; this one has {access.size:,}",
                 "use a server or mirror that serves byte ranges",
             )
         hint = {404: "check the name", 416: "is the file shorter than its listing says?"}
         raise ReadError(f"{span}: HTTP {status}", hint.get(status, ""))
+
+    def _refuse_tunnel(self, status: int) -> NoReturn:
+        """Raise what the proxy's own answer means."""
+        if status in TRANSIENT:
+            raise _Broken(f"HTTP {status} from the proxy")
+        raise ReadError(f"{self._span}: {refusal(self._access.url, status)}", HINT)
 
 
 class _Broken(Exception):
@@ -362,14 +302,33 @@ class _Broken(Exception):
         self.pause_s = pause_s
 
 
-def _rest(transport: Transport, host: str, asked_s: float | None, failures: int, span: str) -> None:
-    """Wait before the next attempt: as long as the host asks for, and then all readers do."""
-    transport.count(retries=1)
-    if asked_s is None:
-        time.sleep(backoff_s(failures))
-        return
-    if asked_s > LONGEST_PAUSE_S:
-        raise TransientReadError(f"{span}: the host asks to be left alone for {asked_s:.0f} s")
-    transport.count(rate_limited_seconds=asked_s)
-    transport.pause(host, asked_s)
-    transport.desk.paused(host, asked_s)
+class _Tries:
+    """Attempts in a row that brought nothing, and the pauses between them."""
+
+    def __init__(self, transport: Transport, span: str) -> None:
+        self._transport, self._span = transport, span
+        self._failures, self._since = 0, time.monotonic()
+
+    def failed(self, host: str, error: _Broken) -> None:
+        """Wait before the next attempt: as long as the host asks for, and then all readers do.
+
+        Raises:
+            TransientReadError: there were enough, or the host asks for too long a pause.
+        """
+        self._failures += 1
+        if self._failures >= ATTEMPTS:
+            message = f"{self._span}: {error}, {ATTEMPTS} times"
+            raise TransientReadError(message) from None
+        transport, asked_s = self._transport, error.pause_s
+        transport.count(retries=1)
+        if asked_s is not None and asked_s > LONGEST_PAUSE_S:
+            raise TransientReadError(f"{self._span}: {error}: {too_long(asked_s)}") from None
+        pause = backoff_s(self._failures) if asked_s is None else asked_s
+        if time.monotonic() + pause - self._since >= ANNOUNCED_S:
+            transport.desk.waiting(host, f"{host}: {error}; trying again in {pause:.0f} s")
+        if asked_s is None:
+            time.sleep(pause)
+        else:
+            transport.count(rate_limited_seconds=asked_s)
+            transport.pause(host, asked_s)
+            transport.desk.paused(host, asked_s)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
 from pipeline.errors import ReadError, SourceChanged, quoted
 from pipeline.sources.base import Access, File
-from pipeline.sources.http import Transport, UrlAccess, host_of
+from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub_cache import CachedAccess, cached, keep_in_cache
 from pipeline.sources.hub_client import HubClient
+from pipeline.sources.transport import Transport, host_of, without_password
+from pipeline.sources.waiting import announce
 
 ADDRESS_LIFE_S = 3600.0
-"""Assumed where an address does not say: what the Hub signs (X-Amz-Expires=3600)."""
+"""Assumed where an address does not say, or says that it is over: what the Hub signs
+(X-Amz-Expires=3600). Whether it is over is for the host that it leads to to say."""
 _USED_SHARE = 0.8  # of an address's life; the rest is for the reads that are under way
 _LONGEST_ADDRESS = 5_000
 """Characters. As many as a worker asks for at once still travel in one small message."""
@@ -32,6 +35,7 @@ class _Address:
     file: File
     access: Access | None = None
     until: float = 0.0
+    """By this process's own clock, which nobody sets: `time.monotonic`."""
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -59,7 +63,7 @@ class HubAddresses:
                     access = access.read_pinned(self._transport, 0, memoryview(bytearray(1)))
                     address.access = access
                 if isinstance(access, UrlAccess):
-                    return replace(access, good_for_s=address.until - time.time())
+                    return replace(access, good_for_s=address.until - time.monotonic())
             return access
 
     def bytes_of(self, file: File, start: int, stop: int) -> bytes:
@@ -71,7 +75,7 @@ class HubAddresses:
                 access = self._current(address)
             if isinstance(access, UrlAccess):
                 if not access.signed:  # then this is one more request of the Hub
-                    self._client.count("resolvers")
+                    self._client.take("resolvers")
                 used = access.read_pinned(self._transport, start, memoryview(buffer))
                 with address.lock:
                     if access is address.access:
@@ -93,6 +97,10 @@ class HubAddresses:
     def paused(self, host: str, seconds: float) -> None:
         """Nothing is to be done: the driver's own reads wait already."""
 
+    def waiting(self, host: str, why: str) -> None:
+        """Say why reading takes long."""
+        announce(host, why)
+
     def _address(self, file: File) -> _Address:
         with self._lock:
             return self._addresses.setdefault(file.where, _Address(file))
@@ -100,7 +108,7 @@ class HubAddresses:
     def _current(self, address: _Address, after: int = 0, keep: bool = False) -> Access:
         file = address.file
         found, keep = address.access, keep and after == 0
-        good = found is not None and found.issue > after and address.until > time.time()
+        good = found is not None and found.issue > after and address.until > time.monotonic()
         if found is not None and good and not (keep and isinstance(found, UrlAccess)):
             return found
         here = cached(self._client.name, file) if after == 0 else None
@@ -119,7 +127,7 @@ class HubAddresses:
         url = hf_hub_url(
             client.name, file.path_in_commit, revision=commit, endpoint=client.api.endpoint
         )
-        asked = time.time()
+        asked = time.monotonic()
         found = client.ask(lambda: get_hf_file_metadata(url, **client.identity), file.where)
         if found.size != file.size or found.commit_hash != commit:
             raise SourceChanged(
@@ -131,17 +139,41 @@ class HubAddresses:
                 f"{file.where}: expected contents {file.identity}, found {quoted(found.etag)}: the"
                 " file changed under its commit"
             )
-        if len(found.location) > _LONGEST_ADDRESS:
-            raise ReadError(f"{file.where}: an address of {len(found.location):,} characters")
+        location, host = _leads_to(url, found.location, file.where)
         # A file that the Hub host serves itself is read with the user's rights; an address
         # elsewhere is signed, and the token must never go there.
-        signed = host_of(found.location) != host_of(url)
+        signed = host != client.endpoint
         access = UrlAccess(
-            file.where, file.size, found.location, None, issue, signed=signed,
+            file.where, file.size, location, None, issue, signed=signed,
             rights={} if signed else client.rights(),
         )  # fmt: skip
-        life_s = _life_s(found.location, asked) if signed else ADDRESS_LIFE_S
-        return access, asked + _USED_SHARE * life_s
+        life_s = _life_s(location, client.clock.now()) if signed else None
+        if life_s is not None and life_s <= 0:
+            announce(f"life of {host}", f"{host}: addresses are over when {client.endpoint} gives"
+                     " them; they are tried all the same")  # fmt: skip
+        return access, asked + _USED_SHARE * (life_s if life_s and life_s > 0 else ADDRESS_LIFE_S)
+
+
+def _leads_to(url: str, location: str, where: str) -> tuple[str, str]:
+    """Return the address that a file's leads to, and its host.
+
+    Raises:
+        ReadError: it is none that is read: not HTTP, no longer https, or too long.
+    """
+    if len(location) > _LONGEST_ADDRESS:
+        raise ReadError(f"{where}: an address of {len(location):,} characters")
+    try:
+        location = without_password(urljoin(url, location))
+        host = host_of(location)
+    except ValueError:
+        host = ""
+    kept = ("https://",) if url.startswith("https:") else ("http://", "https://")
+    if not host.startswith(kept):
+        raise ReadError(
+            f"{where}: expected an address of {' or '.join(kept)}, found {quoted(host)}",
+            f"{host_of(url)} leads there",
+        )
+    return location, host
 
 
 def _differ(etag: str | None, identity: str) -> bool:
@@ -152,14 +184,18 @@ def _differ(etag: str | None, identity: str) -> bool:
     return etag is not None and len(etag) == len(identity) and etag != identity
 
 
-def _life_s(url: str, asked: float) -> float:
-    """Return for how many seconds a signed address is good, as its query states it."""
+def _life_s(url: str, now: float) -> float | None:
+    """Return for how many seconds a signed address is good, as its query states it.
+
+    Args:
+        now: by the clock of who gave it.
+    """
     query = parse_qs(urlsplit(url).query)
     try:
         if "X-Amz-Expires" in query:
             return float(query["X-Amz-Expires"][0])
         if "Expires" in query:
-            return max(0.0, float(query["Expires"][0]) - asked)
+            return float(query["Expires"][0]) - now
     except ValueError:
         pass
-    return ADDRESS_LIFE_S
+    return None

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 
 from pipeline.errors import ReadError, SourceNotFound, quoted
 from pipeline.sources.base import File
 from pipeline.sources.directory import LocalAccess
-from pipeline.sources.http import Transport
 from pipeline.sources.hub_client import Entry, HubClient
+from pipeline.sources.hub_session import SignsOfLife
+from pipeline.sources.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,17 @@ def cached(repository: str, file: File) -> CachedAccess | None:
 
 def keep_in_cache(client: HubClient, file: File) -> CachedAccess | None:
     """Put a file into the cache, as every program of the Hub does, and return access to it."""
-    if not are_progress_bars_disabled():
-        disable_progress_bars()
     client.ask(
         lambda: hf_hub_download(
             client.name,
             file.path_in_commit,
             revision=file.checkpoint.commit,
             endpoint=client.api.endpoint,
+            tqdm_class=SignsOfLife,
             **client.identity,
         ),
         file.where,
+        download=True,
     )
     commit = file.checkpoint.commit or ""
     refs = _root(client.name) / "refs"

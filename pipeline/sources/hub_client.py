@@ -1,45 +1,41 @@
-"""Questions to the Hub: counted, paced, tried again, and their errors translated.
+"""Questions to the Hub, tried again where that may help.
 
-The driver alone asks, so one place keeps to the account's limits for the whole cluster.
+The driver alone asks, so one place keeps to the account's limits for the whole cluster
+(`hub_session.py`).
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, get_session
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from pipeline.errors import HallmarksError, ReadError, SourceNotFound, TransientReadError, quoted
-from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, Limits, backoff_s, pause_s
+from pipeline.errors import HallmarksError, SourceNotFound, TransientReadError, quoted
+from pipeline.sources import hub_session
+from pipeline.sources.hub_errors import Errors
+from pipeline.sources.hub_session import Session
+from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
+from pipeline.sources.proxies import basic, proxy_of
+from pipeline.sources.waiting import ANNOUNCED_S, announce
 from pipeline.version import VERSION
 
 _ATTEMPTS = 5
 _ATTEMPTS_OF_PAGES = 2  # the client itself asks six times for each page, over 23 s
 _Answer = TypeVar("_Answer")
-
-_limits = Limits()
-"""Of this process's account: several repositories share it."""
-_asking: ContextVar[HubClient | None] = ContextVar("asking", default=None)
-"""Whose question the client is busy with: one question may be several requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +59,11 @@ class HubClient:
         self.names: dict[str, set[str]] = defaultdict(set)
         """Branches and tags that were seen, by commit."""
         self._lock = threading.Lock()
+        self._session = Session(self.api.endpoint, self._count)
+        self.endpoint = self._session.host
+        """Scheme, host and port of HF_ENDPOINT, which may also hold a password: to be shown."""
+        self.clock = self._session.clock
+        self._errors = Errors(name, self.api.endpoint, self.endpoint)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -74,12 +75,17 @@ class HubClient:
         }
 
     def rights(self) -> dict[str, str]:
-        """Return the headers that carry the user's token."""
-        return build_hf_headers(**self.identity)
+        """Return the headers that carry the user's token, or the password in HF_ENDPOINT."""
+        headers, parts = build_hf_headers(**self.identity), urlsplit(self.api.endpoint)
+        if parts.username or parts.password:  # of the two the client sends this one
+            headers["authorization"] = basic(parts.username, parts.password)
+        return headers
 
-    def count(self, kind: str) -> None:
+    def take(self, kind: str) -> None:
         """Wait until the account's window has room for one more request, and count it."""
-        _limits.take(kind)
+        self._session.take(kind)
+
+    def _count(self, kind: str) -> None:
         with self._lock:
             self.requests[kind] += 1
 
@@ -127,115 +133,63 @@ class HubClient:
         return f"{self.name}@{revision}" if revision else self.name
 
     def ask(
-        self, question: Callable[[], _Answer], where: str, attempts: int | None = None
+        self,
+        question: Callable[[], _Answer],
+        where: str,
+        attempts: int | None = None,
+        download: bool = False,
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
+
+        Args:
+            download: the question is for a file to come into the Hub cache.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.
             TransientReadError: every attempt failed.
             ReadError: the Hub refused for good.
         """
-        _watch()
-        failure = ""
-        attempt, asked_s = 0, 0.0
-        while attempt < (attempts or _ATTEMPTS) and asked_s <= LONGEST_PAUSE_S:
-            time.sleep(asked_s)
-            attempt += 1
-            asked_s = backoff_s(attempt)
-            asking = _asking.set(self)
+        failure, since = "", time.monotonic()
+        attempts = attempts or _ATTEMPTS
+        silence_s = hub_session.DOWNLOAD_SILENCE_S if download else hub_session.SILENCE_S
+        for attempt in range(1, attempts + 1):
+            asked_s = None
             try:
-                return question()
+                return self._session.answer(question, where, silence_s)
             except HfHubHTTPError as error:
                 response = error.response
                 status = response.status_code if response is not None else 0
                 if status not in TRANSIENT:
-                    raise self._refusal(error, status, where) from None
+                    raise self._errors.refused(error, status, where) from None
                 failure = f"HTTP {status}"
-                asked_s = pause_s(response.headers) or asked_s
+                asked_s = pause_s(response.headers)
+                if asked_s is not None and asked_s > LONGEST_PAUSE_S:
+                    message = f"{where}: {failure}: {too_long(asked_s)}"
+                    raise TransientReadError(message) from None
             except HallmarksError:
                 raise  # some are OSErrors too
             except (OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError) as error:
-                raise self._refusal(error, 0, where) from None
+                raise self._errors.refused(error, 0, where) from None
+            except TimeoutError:
+                failure = f"no answer for {silence_s:g} s"
+                if download:  # the client, left behind, keeps its lock on the file
+                    raise TransientReadError(f"{where}: {failure}") from None
             except OSError as error:
                 failure = type(error).__name__
             except Exception as error:
-                if not _is_network_error(error):  # an answer that it cannot make out
-                    raise ReadError(
-                        f"{where}: the Hub's answer is malformed ({type(error).__name__})"
-                    ) from None
-                failure = type(error).__name__
-            finally:
-                _asking.reset(asking)
+                failure = self._errors.passing(error, where)
+            if attempt < attempts:
+                self._rest(asked_s or backoff_s(attempt), failure, since)
+        via = f" through the proxy {proxy}" if (proxy := proxy_of(self.api.endpoint)) else ""
         raise TransientReadError(
-            f"{where}: {failure}, {attempt} times", f"is {constants.ENDPOINT} reachable?"
+            f"{where}: {failure}, {attempts} times", f"is {self.endpoint} reachable{via}?"
         )
 
-    def _refusal(self, error: Exception, status: int, where: str) -> HallmarksError:
-        """Return what an answer means that will not change."""
-        match error:
-            case GatedRepoError():
-                return SourceNotFound(
-                    f"{where}: access is gated",
-                    f"accept the terms at {constants.ENDPOINT}/{self.name} and set HF_TOKEN",
-                )
-            case RepositoryNotFoundError():
-                return SourceNotFound(
-                    f"no such repository on {constants.ENDPOINT}: {quoted(self.name)}",
-                    "check the spelling; for a private repository log in with `hf auth login`",
-                )
-            case RevisionNotFoundError():
-                return SourceNotFound(f"no such revision: {where}")
-            case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-                return SourceNotFound(
-                    f"{where} cannot be reached: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
-                )
-            case EntryNotFoundError() if where == self.name:
-                return SourceNotFound(f"no such repository: {quoted(self.name)}")
-            case EntryNotFoundError():
-                return SourceNotFound(f"no such file: {where}")
-            case HFValidationError():
-                return SourceNotFound(
-                    f"{quoted(self.name)} is not a repository name", "write org/name"
-                )
-        if status in (401, 403):
-            return SourceNotFound(f"{where}: HTTP {status}", "check HF_TOKEN")
-        return ReadError(f"{where}: HTTP {status}")
-
-
-def _watch() -> None:
-    """Have every request of the client paced and counted, and every answer's limits noted.
-
-    And none of its warnings printed meanwhile: they quote addresses, and we say what failed.
-    """
-    for name in ("utils._http", "file_download"):
-        logger = logging.getLogger(f"huggingface_hub.{name}")
-        if _not_asking not in logger.filters:
-            logger.addFilter(_not_asking)
-    hooks = get_session().event_hooks
-    if _before not in hooks["request"]:
-        hooks["request"].append(_before)
-        hooks["response"].append(_after)
-
-
-def _not_asking(record: logging.LogRecord) -> bool:
-    del record
-    return _asking.get() is None
-
-
-def _before(request: Any) -> None:
-    client, url = _asking.get(), str(request.url)
-    if client is not None and url.startswith(client.api.endpoint):
-        path = url.removeprefix(client.api.endpoint)
-        client.count("api" if path.startswith("/api/") else "resolvers")
-
-
-def _after(response: Any) -> None:
-    _limits.note(response.headers)
-
-
-def _is_network_error(error: Exception) -> bool:
-    """httpx before huggingface_hub 2, httpx2 since: known by name, so that neither is imported."""
-    return type(error).__module__.split(".")[0] in ("httpx", "httpx2")
+    def _rest(self, seconds: float, failure: str, since: float) -> None:
+        """Wait before the next attempt."""
+        if time.monotonic() + seconds - since >= ANNOUNCED_S:
+            text = f"{self.endpoint}: {failure}; trying again in {seconds:.0f} s"
+            announce(self.endpoint, text)
+        time.sleep(seconds)

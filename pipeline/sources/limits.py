@@ -7,13 +7,13 @@ leads to count in neither.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
@@ -38,7 +38,7 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_PAUSE_S = 0.5
 
 LONGEST_PAUSE_S = 2 * WINDOW_S
-"""A server that asks for more than two windows is as good as one that refuses."""
+"""A server that asks for a longer pause than two windows is as good as one that refuses."""
 
 _KEPT_BACK = 0.1  # of a window, for whatever else uses the account, and for requests under way
 _LEFT = re.compile(r'"(?P<kind>[\w-]+)"\s*;\s*r\s*=\s*(?P<left>\d+)\s*;\s*t\s*=\s*(?P<seconds>\d+)')
@@ -53,25 +53,50 @@ def windows(needed: Mapping[str, int]) -> dict[str, dict[str, int]]:
     }
 
 
-def pause_s(headers: Headers) -> float | None:
-    """Return for how long an answer asks to be left alone; None: it does not say.
+def server_time(headers: Headers) -> float | None:
+    """Return what an answer's `Date` says that it is, in seconds since 1970; None: it has none.
 
-    `Retry-After` in seconds or as a date, else `RateLimit` where nothing is left of the window.
+    An answer that was kept for others on its way says since when (`Age`).
+    """
+    stated = _date(headers.get("Date"))
+    age = headers.get("Age") or ""
+    return stated and stated + _seconds(age, 0.0)
+
+
+def pause_s(headers: Headers) -> float | None:
+    """Return the pause that an answer asks for; None: it does not say.
+
+    `Retry-After` in seconds or as a date, which is the server's clock's, or `RateLimit` where
+    nothing is left of the window; the longer one where both are given.
     """
     text = (headers.get("Retry-After") or "").strip()
-    if text.isdecimal() and len(text) < 10:
-        return float(text)
-    if text:
-        try:
-            until = parsedate_to_datetime(text)
-        except ValueError:
-            until = None
-        if until is not None and until.tzinfo is not None:
-            return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    asked = [_seconds(text, math.inf)] if text.isdecimal() else []
+    until = _date(text)
+    if until is not None:
+        asked.append(max(0.0, until - (server_time(headers) or time.time())))
     found = _LEFT.search(headers.get("RateLimit") or "")
     if found and int(found["left"][:9]) == 0:
-        return float(found["seconds"][:9]) + 1  # whole seconds are stated: one more
-    return None
+        # whole seconds are stated: one more
+        asked.append(_seconds(found["seconds"], math.inf) + 1)
+    return max(asked, default=None)
+
+
+def too_long(seconds: float) -> str:
+    """Return what is said of a pause that nobody waits for."""
+    shown = f"{seconds:,.0f} s" if seconds < math.inf else "years"
+    return f"the server asks for a pause of {shown}, {LONGEST_PAUSE_S} s are the most"
+
+
+def _date(text: str | None) -> float | None:
+    try:
+        found = parsedate_to_datetime(text or "")
+    except (ValueError, OverflowError):
+        return None
+    return found.timestamp() if found.tzinfo is not None else None
+
+
+def _seconds(text: str, otherwise: float) -> float:
+    return float(text) if text.isdecimal() and len(text) < 10 else otherwise
 
 
 def backoff_s(failures: int) -> float:
@@ -97,34 +122,48 @@ class Limits:
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
 
-    def take(self, kind: str) -> None:
-        """Wait until one more request of a class may be made, and count it."""
+    def take(self, kind: str, rest: Callable[[float], None] = time.sleep) -> None:
+        """Wait until one more request of a class may be made, and count it.
+
+        Args:
+            rest: called to wait for some seconds, LONGEST_PAUSE_S at most.
+        """
         while (seconds := self._taken(kind)) > 0:
-            time.sleep(seconds)
+            rest(seconds)
 
     def _taken(self, kind: str) -> float:
         """Count a request, or return how long to wait before."""
         now = time.monotonic()
         with self._lock:
             window = self._windows.get(kind)
+            if window is not None and now >= window.ends:
+                if not window.quota:  # it was never said what a window holds
+                    del self._windows[kind]
+                    return 0.0
+                window.left, window.ends = window.quota, now + window.seconds
             if window is None:
                 return 0.0
-            if now >= window.ends:
-                window.left, window.ends = window.quota, now + window.seconds
             if window.left <= window.quota * _KEPT_BACK:
-                return min(window.ends - now, LONGEST_PAUSE_S)
+                return window.ends - now
             window.left -= 1
             return 0.0
 
     def note(self, headers: Headers) -> None:
-        """Take note of what an answer says is left."""
+        """Take note of what an answer says is left.
+
+        Not of windows that are too long to be waited for: when such a one is spent, the server
+        refuses, and says for how long.
+        """
         found = _LEFT.search(headers.get("RateLimit") or "")
         if found is None:
             return
-        left, seconds = int(found["left"][:9]), int(found["seconds"][:9])
         policy = _POLICY.search(headers.get("RateLimit-Policy") or "")
+        seconds = _seconds(found["seconds"], math.inf)
+        length = _seconds(policy["seconds"], math.inf) if policy else float(WINDOW_S)
+        if max(seconds, length) > LONGEST_PAUSE_S:
+            return
+        left = int(found["left"][:9])
         quota = int(policy["quota"][:9]) if policy else left
-        length = int(policy["seconds"][:9]) if policy else WINDOW_S
         ends = time.monotonic() + seconds + 1
         with self._lock:
             window = self._windows.get(found["kind"])

@@ -7,10 +7,8 @@ Credentials, region and endpoint come from the environment, as the storage's own
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from enum import Enum, auto
 from functools import lru_cache, partial
@@ -24,8 +22,9 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
-from pipeline.errors import HallmarksError
+from pipeline.errors import HallmarksError, RequestError
 from pipeline.sources.limits import backoff_s
+from pipeline.sources.waiting import ANNOUNCED_S, Signs, announce, answered
 
 SCHEMES = ("s3://", "gs://", "az://")
 
@@ -35,8 +34,11 @@ ATTEMPTS = 6
 _RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
 _CLIENT: Any = {"connect_timeout": "10s", "timeout": "5min"}
 GET_SILENCE = "5s"
+QUESTION_S = 600.0
+"""For all requests of one question, each of which `_CLIENT` bounds: a listing of two million files, at
+0.3 s for a thousand, or 600 MB written at 1 MB/s. The client itself lists for as long as it is told
+that there is more."""
 _Answer = TypeVar("_Answer")
-_ASKING = ThreadPoolExecutor(8, thread_name_prefix="objects")
 
 
 class Trouble(Enum):
@@ -83,27 +85,37 @@ def ask(
 
     Raises:
         HallmarksError: what `translated` returned.
+        RequestError: this machine's clock is too wrong for the storage.
     """
+    since = time.monotonic()
     try:
         store = client(url, silence)
     except BaseError as error:
         raise translated(Trouble.ADDRESS, type(error).__name__) from None
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _asked(partial(question, store))
+            return answered(partial(question, store), Signs(), QUESTION_S, partial(_long, url))
         except (BaseError, FileNotFoundError) as error:
-            trouble = _trouble(error)
-            if trouble is not Trouble.PASSING or attempt == ATTEMPTS:
-                raise translated(trouble, type(error).__name__) from None
-        time.sleep(backoff_s(attempt))
+            if "RequestTimeTooSkewed" in str(error):
+                shown = time.strftime("%Y-%m-%d %H:%M %Z")
+                raise RequestError(
+                    f"{url}: the storage takes no request from a clock as wrong as this machine's",
+                    f"which says {shown}",
+                ) from None
+            trouble, name = _trouble(error), type(error).__name__
+        except TimeoutError:
+            trouble, name = Trouble.PASSING, f"no answer for {QUESTION_S:g} s"
+        if trouble is not Trouble.PASSING or attempt == ATTEMPTS:
+            raise translated(trouble, name) from None
+        pause = backoff_s(attempt)
+        if time.monotonic() + pause - since >= ANNOUNCED_S:
+            announce(url, f"{url}: {name}; trying again in {pause:.0f} s")
+        time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _asked(question: Callable[[], _Answer]) -> _Answer:
-    """Return the answer; meanwhile the main thread handles signals, which the client puts off."""
-    if threading.current_thread() is not threading.main_thread():
-        return question()
-    return _ASKING.submit(question).result()
+def _long(url: str, seconds: float) -> None:
+    announce(url, f"{url}: waiting for the storage for {seconds:,.0f} s")
 
 
 def _trouble(error: Exception) -> Trouble:

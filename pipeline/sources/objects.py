@@ -18,8 +18,8 @@ from pipeline.errors import (
     quoted,
 )
 from pipeline.sources.base import Candidate, File
-from pipeline.sources.http import Transport
 from pipeline.sources.object_client import Trouble, ask
+from pipeline.sources.transport import Transport
 
 _Answer = TypeVar("_Answer")
 

@@ -13,8 +13,9 @@ of that folder.
 """
 
 from tests.hub.faults import Fault, Faults
+from tests.hub.proxy import Proxy
 from tests.hub.repository import Repository
 from tests.hub.server import Hub, Record
 from tests.hub.tls import Authority
 
-__all__ = ["Authority", "Fault", "Faults", "Hub", "Record", "Repository"]
+__all__ = ["Authority", "Fault", "Faults", "Hub", "Proxy", "Record", "Repository"]

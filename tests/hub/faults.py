@@ -12,7 +12,8 @@ from typing import Literal
 
 Action = Literal[
     "status", "stall", "trickle", "truncate", "reset", "ignore_range", "wrong_etag", "wrong_content_range",
-    "wrong_total", "changed_file",
+    "wrong_total", "changed_file", "encoded", "slow_headers", "silent",
+    "chunked",
 ]  # fmt: skip
 
 
@@ -32,10 +33,13 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     after_bytes: int = 0
     """stall, trickle, truncate, reset: bytes of the body that are sent first."""
+    whole: bool = False
+    """The whole file is sent instead of the range, besides."""
     after_share: float | None = None
     """The same as a share of the body; 1: all but the last byte."""
     seconds: float = 0.0
-    """stall: for how long; trickle: between two bytes, of which 100 are sent."""
+    """stall, silent: for how long; trickle: between two bytes, of which 100 are sent; slow_headers:
+    between two bytes of a header that has 10,000."""
 
     def limit(self, num_bytes: int) -> int:
         """Return how many bytes of a body are sent."""

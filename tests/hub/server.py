@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import re
@@ -11,6 +12,7 @@ import ssl
 import struct
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +67,16 @@ class Hub:
         """Requests and seconds of a window, by bucket (`api`, `resolvers`); absent: no limit."""
         self._spent: dict[str, tuple[float, int]] = {}  # end of the window, requests in it
         self.records: list[Record] = []
+        self.ahead_s = 0.0
+        """How far the servers' clocks are ahead of this machine's."""
+        self.absolute_expiry = False
+        """Addresses say when they end (`Expires`), not how long they live (`X-Amz-Expires`)."""
+        self.refuses_strangers = False
+        """Tokens that are not known are refused, whatever is asked for, as the Hub does."""
+        self.password = ""
+        """`user:password` that both the API and files ask for, as a mirror may."""
+        self.link = ""
+        """What every listing names as its next page, if anything."""
         self.bytes_per_s: float | None = None
         """What all bodies together may be sent at, as over one link; None: as fast as it goes."""
         self._link_free = 0.0
@@ -146,8 +158,11 @@ class Hub:
         }
 
     def signed(self, repo: str, commit: str, path: str) -> str:
-        expires = str(time.time() + self.address_life_s)
-        query = {"X-Amz-Expires": self.address_life_s, "until": expires}
+        expires = str(time.time() + self.ahead_s + self.address_life_s)
+        life = (
+            ("Expires", expires) if self.absolute_expiry else ("X-Amz-Expires", self.address_life_s)
+        )
+        query = {life[0]: life[1], "until": expires}
         target = f"/{repo}/{commit}/{quote(path)}"
         query["Signature"] = self.signature(target, expires)
         if self.marker:
@@ -192,23 +207,54 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     limits: Mapping[str, str] = {}
     """Headers that say what is left of the account's window."""
+    fault: Fault | None = None
+    """What is to go wrong with an answer of the API."""
 
     def log_message(self, format: str, *args: Any) -> None:
         del format, args
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(timestamp or time.time() + self.hub.ahead_s)
 
     @property
     def hub(self) -> Hub:
         return self.server.hub
 
+    def delay(self, fault: Fault | None) -> bool:
+        """Do not answer in time, if the fault says so; return whether it did."""
+        if fault is None or fault.action not in ("silent", "slow_headers"):
+            return False
+        with contextlib.suppress(OSError):  # the client hung up
+            if fault.action == "silent":
+                time.sleep(fault.seconds)
+            else:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                for _ in range(10_000):
+                    self.wfile.write(b"x")
+                    time.sleep(fault.seconds)
+        self.close_connection = True
+        return True
+
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
         for name, value in {**self.limits, **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+            if value:
+                self.send_header(name.replace("_", "-"), value)
         if "Content_Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
+            self.write(body)
+
+    def write(self, body: bytes) -> None:
+        """Send a body, a byte now and then if the fault says so."""
+        if self.fault is None or self.fault.action != "trickle":
             self.wfile.write(body)
+            return
+        with contextlib.suppress(OSError):  # the client hung up
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(self.fault.seconds)
 
     def noted(self, kind: str, status: int, repo: str = "", commit: str = "", path: str = "",
               span: tuple[int, int] | None = None) -> None:  # fmt: skip
@@ -221,8 +267,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a file or the range of it that was asked for, as the fault will have it."""
         asked = _RANGE.fullmatch(self.headers.get("Range", ""))
         action = fault.action if fault else None
+        if action == "chunked":
+            self._send_chunks(kind, repo, commit, file)
+            return
         start, stop, status = 0, file.size, 200
-        if asked and action != "ignore_range":
+        if asked and action != "ignore_range" and not (fault and fault.whole):
             start = int(asked[1])
             stop = min(file.size, int(asked[2]) + 1 if asked[2] else file.size)
             status = 206
@@ -236,10 +285,25 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content_Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{total}"
         headers["ETag"] = '"another"' if action == "wrong_etag" else f'"{etag}"'
         headers |= {"Accept_Ranges": "bytes", "Content_Length": str(stop - start)}
+        if action == "encoded":
+            headers["Content_Encoding"] = "gzip"
         self.answer(status, **headers)
-        if self.command != "HEAD":
-            sent = self._send_body(file, start, stop, fault)
+        if self.command == "HEAD":
+            return
+        if fault is None:  # before the client has the last byte and looks at the records
+            self.noted(kind, status, repo, commit.sha, file.path, (start, stop))
+        sent = self._send_body(file, start, stop, fault)
+        if fault:
             self.noted(kind, status, repo, commit.sha, file.path, (start, start + sent))
+
+    def _send_chunks(self, kind: str, repo: str, commit: Commit, file: StoredFile) -> None:
+        """Send all of a file and say neither how long nor what it is, as olah does."""
+        self.answer(200, Transfer_Encoding="chunked", Content_Length="")
+        for at in range(0, file.size, _PIECE):
+            data = bytes(file.read(at, min(file.size, at + _PIECE)))
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.wfile.write(b"0\r\n\r\n")
+        self.noted(kind, 200, repo, commit.sha, file.path, (0, file.size))
 
     def _send_body(self, file: StoredFile, start: int, stop: int, fault: Fault | None) -> int:
         """Send a body as the fault will have it; return how many bytes of it were sent."""
@@ -279,11 +343,14 @@ class _CdnHandler(_Handler):
         org, name, sha, path = unquote(url.path).strip("/").split("/", 3)
         repo = f"{org}/{name}"
         fault = self.hub.faults.choose("cdn", path)
+        if self.delay(fault):
+            self.noted("cdn", 0, repo, sha, path)
+            return
         status = 0
         expected = self.hub.signature(url.path, query.get("until", ""))
         if (
             not hmac.compare_digest(expected, query.get("Signature", ""))
-            or float(query["until"]) < time.time()
+            or float(query["until"]) < time.time() + self.hub.ahead_s
         ):
             status = 403
         elif fault and fault.action == "status":
@@ -322,7 +389,7 @@ class _HubHandler(_Handler):
             return
         fields = {name: unquote(value or "") for name, value in found.groupdict().items()}
         limits = self.hub.spend(kind)
-        fault = self.hub.faults.choose(kind, fields["path"])
+        self.fault = fault = self.hub.faults.choose(kind, fields["path"])
         over = limits.pop("over") if limits else ""
         self.limits = {name.replace("-", "_"): value for name, value in (limits or {}).items()}
         if over or (fault and fault.action == "status"):
@@ -330,14 +397,23 @@ class _HubHandler(_Handler):
             self.noted(kind, status, fields["repo"], path=fields["path"])
             self.answer(status, **(fault.headers if fault else {}))
             return
+        if self.delay(fault):
+            self.noted(kind, 0, fields["repo"], path=fields["path"])
+            return
         self._serve(kind, fields, query, fault)
 
     def _serve(
         self, kind: str, fields: dict[str, str], query: dict[str, str], fault: Fault | None
     ) -> None:
         repo = self.hub.repositories.get(fields["repo"])
-        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
-        if repo is None or (repo.private and not known):
+        rights = self.headers.get("Authorization", "")
+        known = rights == f"Bearer {self.hub.token}"
+        expected = "Basic " + b64encode(self.hub.password.encode()).decode()
+        if self.hub.password and rights != expected:
+            self._refused(kind, 401, "", fields)
+        elif self.hub.refuses_strangers and rights and not known:
+            self._refused(kind, 401, "", fields, 'User Access Token "laptop" is expired')
+        elif repo is None or (repo.private and not known):
             self._refused(kind, 401, "RepoNotFound", fields)
         elif repo.gated and not known:
             self._refused(kind, 403, "GatedRepo", fields)
@@ -401,15 +477,20 @@ class _HubHandler(_Handler):
             following = urlencode({**query, "cursor": first + self.hub.page_size})
             host = self.headers["Host"]
             headers["Link"] = f'<{self.server.scheme}://{host}{url.path}?{following}>; rel="next"'
+        if self.hub.link:
+            headers["Link"] = f'<{self.hub.link}>; rel="next"'
         self._json(kind, fields, page, **headers)
 
     def _json(self, kind: str, fields: dict[str, str], value: Any, **headers: str) -> None:
         self.noted(kind, 200, fields["repo"], fields.get("rev", ""), fields["path"])
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json", **headers)
 
-    def _refused(self, kind: str, status: int, code: str, fields: dict[str, str]) -> None:
+    def _refused(
+        self, kind: str, status: int, code: str, fields: dict[str, str], message: str = ""
+    ) -> None:
         self.noted(kind, status, fields["repo"], fields.get("rev", ""), fields["path"])
-        self.answer(status, X_Error_Code=code, X_Error_Message=code)
+        stated = {"X_Error_Code": code} if code else {}
+        self.answer(status, X_Error_Message=message or code, **stated)
 
 
 def _refs(repo: Repository) -> dict[str, Any]:
