@@ -26,6 +26,7 @@ from pipeline.results import Snapshots, Summary, Work, stored_summary, write_run
 from pipeline.sources.base import Access, Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
+from pipeline.store.names import refuse_to_replace
 from pipeline.store.progress import ProgressFile
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard
@@ -58,18 +59,20 @@ def analyze(
     resources: Resources | None = None,
     *,
     fresh: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Analyse a source and write the run; finished tiles of an earlier attempt are taken up.
 
     Args:
         fresh: start over, whatever is there.
+        replace: a run of this name may be replaced whatever it is of.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    (summary,) = _analyze(*make_plan(request), store, resources, fresh, progress)
+    (summary,) = _analyze(*make_plan(request), store, resources, fresh, replace, progress)
     return summary
 
 
@@ -80,6 +83,7 @@ def analyze_joint(
     resources: Resources | None = None,
     *,
     fresh: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
@@ -92,7 +96,7 @@ def analyze_joint(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    return _analyze(*make_joint_plan(requests, run), store, resources, fresh, progress)
+    return _analyze(*make_joint_plan(requests, run), store, resources, fresh, replace, progress)
 
 
 def _analyze(
@@ -101,12 +105,15 @@ def _analyze(
     store: str,
     resources: Resources | None,
     fresh: bool,
+    may_replace: bool,
     progress: Progress | None,
 ) -> list[Summary]:
     started = time.monotonic()
     resources = resources or Resources()
     folder = Folder(store)
     plans = (*plan.alone(), plan)
+    if not may_replace:
+        refuse_to_replace(folder, plans)
     sums = SumFolder(folder, plan.run, plan.digest)
     if resources.verify and plan.sampled:
         raise RequestError(
@@ -129,6 +136,8 @@ def _analyze(
         _executor(plan, source, resources) as (work, workers, executor_name),
         _leases(folder, plans) as leases,
     ):
+        if not may_replace:  # another may have been written meanwhile
+            refuse_to_replace(folder, plans)
         if fresh:
             discard(folder, plan.run)
             sums.discard()

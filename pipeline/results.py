@@ -358,6 +358,7 @@ def _run_row(plan: Plan, summary: Summary) -> dict[str, Any]:
     return {
         "plan": plan.digest,
         "source": plan.source,
+        "selection": plan.selection,
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

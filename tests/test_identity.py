@@ -190,7 +190,7 @@ def test_a_checkpoint_whose_name_no_table_can_hold_is_refused_before_it_is_read(
     tmp_path: Path,
 ) -> None:
     suite = write_suite(tmp_path / "suite", {"w": np.ones((STEPS, 100))})
-    os.rename(os.fsencode(suite / "step2"), os.fsencode(suite / "step") + b"2-\xff")
+    (suite / "step2").rename(suite / os.fsdecode(b"step2-\xff"))
     with pytest.raises(RequestError, match=r"is not UTF-8"):
         pipeline.analyze(str(suite), str(tmp_path / "store"), executor="local")
     assert not (tmp_path / "store").exists()

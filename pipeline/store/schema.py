@@ -30,6 +30,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("device", pa.string()),
             ("complete", pa.bool_()),
             ("settings", pa.string()),
+            ("selection", pa.string()),
         ]
     ),
     "checkpoints": pa.schema(
