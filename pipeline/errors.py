@@ -13,6 +13,8 @@
     │   │   └── AccessExpired       the signed address is no longer valid; ask for a new one
     │   └── SourceChanged           the bytes are not those that were planned
     │       └── Corrupted           a whole file has another hash than the published one
+    ├── StoreFailed                 the store failed after the work had begun
+    ├── LeaseLost                   another driver writes the run
     ├── TileLost                    a worker died while it held a tile
     ├── DeviceFull                  a card has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
@@ -89,6 +91,14 @@ class SourceChanged(ReadError):
 
 class Corrupted(SourceChanged):
     """A file's contents have another hash than the published one."""
+
+
+class StoreFailed(HallmarksError):
+    """The store cannot be written or read any more; what was finished is kept."""
+
+
+class LeaseLost(HallmarksError):
+    """The right to write the run is another driver's; what was finished is kept."""
 
 
 class TileLost(HallmarksError):

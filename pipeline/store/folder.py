@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from pipeline.errors import StoreUnusable
@@ -22,9 +22,6 @@ from pipeline.sources.object_client import GET_SILENCE, SCHEMES, Trouble, ask
 _PUT_SILENCE = "1min"
 """The client counts the time that it sends for, too: 50 MB of similarities at 1 MB/s."""
 _Answer = TypeVar("_Answer")
-
-Version = Any
-"""Of one file: a tag of the storage's, or in a directory the contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,7 @@ class Folder:
         """
         self.remote = "://" in root
         self.root = _address(root) if self.remote else str(Path(root).resolve())
+        self._was_there = False
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)
@@ -91,51 +89,18 @@ class Folder:
 
         self._ask(path, question, writes=True)
 
-    def look(self, path: str) -> tuple[bytes, Version] | None:
-        """Return a file's contents and version, or None if there is no such file."""
+    def read(self, path: str) -> bytes | None:
+        """Return a file's contents, or None if there is no such file."""
         if not self.exists:
             return None
 
-        def question(files: Any) -> tuple[bytes, Version] | None:
+        def question(files: Any) -> bytes | None:
             try:
-                answer = obstore.get(files, path)
-                data = answer.bytes().to_bytes()
+                return obstore.get(files, path).bytes().to_bytes()
             except FileNotFoundError:
                 return None
-            if not self.remote:
-                return data, data
-            tags = {name: answer.meta[name] for name in ("e_tag", "version")}
-            return data, {name: tag for name, tag in tags.items() if tag is not None}
 
         return self._ask(path, question)
-
-    def update(self, path: str, data: bytes, version: Version) -> bool:
-        """Replace a file that still is what `look` gave; return False if it is not, and leave it.
-
-        Of several callers with one version at most one succeeds: the storage compares and writes in
-        one step. In a directory a lock of the operating system does that, among the processes that
-        see it: those of one machine, on a network file system often only those.
-        """
-        if not self.remote:
-            with _locked(Path(self.root, path).parent):
-                if self.read(path) != version:
-                    return False
-                self.replace(path, data)
-                return True
-
-        def question(files: Any) -> bool:
-            try:
-                obstore.put(files, path, data, mode=version, use_multipart=False)
-            except (PreconditionError, AlreadyExistsError):
-                return self.read(path) == data  # as in `create`
-            return True
-
-        return self._ask(path, question, writes=True)
-
-    def read(self, path: str) -> bytes | None:
-        """Return a file's contents, or None if there is no such file."""
-        found = self.look(path)
-        return None if found is None else found[0]
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return a part of a file.
@@ -181,17 +146,24 @@ class Folder:
     def _directory(self) -> LocalStore:
         return LocalStore(self.root, mkdir=True)
 
+    def _opened(self) -> LocalStore:
+        """Return the directory, which is made once: in place of one that has gone, none is."""
+        if self._was_there and not self.exists:
+            raise FileNotFoundError(errno.ENOENT, "the directory of the store is gone")
+        self._was_there = True
+        return self._directory
+
     def _ask(self, path: str, question: Callable[[Any], _Answer], writes: bool = False) -> _Answer:
         if self.remote:
             silence = _PUT_SILENCE if writes else GET_SILENCE
             return ask(self.root, question, lambda *why: _unusable(self.root, path, *why), silence)
         try:
-            return question(self._directory)
+            return question(self._opened())
         except (BaseError, OSError) as error:
             raise StoreUnusable(
                 f"{self.root}/{path} cannot be {'written' if writes else 'read'}:"
                 f" {str(error).splitlines()[0][:200]}",
-                "is the disk full, or the directory read-only?" if writes else "",
+                "is the disk full, the directory read-only, or gone?" if writes else "",
             ) from None
 
 
@@ -229,14 +201,3 @@ def _unusable(root: str, path: str, trouble: Trouble, name: str) -> StoreUnusabl
             return StoreUnusable(
                 f"{where}: {name}", "are the account, endpoint, region and credentials set?"
             )
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep others out who do the same."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # a file system without locks does without
-            descriptor = os.open(directory, os.O_RDONLY)
-            held.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,29 +27,30 @@ def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
         RequestError: the run of that name is of another source or selection.
     """
     for plan in plans:
-        for row in _rows(folder, plan.run):
-            different = [] if row["plan"] == plan.digest else list(_differences(row, plan))
-            if different:
-                raise RequestError(
-                    f"run {plan.run} of this store was made from something else:"
-                    f" {'; '.join(different)}",
-                    "keep both with --run NAME, or replace that one with --replace",
-                )
+        row = _row(folder, plan.run)
+        if row is None or row["plan"] == plan.digest:
+            continue
+        if different := "; ".join(_differences(row, plan)):
+            raise RequestError(
+                f"run {plan.run} of this store was made from something else: {different}",
+                "keep both with --run NAME, or replace that one with --replace",
+            )
 
 
-def _rows(folder: Folder, run: str) -> Iterator[dict[str, Any]]:
+def _row(folder: Folder, run: str) -> dict[str, Any] | None:
+    """Return the row of `runs` that counts, as the views have it: of the greatest attempt."""
+    found: list[dict[str, Any]] = []
     for path in folder.list(f"runs/run={run}"):
-        try:
-            rows = pq.read_table(pa.BufferReader(folder.read(path) or b"")).to_pylist()
-        except (pa.ArrowException, OSError):
-            continue  # damaged: nobody can read that run, and written again it is whole
-        yield from ({"plan": None, "source": None, "selection": None} | row for row in rows)
+        # of a damaged file nothing can be read that could be lost
+        with contextlib.suppress(pa.ArrowException, OSError):
+            found += pq.read_table(pa.BufferReader(folder.read(path) or b"")).to_pylist()
+    return max(found, key=lambda row: row["attempt"], default=None)
 
 
 def _differences(row: dict[str, Any], plan: Plan) -> Iterator[str]:
     """Yield in which options the run of a row and a plan differ, if that run would be lost."""
     asked = json.loads(plan.selection)
-    if row["selection"] is None:  # written before selections were noted: its label is known
+    if row.get("selection") is None:  # written before selections were noted: its label is known
         stored, asked = {"source": row["source"]}, {"source": plan.source}
     else:
         stored = json.loads(row["selection"])

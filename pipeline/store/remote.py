@@ -40,7 +40,7 @@ def tables(folder: Folder) -> dict[str, ds.Dataset]:
             runs = now
             read = zip(runs, pool.map(lambda entry: folder.read(entry.path), runs), strict=True)
             files = [(entry.path, io.BytesIO(data)) for entry, data in read if data is not None]
-            rows = _dataset("runs", files).to_table()
+            rows = _counting(_dataset("runs", files).to_table())
             attempts = set(rows["attempt"].to_pylist())
             found = {"runs": ds.dataset(rows)}
             for table, entries in zip(others, pool.map(folder.entries, others), strict=True):
@@ -51,6 +51,12 @@ def tables(folder: Folder) -> dict[str, ds.Dataset]:
                 ]
                 found[table] = _dataset(table, files)
     return found
+
+
+def _counting(rows: pa.Table) -> pa.Table:
+    """Return the row of each run's attempt that counts."""
+    greatest = rows.group_by("run").aggregate([("attempt", "max")])
+    return rows.join(greatest, ["run", "attempt"], ["run", "attempt_max"], "left semi")
 
 
 def _dataset(table: str, files: Iterable[tuple[str, io.IOBase]]) -> ds.Dataset:

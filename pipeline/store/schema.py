@@ -15,6 +15,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(
         [
             ("attempt", pa.string()),
+            ("final", pa.bool_()),
+            ("files", pa.string()),
             ("plan", pa.string()),
             ("source", pa.string()),
             ("created_at", pa.timestamp("us", tz="UTC")),

@@ -3,9 +3,11 @@
 -- They select, divide and join; every sum over weights was made in fixed order when the run was
 -- written. Undefined values are NULL. Angles are degrees.
 
+-- Of the attempts at a run the one with the greatest name counts.
 CREATE OR REPLACE VIEW attempts AS
 SELECT * FROM read_parquet('runs/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true);
+    hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+QUALIFY row_number() OVER (PARTITION BY run ORDER BY attempt DESC) = 1;
 
 CREATE OR REPLACE VIEW runs AS
 SELECT run, source, created_at, version, checkpoints, tensors, parameters, fraction, bytes_total,
