@@ -177,13 +177,29 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path: Path) -> 
         source.read(plan.files[1], 0, 100)
 
 
-def test_what_moved_is_the_same_and_a_copy_is_not(tmp_path: Path) -> None:
-    """Nothing but reading it could tell that a copy is one; that is the whole job."""
+def test_what_was_moved_or_copied_is_another_plan(tmp_path: Path) -> None:
+    """Nothing but reading it could tell that it is as it was; that is the whole job."""
     suite = write_suite(tmp_path / "suite", {"w": np.ones((STEPS, 100))})
     digest = planned(str(suite)).digest
+    assert planned(str(shutil.copytree(suite, tmp_path / "copy"))).digest != digest
     moved = suite.rename(tmp_path / "elsewhere")
-    assert planned(str(moved)).digest == digest
-    assert planned(str(shutil.copytree(moved, tmp_path / "copy"))).digest != digest
+    assert planned(str(moved)).digest != digest
+    assert planned(str(moved.rename(suite))).digest == digest
+
+
+def test_suites_that_are_written_at_one_moment_are_two(tmp_path: Path) -> None:
+    """Times of files come in steps of some milliseconds: of small ones they may be the same."""
+    suites = [
+        write_suite(tmp_path / name, {"w": trajectory("walk", STEPS, 10, 1.0, seed=n)})
+        for n, name in enumerate("ab")
+    ]
+    before = {planned(str(suite)).digest for suite in suites}
+    assert len(before) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "pipeline.sources.directory.FileState.of", lambda status: (status.st_size, 1, 1)
+        )
+        assert len({planned(str(suite)).digest for suite in suites}) == 2
 
 
 def test_a_checkpoint_whose_name_no_table_can_hold_is_refused_before_it_is_read(

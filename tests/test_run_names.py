@@ -148,15 +148,6 @@ def test_one_source_however_it_is_named(
     assert analyzed(link, store).run == "exp1--outputs--checkpoint"
 
 
-def test_what_moved_is_the_same_as_long_as_it_has_not_grown(
-    trainer: dict[str, Path], tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    analyzed(trainer["exp1"], store, run="r")
-    moved = trainer["exp1"].rename(tmp_path / "elsewhere")
-    assert analyzed(moved, store, run="r").already_complete
-
-
 def test_a_glance_may_become_the_whole(tmp_path: Path) -> None:
     """And heads may be added: nothing is lost then. The other way round something is."""
     query = trajectory("walk", 4, 64 * 64, 0.1).reshape(4, 64, 64)

@@ -143,7 +143,7 @@ def size(option: str, value: Any) -> int:
         return whole(1)(option, value)
     except ValueError:
         raise RequestError(
-            f"{option}: expected a size such as 2GiB or 500MB, found {quoted(value)}"
+            f"{option}: {quoted(value)} is not a size, such as 2GiB or 500MB"
         ) from None
 
 

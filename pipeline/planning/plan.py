@@ -362,10 +362,10 @@ def _digest(
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
 ) -> str:
-    """Files count by what changes with their contents, not by where they lie.
+    """Return the digest of all that decides the figures; what is in files by their identities.
 
-    So a store or a directory that moved is still the same plan. A copy of local files is another:
-    that it is one could be told only by reading it.
+    So a store that moved has the same plans. Local files that moved or were copied are others: that
+    they hold what they held could be told only by reading them.
     """
     digest = hashlib.sha256()
 

@@ -83,9 +83,11 @@ class Request:
             found["layout"] = self.layout
         if self.by_head:
             found["by_head"] = True
-        if self.budget is not None or self.fraction not in (None, 1):
-            found |= {"fraction": self.fraction, "budget": self.budget, "seed": self.seed}
-        return {name: value for name, value in found.items() if value not in (None, [])}
+        if self.budget is not None:
+            found["sample"] = f"budget {self.budget:,}, seed {self.seed}"
+        elif self.fraction not in (None, 1):
+            found["sample"] = f"fraction {self.fraction!r}, seed {self.seed}"
+        return {name: value for name, value in found.items() if value != []}
 
 
 _READERS = {

@@ -18,11 +18,12 @@ from pipeline.sources.plain import is_plain
 
 
 class FileState(NamedTuple):
-    """What changes with a file's contents, as far as the system tells without reading them.
+    """What changes with the contents of the file at a path, as far as the system tells unread.
 
     Whoever sets the time of modification back, as a copy or an archive does, cannot set the time of
-    change. Inodes are not asked: file systems over object storage number them anew at each mount and
-    on each node, and there no job could be resumed.
+    change. Without the path it says little: small files that are written at once have one time, which
+    clocks of file systems count in steps of 4 ms. Inodes are not asked: file systems over object
+    storage number them anew at each mount and on each node, and there no job could be resumed.
     """
 
     size: int
@@ -126,11 +127,13 @@ class Directory:
 
     def access(self, file: File, after: int = 0, keep: bool = False) -> LocalAccess:
         del after, keep  # there is one way to it, and it is kept already
-        return LocalAccess(file.where, FileState(*map(int, file.identity.split("."))))
+        state = file.identity.rpartition(" ")[2]
+        return LocalAccess(file.where, FileState(*map(int, state.split("."))))
 
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())
-        return File(candidate, name, str(path), state.size, ".".join(map(str, state)))
+        identity = f"{path} {'.'.join(map(str, state))}"
+        return File(candidate, name, str(path), state.size, identity)
 
 
 def _holds_weights(folder: Path) -> bool:

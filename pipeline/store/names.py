@@ -14,8 +14,6 @@ from pipeline.errors import RequestError, quoted
 from pipeline.planning.plan import Plan
 from pipeline.store.folder import Folder
 
-_OF_A_SAMPLE = {"fraction", "budget", "seed"}
-
 
 def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
     """Refuse plans of which one would replace a run that was made from something else.
@@ -54,9 +52,8 @@ def _differences(row: dict[str, Any], plan: Plan) -> Iterator[str]:
         stored, asked = {"source": row["source"]}, {"source": plan.source}
     else:
         stored = json.loads(row["selection"])
-    whole = not asked.keys() & _OF_A_SAMPLE
     for name in sorted(stored.keys() | asked.keys(), key=lambda name: (name != "source", name)):
-        more = (whole and name in _OF_A_SAMPLE) or (name == "by_head" and name in asked)
+        more = name not in asked if name == "sample" else name == "by_head" and name in asked
         if stored.get(name) != asked.get(name) and not more:
             yield f"{name} {_shown(stored.get(name))}, now {_shown(asked.get(name))}"
 
