@@ -16,6 +16,7 @@ import pipeline
 from pipeline.errors import RequestError
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
+from pipeline.sources.directory import FileState
 from tests.conftest import serving
 from tests.hub import Hub
 from tests.hub.repository import Commit, StoredFile
@@ -196,9 +197,7 @@ def test_suites_that_are_written_at_one_moment_are_two(tmp_path: Path) -> None:
     before = {planned(str(suite)).digest for suite in suites}
     assert len(before) == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "pipeline.sources.directory.FileState.of", lambda status: (status.st_size, 1, 1)
-        )
+        patch.setattr(FileState, "of", lambda status: FileState(status.st_size, 1, 1))
         assert len({planned(str(suite)).digest for suite in suites}) == 2
 
 
