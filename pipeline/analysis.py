@@ -345,6 +345,8 @@ class _Job:
         except Interrupted:
             self._renew("interrupted", now=True)
             raise
+        except LeaseLost:
+            raise  # the record is another driver's, too
         except HallmarksError:
             self._renew("failed", now=True)
             raise

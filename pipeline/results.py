@@ -26,7 +26,7 @@ from pipeline.reduce.figures import Figures, GroupSums
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import estimated_sums, reduce
 from pipeline.signals import uninterrupted
-from pipeline.store.attempts import estimate, is_whole, remove_superseded
+from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
 from pipeline.store.query import Store, views_sql
@@ -238,27 +238,25 @@ def _summary(
 
 def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Summary | None:
     """Return the summary of this very plan if the store holds all of it, with today's figures."""
-    if not any(path.startswith(f"runs/run={plan.run}/") for path in folder.list("runs")):
+    if not counting(folder, plan.run):
         return None
-    stored = Store(work.store)
-    columns = "attempt, files, fraction, device, plan, complete, figures"
-    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = '{plan.run}'").fetchall()
-    if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT):
-        return None
-    attempt, sizes, fraction, device = rows[0][:4]
-    if not is_whole(folder, plan.run, attempt, sizes):
+    stored, run = Store(work.store), [plan.run]
+    columns = "fraction, device, plan, complete, figures"
+    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT) or not stored.whole(plan.run):
         return None
     values = {
         indicator: (value, stderr)
         for indicator, value, stderr in stored.sql(
             "SELECT indicator, value, stderr FROM indicators WHERE scope = 'model'"
-            f" AND run = '{plan.run}' AND indicator IN ('mds', 'relative_mds')"
+            " AND run = ? AND indicator IN ('mds', 'relative_mds')",
+            run,
         ).fetchall()
     }
     severities = stored.sql(
-        f"SELECT severity, count(*) FROM findings WHERE run = '{plan.run}' GROUP BY ALL"
+        "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
     ).fetchall()
-    found = _summary(plan, None, (), fraction, work, {device}, started)
+    found = _summary(plan, None, (), rows[0][0], work, {rows[0][1]}, started)
     return replace(
         found,
         mds=values["mds"][0],
@@ -397,10 +395,10 @@ def _give_back() -> None:
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:
-    if not any(path.startswith(f"runs/run={run}/") for path in folder.list("runs")):
+    if not counting(folder, run):
         return False
     return (True,) in Store(store).sql(
-        f"SELECT complete FROM attempts WHERE run = '{run}'"
+        "SELECT complete FROM attempts WHERE run = ?", [run]
     ).fetchall()
 
 

@@ -8,7 +8,6 @@ That file is a create-if-absent and the last one that an attempt writes: it is t
 
 from __future__ import annotations
 
-import json
 import re
 
 import pyarrow as pa
@@ -36,6 +35,17 @@ def row_path(run: str, attempt: str) -> str:
     return f"runs/run={run}/{attempt}.parquet"
 
 
+def part_path(table: str, run: str, attempt: str, number: int) -> str:
+    """Return where a file of another table lies; an attempt's files of one table count from 0."""
+    return f"{table}/run={run}/{attempt}-{number:05d}.parquet"
+
+
+def attempt_of(path: str) -> str:
+    """Return whose file this is; "" if it is not named like one of an attempt's."""
+    found = _ATTEMPT.match(path.rpartition("/")[2])
+    return "" if found is None else found[0]
+
+
 def bar(folder: Folder, run: str, token: int) -> None:
     """Keep whoever held a lease from ending the run, unless it has: its row is there, and is empty."""
     sink = pa.BufferOutputStream()
@@ -43,9 +53,17 @@ def bar(folder: Folder, run: str, token: int) -> None:
     folder.create(row_path(run, final(token)), sink.getvalue().to_pybytes())
 
 
+def is_bar(data: bytes) -> bool:
+    """Return True if a file that should hold a row keeps an attempt from having one."""
+    try:
+        return pq.read_metadata(pa.BufferReader(data)).num_rows == 0
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def highest_token(folder: Folder, run: str) -> int:
     """Return the highest number of a lease under which a row of a run was written; 0 if none was."""
-    return max((token_of(_of(path)) for path in folder.list(f"runs/run={run}")), default=0)
+    return max((token_of(attempt_of(path)) for path in folder.list(f"runs/run={run}")), default=0)
 
 
 def token_of(attempt: str) -> int:
@@ -53,51 +71,39 @@ def token_of(attempt: str) -> int:
     return int(attempt[:10]) if _ATTEMPT.match(attempt) else 0
 
 
-def is_whole(folder: Folder, run: str, attempt: str, files: str) -> bool:
-    """Return True if all tables of an attempt are there, as far as sizes tell.
-
-    Args:
-        files: what its row says of them: JSON, sizes in bytes by table.
-    """
-    return all(
-        [entry.size for entry in folder.entries(f"{table}/run={run}") if _of(entry.path) == attempt]
-        == sizes
-        for table, sizes in json.loads(files).items()
-    )
+def counting(folder: Folder, run: str) -> str:
+    """Return the attempt that counts; "" if there is none."""
+    return max(_rows(folder, run).values(), default="")
 
 
 def has_superseded(folder: Folder, run: str) -> bool:
     """Return True if there are rows of attempts that count less than the one that does."""
-    counting = _counting(folder, run)
-    return any(_of(path) < counting for path in folder.list(f"runs/run={run}"))
+    return len(_rows(folder, run)) > 1
 
 
 def remove_superseded(folder: Folder, run: str) -> None:
     """Remove the files of attempts that count less than the one that does."""
-    counting = _counting(folder, run)
-    for table in (*_TABLES, "runs"):  # a row is there as long as any of its tables
+    rows = _rows(folder, run)
+    last = max(rows.values(), default="")
+    for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
-        folder.delete([path for path in paths if "" < _of(path) < counting])
+        folder.delete([path for path in paths if "" < attempt_of(path) < last])
+    # in the end: a row is there as long as any of its tables
+    folder.delete([path for path, attempt in rows.items() if attempt < last])
 
 
-def _counting(folder: Folder, run: str) -> str:
-    """Return the attempt that counts: the greatest with a row; "" if there is none."""
-    found = sorted(folder.list(f"runs/run={run}"), key=_of, reverse=True)
-    for path in found:
-        data = folder.read(path)
-        if data and _of(path) and pq.read_metadata(pa.BufferReader(data)).num_rows:
-            return _of(path)
-    return ""
+def _rows(folder: Folder, run: str) -> dict[str, str]:
+    """Return whose row each file holds, but for those that bar an attempt: they stay."""
+    found = {}
+    for path in folder.list(f"runs/run={run}"):
+        attempt, data = attempt_of(path), folder.read(path)
+        if attempt and data and not is_bar(data):
+            found[path] = attempt
+    return found
 
 
 def remove_unfinished(folder: Folder, run: str, attempt: str) -> None:
     """Remove the tables of an attempt that has no row."""
     for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
-        folder.delete([path for path in paths if _of(path) == attempt])
-
-
-def _of(path: str) -> str:
-    """Return whose file this is; "" if it is not named like one of an attempt's."""
-    found = _ATTEMPT.match(path.rpartition("/")[2])
-    return "" if found is None else found[0]
+        folder.delete([path for path in paths if attempt_of(path) == attempt])

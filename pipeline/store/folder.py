@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
-from pipeline.errors import StoreUnusable
+from pipeline.errors import StoreUnusable, quoted
 from pipeline.sources.object_client import GET_SILENCE, SCHEMES, Trouble, ask
 
 _PUT_SILENCE = "1min"
@@ -41,6 +42,9 @@ class Folder:
     `create` one name the first wins. On object storage every process takes its credentials from its
     own environment, and what fails is tried again a few times.
 
+    A directory holds no links: whoever put one there would have files elsewhere read, written or
+    removed. They are not listed, and a path through one is refused.
+
     Every method raises StoreUnusable if the storage does not do as it is asked.
     """
 
@@ -48,10 +52,11 @@ class Folder:
         """Name the folder; nothing is asked of it yet.
 
         Raises:
-            StoreUnusable: neither a directory nor an address on object storage.
+            StoreUnusable: neither a directory nor an address on object storage, or one whose files
+                could not be given to DuckDB.
         """
         self.remote = "://" in root
-        self.root = _address(root) if self.remote else str(Path(root).resolve())
+        self.root = _address(root) if self.remote else _directory(root)
         self._was_there = False
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
@@ -119,6 +124,8 @@ class Folder:
             return []
 
         def question(files: Any) -> list[Entry]:
+            if not self.remote:
+                return list(self._walk(prefix))
             found = [entry for page in obstore.list(files, prefix) for entry in page]
             return [Entry(entry["path"], entry["size"], entry["e_tag"]) for entry in found]
 
@@ -132,6 +139,8 @@ class Folder:
         """Remove files, in any order; one that is gone already is no error."""
 
         def question(files: Any) -> None:
+            for parent in () if self.remote else {path.rpartition("/")[0] for path in paths}:
+                self._refuse_links(parent)
             try:
                 obstore.delete(files, paths)
             except FileNotFoundError:  # in a request for many, S3 does not mind; others do
@@ -141,6 +150,25 @@ class Folder:
 
         if paths:
             self._ask(os.path.commonpath(paths), question, writes=True)
+
+    def _walk(self, prefix: str) -> Iterator[Entry]:
+        """Yield the files below a directory; links and what nobody of ours has named are passed over."""
+        for directory, _, names in os.walk(Path(self.root, prefix), onerror=_raise):
+            for name in names:
+                file = Path(directory, name)
+                path = file.relative_to(self.root).as_posix()
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    about = file.lstat()
+                    if stat.S_ISREG(about.st_mode) and path.isprintable() and "#" not in name:
+                        yield Entry(path, about.st_size, None)
+
+    def _refuse_links(self, path: str) -> None:
+        """Raise OSError if a part of a path, which may not exist, is a link."""
+        where = Path(self.root)
+        for name in PurePosixPath(path).parts:
+            where /= name
+            if name == ".." or where.is_symlink():
+                raise OSError(f"{quoted(where)} is a link; the store of a run holds none")
 
     @cached_property
     def _directory(self) -> LocalStore:
@@ -158,6 +186,7 @@ class Folder:
             silence = _PUT_SILENCE if writes else GET_SILENCE
             return ask(self.root, question, lambda *why: _unusable(self.root, path, *why), silence)
         try:
+            self._refuse_links(path)
             return question(self._opened())
         except (BaseError, OSError) as error:
             raise StoreUnusable(
@@ -165,6 +194,33 @@ class Folder:
                 f" {str(error).splitlines()[0][:200]}",
                 "is the disk full, the directory read-only, or gone?" if writes else "",
             ) from None
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _directory(root: str) -> str:
+    """Return the absolute path of a directory that may not exist yet."""
+    cure = "name another directory with --store"
+    if not root.strip():
+        raise StoreUnusable("--store is empty", cure)
+    try:
+        found = str(Path(root).resolve())
+        found.encode()
+        if Path(found).exists() and not Path(found).is_dir():
+            raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
+    except UnicodeEncodeError:
+        raise StoreUnusable(f"--store {quoted(root)}: its path is not UTF-8", cure) from None
+    except (OSError, RuntimeError, ValueError) as error:  # no right, a loop of links, a NUL
+        raise StoreUnusable(f"--store {quoted(root)}: {type(error).__name__}", cure) from None
+    # DuckDB takes every path for a pattern; what escapes *, ? and [ does not go with \\
+    if "\\" in found and any(sign in found for sign in "*?["):
+        raise StoreUnusable(
+            f"--store {quoted(root)}: a backslash and one of *, ?, [ in its path", cure
+        )
+    return found
 
 
 def _address(url: str) -> str:

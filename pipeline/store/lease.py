@@ -31,6 +31,10 @@ STALE_AFTER_S = 60.0
 """Six renewals missed: longer than any pause of a live driver that still writes anything useful."""
 
 
+_held: set[str] = set()
+"""The leases of this process that are neither released nor given up."""
+
+
 class Lease:
     """The right to write one run, from `acquire` to `release`.
 
@@ -55,8 +59,13 @@ class Lease:
         Raises:
             StoreUnusable: another driver holds it, or the store cannot be written.
         """
-        while not self._taken():
-            pass
+        _held.add(self._id)
+        try:
+            while not self._taken():
+                pass
+        except BaseException:
+            _held.discard(self._id)
+            raise
         threading.Thread(target=self._renew, daemon=True, name="lease").start()
 
     def _taken(self) -> bool:
@@ -77,7 +86,7 @@ class Lease:
             self._folder.delete([self._path(self.token)])
             return False
         for number in lower:
-            if not self._holder(number)["released"]:
+            if not _has_ended(self._holder(number)):
                 bar(self._folder, self._run, number)
         self._folder.delete([self._path(number) for number in lower])
         return True
@@ -85,7 +94,8 @@ class Lease:
     def release(self) -> None:
         """Give the lease back, if it is still this driver's."""
         self._released.set()
-        with contextlib.suppress(StoreUnusable):  # then it becomes stale
+        _held.discard(self._id)
+        with contextlib.suppress(StoreUnusable):  # then it is over with this process, or stale
             if self._is_held():
                 self._folder.replace(self._path(self.token), self._contents(released=True))
 
@@ -166,12 +176,13 @@ def _holder(contents: bytes | None) -> dict[str, Any]:
 
 
 def _is_over(holder: dict[str, Any]) -> bool:
-    """Return True if the holder has released its lease, is known to be gone, or has been silent."""
-    return (
-        holder["released"] is True
-        or time.time() - holder["renewed"] > STALE_AFTER_S
-        or _is_gone(holder)
-    )
+    """Return True if the lease may be taken: its holder has ended, or has been silent for too long."""
+    return _has_ended(holder) or time.time() - holder["renewed"] > STALE_AFTER_S
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Return True if the holder has released its lease, or is known to be gone."""
+    return holder["released"] is True or _is_gone(holder)
 
 
 def _process() -> dict[str, Any]:
@@ -202,6 +213,8 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     except (PermissionError, OverflowError):
         return False
     began = _began(pid)
+    if pid == os.getpid() and began == holder.get("began"):
+        return holder["id"] not in _held  # it could not be released
     return began is not None and began != holder.get("began")
 
 

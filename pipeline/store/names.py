@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.plan import Plan
+from pipeline.store.contents import contents
 from pipeline.store.folder import Folder
 
 
@@ -19,39 +16,26 @@ def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
     """Refuse plans of which one would replace a run that was made from something else.
 
     A source that has grown is the same. An attempt that has left no row of `runs`, not even an
-    estimate, has nothing to lose but tiles, and is not asked.
+    estimate, has nothing to lose but tiles, and is not asked; nor is a row that nobody can read.
 
     Raises:
         RequestError: the run of that name is of another source or selection.
     """
+    rows = {row["run"]: row for row in contents(folder).rows.to_pylist()}
     for plan in plans:
-        row = _row(folder, plan.run)
+        row = rows.get(plan.run)
         if row is None or row["plan"] == plan.digest:
             continue
-        if different := "; ".join(_differences(row, plan)):
+        stored, asked = json.loads(row["selection"] or "{}"), json.loads(plan.selection)
+        if different := "; ".join(_differences(stored, asked)):
             raise RequestError(
                 f"run {plan.run} of this store was made from something else: {different}",
                 "keep both with --run NAME, or replace that one with --replace",
             )
 
 
-def _row(folder: Folder, run: str) -> dict[str, Any] | None:
-    """Return the row of `runs` that counts, as the views have it: of the greatest attempt."""
-    found: list[dict[str, Any]] = []
-    for path in folder.list(f"runs/run={run}"):
-        # of a damaged file nothing can be read that could be lost
-        with contextlib.suppress(pa.ArrowException, OSError):
-            found += pq.read_table(pa.BufferReader(folder.read(path) or b"")).to_pylist()
-    return max(found, key=lambda row: row["attempt"], default=None)
-
-
-def _differences(row: dict[str, Any], plan: Plan) -> Iterator[str]:
-    """Yield in which options the run of a row and a plan differ, if that run would be lost."""
-    asked = json.loads(plan.selection)
-    if row.get("selection") is None:  # written before selections were noted: its label is known
-        stored, asked = {"source": row["source"]}, {"source": plan.source}
-    else:
-        stored = json.loads(row["selection"])
+def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in what two selections differ, if something of the stored one would be lost."""
     for name in sorted(stored.keys() | asked.keys(), key=lambda name: (name != "source", name)):
         more = name not in asked if name == "sample" else name == "by_head" and name in asked
         if stored.get(name) != asked.get(name) and not more:

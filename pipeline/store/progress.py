@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipeline.errors import StoreUnusable
@@ -80,11 +80,20 @@ def records(folder: Folder) -> list[Record]:
     found = []
     for path in folder.list("_tiles"):
         if path.endswith("/progress"):
-            try:
-                found.append(Record(**json.loads(folder.read(path) or b"")))
-            except (ValueError, TypeError):
-                continue
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                record = Record(**json.loads(folder.read(path) or b""))
+                if path == f"_tiles/run={record.run}/progress" and _is_sound(record):
+                    found.append(record)
     return found
+
+
+def _is_sound(record: Record) -> bool:
+    """Say whether the values, which anybody may have written, are of their kinds."""
+    kinds = {"str": str, "int": int, "float": (int, float)}
+    values = [(getattr(record, each.name), kinds[str(each.type)]) for each in fields(record)]
+    return all(
+        isinstance(value, kind) and (kind is str or 0 <= value < 2**63) for value, kind in values
+    )
 
 
 def as_dict(record: Record) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
-from pipeline.store.attempts import remove_unfinished, row_path
+from pipeline.store.attempts import part_path, remove_unfinished, row_path
+from pipeline.store.contents import digest
 from pipeline.store.folder import Folder
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
 
@@ -39,7 +40,8 @@ class RunWriter:
         self._folder, self._run, self._attempt = folder, run, attempt
         self._batches: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._rows: dict[str, int] = defaultdict(int)
-        self._sizes: dict[str, list[int]] = defaultdict(list)
+        self._files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """Of each table, as the row of `runs` names them."""
         self._row = b""
 
     def add(self, number: int, key: Key, found: Figures) -> None:
@@ -81,7 +83,8 @@ class RunWriter:
         self._append("findings", _finding_columns(found))
         for table in SCHEMAS.keys() - {"runs"}:
             self._flush(table)
-        own = {"attempt": self._attempt, "files": json.dumps(self._sizes, sort_keys=True)}
+        files = list(chain.from_iterable(self._files.values()))
+        own = {"attempt": self._attempt, "files": files}
         row = {name: [(run_row | own).get(name)] for name in SCHEMAS["runs"].names}
         self._row = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
 
@@ -116,7 +119,7 @@ class RunWriter:
 
     def _flush(self, table: str) -> None:
         batches = self._batches.pop(table, [])
-        if not batches and self._sizes[table]:
+        if not batches and self._files[table]:
             return
         # a table without rows still gets a file: the views name all of them
         arrays = []
@@ -131,9 +134,9 @@ class RunWriter:
                 # from_pandas: NaN is NULL
                 arrays.append(pa.array(values, field.type, from_pandas=True))
         data = _parquet(pa.Table.from_arrays(arrays, schema=SCHEMAS[table]), table)
-        name = f"{self._attempt}-{len(self._sizes[table]):05d}.parquet"
-        self._folder.replace(f"{table}/run={self._run}/{name}", data)
-        self._sizes[table].append(len(data))
+        path = part_path(table, self._run, self._attempt, len(self._files[table]))
+        self._folder.replace(path, data)
+        self._files[table].append({"table": table, "size": len(data), "digest": digest(data)})
         self._rows[table] = 0
 
 
@@ -160,6 +163,7 @@ def _parquet(table: pa.Table, name: str) -> bytes:
         ],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         row_group_size=ROW_GROUP_ROWS,
+        write_page_checksum=True,  # for who reads parts of a file, from object storage
     )
     return sink.getvalue().to_pybytes()
 
