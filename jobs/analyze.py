@@ -41,7 +41,12 @@ _SHOWN = (
 @click.command()
 @selection_and_resources
 @store_option
-@click.option("--fresh", is_flag=True, help="Discard what an interrupted run of this name left.")
+@click.option("--fresh", is_flag=True, help="Discard partial results of this run and start over.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace a run of this name even if it is of another source or selection.",
+)
 def analyze(**options: Any) -> int:
     """Analyse the checkpoints of SOURCE: a directory, a Hub repository such as org/name, a bucket,
     or a manifest. Several SOURCEs become a run each.
@@ -71,13 +76,13 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     stop_on_signals()
     _check_store_of_job(options["store"])
     progress = JobProgress()
-    where, resources, fresh = options["store"], resources_from(options), options["fresh"]
+    where, resources = options["store"], resources_from(options)
+    how: dict[str, Any] = {"progress": progress}
+    how |= {name: options[name] for name in ("fresh", "replace")}
     try:
-        if len(requests) == 1:
-            return [run_analysis(requests[0], where, resources, fresh=fresh, progress=progress)]
-        return analyze_joint(
-            requests, options["run"], where, resources, fresh=fresh, progress=progress
-        )
+        if options["joint"]:
+            return analyze_joint(requests, options["run"], where, resources, **how)
+        return [run_analysis(requests[0], where, resources, **how)]
     finally:
         progress.close()
 

@@ -33,8 +33,9 @@ def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
         click.echo("training a small language model on the Python language reference …", err=True)
         train(checkpoints, on_checkpoint=_told)
         arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
+        anew = ["--fresh", "--replace"]  # its checkpoints lie elsewhere each time
         return context.invoke(
-            analyze, **analyze.make_context("analyze", [*arguments, "--fresh"]).params
+            analyze, **analyze.make_context("analyze", [*arguments, *anew]).params
         )
 
 

@@ -1,4 +1,7 @@
-"""The options that `plan` and `analyze` share, and what they become (docs/contract.md, §1)."""
+"""The options that `plan` and `analyze` share, and what they become (docs/contract.md, §1).
+
+They are handed on as they were typed: what they may be is decided where a request is made.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,17 @@ from typing import Any
 import click
 
 from pipeline.errors import RequestError
-from pipeline.planning.memory import parse_size
-from pipeline.planning.plan import run_name
-from pipeline.planning.request import Request, Resources, StepRange
+from pipeline.planning.plan import check_distinct, run_name
+from pipeline.planning.request import (
+    DEVICES,
+    EXECUTORS,
+    PULLERS,
+    RESOURCES,
+    SELECTION,
+    Request,
+    Resources,
+)
 from pipeline.sources.hub import LAYOUTS
-
-
-class Size(click.ParamType):
-    """Bytes, written as people write them."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a size, such as 2GiB or 500MB", param, ctx)
-
 
 _SELECTION = [
     click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
@@ -40,7 +37,7 @@ _SELECTION = [
     ),
     click.option(
         "--layout",
-        type=click.Choice(LAYOUTS),
+        metavar="|".join(LAYOUTS),
         default="auto",
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
@@ -53,25 +50,30 @@ _SELECTION = [
     click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
     click.option(
         "--fraction",
-        type=float,
         metavar="F",
         help="Read a random sample of so much; figures get standard errors.",
     ),
     click.option(
-        "--budget", type=Size(), help="Read a random sample of so many bytes at most, e.g. 20GB."
+        "--budget", metavar="SIZE", help="Read a random sample of so many bytes at most, e.g. 20GB."
     ),
     click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the sample; another draws anew."
+        "--seed",
+        metavar="N",
+        default="0",
+        show_default=True,
+        help="Of the sample; another draws anew.",
     ),
     click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
 ]
 _RESOURCES = [
-    click.option("--memory", type=Size(), help="Budget of one worker's working memory, e.g. 2GiB."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option(
+        "--memory", metavar="SIZE", help="Budget of one worker's working memory, e.g. 2GiB."
+    ),
+    click.option("--device", metavar="|".join(DEVICES), default="auto", show_default=True),
     click.option(
         "--executor",
-        type=click.Choice(["ray", "local"]),
+        metavar="|".join(EXECUTORS),
         default="ray",
         show_default=True,
         help="local: in this process, without Ray.",
@@ -79,12 +81,12 @@ _RESOURCES = [
     click.option("--address", help="Ray cluster to use; default RAY_ADDRESS, else one of its own."),
     click.option(
         "--pull",
-        type=click.Choice(["auto", "actor", "tasks"]),
+        metavar="|".join(PULLERS),
         default="auto",
         show_default=True,
         help="Who pulls on a cluster: the workers themselves, or tasks on the other CPUs.",
     ),
-    click.option("--max-workers", type=click.IntRange(min=1), help="At most so many workers."),
+    click.option("--max-workers", metavar="N", help="At most so many workers."),
     click.option(
         "--verify",
         is_flag=True,
@@ -117,54 +119,20 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def requests_from(options: dict[str, Any]) -> list[Request]:
     """Return what decides the figures, a request for each source: each becomes a run of its own."""
-    sources = options["sources"]
-    if options["joint"] and len(sources) < 2:
-        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(sources)}")
-    if len(sources) > 1 and options["run"] and not options["joint"]:
+    sources, joint, run = options["sources"], options["joint"], options["run"]
+    if len(sources) > 1 and run and not joint:
         raise RequestError(
-            f"--run {options['run']} cannot name {len(sources)} runs",
+            f"--run {run} cannot name {len(sources)} runs",
             "leave it out: runs are named after their sources; with --joint it names the one"
             " over all",
         )
-    own = None if options["joint"] else options["run"]
-    requests = [_request(source, own, options) for source in sources]
-    names = [run_name(request) for request in requests]
-    if options["joint"] and options["run"]:
-        names.append(options["run"])
-    for name in names:
-        if names.count(name) > 1:
-            raise RequestError(
-                f"two runs would both be called {name}, and one replace the other",
-                "choose another name, or analyze the SOURCEs one by one, with --run",
-            )
+    selection = {name: options[name] for name in SELECTION if name != "run"}
+    own = None if joint else run
+    requests = [Request(source, own, **selection) for source in sources]
+    check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
-
-
-def _request(source: str, run: str | None, options: dict[str, Any]) -> Request:
-    return Request(
-        source=source,
-        run=run,
-        revisions=options["revisions"],
-        steps=StepRange.parse(options["steps"]) if options["steps"] else None,
-        include=options["include"],
-        exclude=options["exclude"],
-        by_head=options["by_head"],
-        layout=options["layout"],
-        fraction=options["fraction"],
-        budget=options["budget"],
-        seed=options["seed"],
-    )
 
 
 def resources_from(options: dict[str, Any]) -> Resources:
     """Return what the figures do not depend on."""
-    return Resources(
-        memory=options["memory"],
-        device=options["device"],
-        executor=options["executor"],
-        address=options["address"],
-        max_workers=options["max_workers"],
-        pull=options["pull"],
-        verify=options["verify"],
-        cache=options["cache"],
-    )
+    return Resources(**{name: options[name] for name in RESOURCES if name in options})

@@ -37,6 +37,7 @@ from pipeline.sources.base import Access, Source
 from pipeline.store.attempts import final, has_superseded, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
+from pipeline.store.names import refuse_to_replace
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all, is_left
@@ -73,18 +74,20 @@ def analyze(
     resources: Resources | None = None,
     *,
     fresh: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Analyse a source and write the run; finished tiles of an earlier attempt are taken up.
 
     Args:
         fresh: start over, whatever is there.
+        replace: a run of this name may be replaced whatever it is of.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    (summary,) = _analyze(*make_plan(request), store, resources, fresh, progress)
+    (summary,) = _analyze(*make_plan(request), store, resources, fresh, replace, progress)
     return summary
 
 
@@ -95,6 +98,7 @@ def analyze_joint(
     resources: Resources | None = None,
     *,
     fresh: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
@@ -107,7 +111,7 @@ def analyze_joint(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    return _analyze(*make_joint_plan(requests, run), store, resources, fresh, progress)
+    return _analyze(*make_joint_plan(requests, run), store, resources, fresh, replace, progress)
 
 
 def _analyze(
@@ -116,12 +120,15 @@ def _analyze(
     store: str,
     resources: Resources | None,
     fresh: bool,
+    may_replace: bool,
     progress: Progress | None,
 ) -> list[Summary]:
     started = time.monotonic()
     resources = resources or Resources()
     folder = Folder(store)
     plans = (*plan.alone(), plan)
+    if not may_replace:
+        refuse_to_replace(folder, plans)
     sums = SumFolder(folder, plan.run, plan.digest)
     tiles = TileFolder(folder, plan.run, plan.digest)
     nothing = Work(store, resources.executor, 0, already_complete=True)
@@ -148,6 +155,8 @@ def _analyze(
         _executor(plan, source, resources) as (work, workers, executor_name),
         _leases(folder, plans) as leases,
     ):
+        if not may_replace:  # another may have been written meanwhile
+            refuse_to_replace(folder, plans)
         if fresh:
             discard(folder, plan.run)
             sums.discard()

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypedDict, Unpack
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any, TypedDict, Unpack
 
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint as run_joint_analysis
-from pipeline.planning.memory import parse_size
+from pipeline.planning.options import check_known, flag, text, texts
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.request import Request, Resources, StepRange
+from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.results import Summary
 from pipeline.store.query import Store
+
+Address = str | PathLike[str]
+"""A path or a URL."""
+Texts = str | Iterable[str]
+"""Several, or one."""
 
 
 class Selection(TypedDict, total=False):
     """What decides the figures: options of the command line, with the same defaults."""
 
     run: str | None
-    revisions: Iterable[str]
+    revisions: Texts
     steps: str | None
-    include: Iterable[str]
-    exclude: Iterable[str]
+    include: Texts
+    exclude: Texts
     by_head: bool
     layout: str
     fraction: float | None
@@ -41,30 +47,37 @@ class Options(Selection, total=False):
     verify: bool
     cache: bool
     fresh: bool
+    replace: bool
 
 
-def plan(source: str, **selection: Unpack[Selection]) -> Plan:
+def plan(source: Address, **selection: Unpack[Selection]) -> Plan:
     """Return what `analyze` would read and compute; reads headers only.
 
     Raises:
         RequestError: nothing can be planned.
     """
-    return make_plan(_request(source, **selection))[0]
+    check_known(selection, Selection.__annotations__)
+    return make_plan(_request(source, selection))[0]
 
 
-def analyze(source: str, store: str = "hallmarks-store", **options: Unpack[Options]) -> Summary:
+def analyze(
+    source: Address, store: Address = "hallmarks-store", **options: Unpack[Options]
+) -> Summary:
     """Analyse a source into a store and return the summary.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    selection, resources, fresh = _divided(**options)
-    return run_analysis(_request(source, **selection), store, resources, fresh=fresh)
+    check_known(options, Options.__annotations__)
+    request, resources = _request(source, options), _resources(options)
+    fresh, may_replace = _flags(options)
+    where = text("--store", store)
+    return run_analysis(request, where, resources, fresh=fresh, replace=may_replace)
 
 
 def analyze_joint(
-    sources: Iterable[str], store: str = "hallmarks-store", **options: Unpack[Options]
+    sources: Iterable[Address], store: Address = "hallmarks-store", **options: Unpack[Options]
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
 
@@ -74,13 +87,16 @@ def analyze_joint(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    selection, resources, fresh = _divided(**options)
-    run = selection.pop("run", None)
-    requests = [_request(source, **selection) for source in sources]
-    return run_joint_analysis(requests, run, store, resources, fresh=fresh)
+    check_known(options, Options.__annotations__)
+    run = options.get("run")
+    own: Mapping[str, Any] = {name: value for name, value in options.items() if name != "run"}
+    requests = [_request(source, own) for source in texts("SOURCE", sources)]
+    resources, (fresh, may_replace) = _resources(options), _flags(options)
+    where = text("--store", store)
+    return run_joint_analysis(requests, run, where, resources, fresh=fresh, replace=may_replace)
 
 
-def open_store(path: str = "hallmarks-store", *, confined: bool = True) -> Store:
+def open_store(path: Address = "hallmarks-store", *, confined: bool = True) -> Store:
     """Return a store opened for queries.
 
     Args:
@@ -93,51 +109,17 @@ def open_store(path: str = "hallmarks-store", *, confined: bool = True) -> Store
     Raises:
         StoreUnusable: there is no store, or no finished run in it.
     """
-    return Store(path, confined=confined)
+    return Store(text("--store", path), confined=confined)
 
 
-def _divided(
-    memory: str | int | None = None,
-    device: str = "auto",
-    executor: str = "ray",
-    address: str | None = None,
-    max_workers: int | None = None,
-    pull: str = "auto",
-    verify: bool = False,
-    cache: bool = False,
-    fresh: bool = False,
-    **selection: Unpack[Selection],
-) -> tuple[Selection, Resources, bool]:
-    budget = parse_size(memory) if isinstance(memory, str) else memory
-    resources = Resources(
-        budget, device, executor, address, max_workers, pull, verify=verify, cache=cache
-    )
-    return selection, resources, fresh
+def _request(source: Any, options: Mapping[str, Any]) -> Request:
+    return Request(source, **{name: options[name] for name in SELECTION if name in options})
 
 
-def _request(
-    source: str,
-    run: str | None = None,
-    revisions: Iterable[str] = (),
-    steps: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    by_head: bool = False,
-    layout: str = "auto",
-    fraction: float | None = None,
-    budget: str | int | None = None,
-    seed: int = 0,
-) -> Request:
-    return Request(
-        source,
-        run,
-        tuple(revisions),
-        StepRange.parse(steps) if steps else None,
-        tuple(include),
-        tuple(exclude),
-        by_head,
-        layout,
-        fraction,
-        parse_size(budget) if isinstance(budget, str) else budget,
-        seed,
-    )
+def _resources(options: Mapping[str, Any]) -> Resources:
+    return Resources(**{name: options[name] for name in RESOURCES if name in options})
+
+
+def _flags(options: Mapping[str, Any]) -> tuple[bool, bool]:
+    fresh, replace = (flag(f"--{name}", options.get(name, False)) for name in ("fresh", "replace"))
+    return fresh, replace

@@ -412,6 +412,7 @@ def _run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "final": final,
         "plan": plan.digest,
         "source": plan.source,
+        "selection": plan.selection,
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

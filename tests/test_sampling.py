@@ -321,7 +321,7 @@ def test_figures_are_made_again_without_reading_weights(
     store = str(tmp_path / "store")
     for fraction in (None, 0.05):
         request = Request(str(suite), run="r", fraction=fraction)
-        run_analysis(request, store, LOCAL)
+        run_analysis(request, store, LOCAL, replace=True)
         before = tables(Store(store))
         again = run_analysis(request, store, LOCAL)
         assert again.already_complete and not again.recomputed and again.bytes_read == 0

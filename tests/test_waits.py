@@ -18,7 +18,6 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources import waiting
 from pipeline.sources.hub import HubRepository
-from pipeline.sources.hub_cache import CachedAccess
 from pipeline.sources.limits import Limits, pause_s
 from pipeline.sources.transport import Transport
 from tests import fault_table
@@ -180,23 +179,6 @@ def test_expired_when_they_come_a_worker_tries_them(hub: Hub) -> None:
         for file in (0, 1):
             remote.get(file).read_into(Transport(remote), 0, memoryview(bytearray(10)))
         assert len(asked) <= 5
-
-
-def test_a_download_into_the_cache_goes_on_while_it_moves(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long it takes; if it stands still it is given up."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
-    monkeypatch.setattr("pipeline.sources.hub_session.DOWNLOAD_SILENCE_S", 1.0)
-    source = HubRepository(NAME)
-    files = [file for candidate in source.candidates()[:2] for file in source.files(candidate)]
-    hub.bytes_per_s = files[0].size / 2
-    assert isinstance(source.access(files[0], keep=True), CachedAccess)
-    hub.bytes_per_s = None
-    hub.faults.add(Fault("trickle", after_bytes=1_000_000, seconds=0.2))
-    with pytest.raises(TransientReadError, match="no answer for 1 s"):
-        source.access(files[1], keep=True)
 
 
 @pytest.fixture

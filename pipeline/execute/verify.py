@@ -9,7 +9,6 @@ several read a file at most twice.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from typing import Any
 
 from pipeline.errors import Corrupted
 from pipeline.planning.plan import Plan
-from pipeline.sources.base import File
 
 _PIECE_BYTES = 1 << 18  # of what is read for the hash alone: 32 readers hold 8 MiB
 
@@ -28,19 +26,7 @@ Read = Callable[[int, int, memoryview], None]
 
 def published(plan: Plan) -> list[int]:
     """Return the files whose hash a repository publishes, by number."""
-    return [number for number, file in enumerate(plan.files) if _digest(file) is not None]
-
-
-def _digest(file: File) -> Any:
-    """Return an empty digest of the kind that the file's identity is, or None."""
-    if file.checkpoint.commit is None:
-        return None
-    match len(file.identity):
-        case 64:  # large-file storage
-            return hashlib.sha256()
-        case 40:  # a blob in git
-            return hashlib.sha1(b"blob %d\0" % file.size)
-    return None
+    return [number for number, file in enumerate(plan.files) if file.digest() is not None]
 
 
 @dataclass
@@ -89,7 +75,7 @@ class Verifier:
 
     def __init__(self, plan: Plan, files: Sequence[int], read: Read) -> None:
         self._plan, self._read = plan, read
-        self._hashed = {number: _Hashed(_digest(plan.files[number])) for number in files}
+        self._hashed = {number: _Hashed(plan.files[number].digest()) for number in files}
         self.turns = _Turns()
 
     def take(self, file: int, spans: Sequence[tuple[int, memoryview]]) -> None:

@@ -69,8 +69,7 @@ def read_contents(source: Source, checkpoint: Selected, learnt: Learnt) -> Conte
 def _distributed(
     source: Source, files: tuple[File, ...], learnt: Learnt, where: str
 ) -> dict[str, tuple[int, StoredTensor]]:
-    versioned = files[0].checkpoint.commit is not None
-    key = "distributed " + " ".join(file.identity for file in files) if versioned else None
+    key = _key("distributed", *files)
     found = _known_tensors(key, learnt)
     if found is None:
         if files[0].size > MAX_TEXT_BYTES:
@@ -97,9 +96,9 @@ def read_config(source: Source, file: File | None, learnt: Learnt) -> dict:
 
 
 def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
-    if candidate.commit is None or not source.lists_all:
+    if not candidate.repository:
         return source.files(candidate)
-    key = f"files {candidate.origin or source.label} {candidate.commit} {candidate.folder}"
+    key = f"files {candidate.repository} {candidate.commit} {candidate.folder}"
     known = learnt.get(key)
     if known is not None:
         return [File(candidate, *fields) for fields in known]
@@ -109,8 +108,8 @@ def _files(source: Source, candidate: Candidate, learnt: Learnt) -> list[File]:
 
 
 def _tensors(source: Source, file: File, learnt: Learnt) -> dict[str, StoredTensor]:
-    """Return a file's tensors; of a commit they are known by the content's hash."""
-    key = f"tensors {file.identity}" if file.checkpoint.commit is not None else None
+    """Return a file's tensors."""
+    key = _key("tensors", file)
     found = _known_tensors(key, learnt)
     if found is None:
         found = read_tensors(
@@ -118,6 +117,16 @@ def _tensors(source: Source, file: File, learnt: Learnt) -> dict[str, StoredTens
         )
         _learn_tensors(key, found, learnt)
     return found
+
+
+def _key(kind: str, *files: File) -> str | None:
+    """Return under what something of a checkpoint's files is kept; None: it is not.
+
+    By the hashes of contents, but within one repository of one endpoint: another could state a hash
+    for what it does not belong to, and what it serves is learnt before any hash is checked.
+    """
+    repository = files[0].checkpoint.repository
+    return " ".join([kind, repository, *(file.identity for file in files)]) if repository else None
 
 
 def _known_tensors(key: str | None, learnt: Learnt) -> dict[str, StoredTensor] | None:
@@ -140,7 +149,7 @@ def _learn_tensors(key: str | None, found: dict[str, StoredTensor], learnt: Lear
 
 def _text(source: Source, file: File, learnt: Learnt) -> bytes:
     """Return a small file's contents: an index or a configuration."""
-    key = f"text {file.identity}" if file.checkpoint.commit is not None else None
+    key = _key("text", file)
     known = learnt.get(key) if key else None
     if known is not None:
         return known.encode()

@@ -15,8 +15,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
-"""Raised when what is kept changes its form."""
+FORMAT = 3
+"""Raised when what is kept changes its form, or what is read of files: before 3 what one host had said
+of a hash was believed for another, and sizes stood for hashes."""
 
 
 def cache_file() -> Path:

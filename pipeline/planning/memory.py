@@ -131,26 +131,6 @@ def total_memory() -> int:
     return total
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
-    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
-}  # fmt: skip
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that a size such as `2GiB`, `500MB` or `1.5g` states.
-
-    Raises:
-        ValueError: not a size.
-    """
-    lowered = text.strip().lower()
-    unit = lowered.lstrip("0123456789.").strip()
-    number = float(lowered[: len(lowered) - len(lowered.lstrip("0123456789."))])
-    key = unit.removesuffix("b")
-    if key not in _UNITS or number <= 0 or number * _UNITS[key] >= 2**63:
-        raise ValueError(text)
-    return int(number * _UNITS[key])
-
-
 def show_size(num_bytes: int, up: bool = False) -> str:
     """Return a size for people, in a form that `parse_size` reads; `up`: never less than it is."""
     for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from pipeline.errors import PlanDoesNotFit
+from pipeline.errors import PlanDoesNotFit, RequestError
 from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.gaps import Gap
@@ -58,6 +58,7 @@ class PlannedPath:
 
     run: str
     source: str
+    selection: str
     first: int
     """Number of its first checkpoint among those of all."""
     left_out_checkpoints: tuple[LeftOut, ...]
@@ -79,6 +80,8 @@ class Plan:
     tiles: tuple[Tile, ...] = field(repr=False)
     digest: str
     """Of all that decides the figures; results are kept under it."""
+    selection: str = field(repr=False)
+    """Which source and which of its weights were asked for, as JSON: a run of another is another."""
     paths: tuple[PlannedPath, ...] = ()
     """Of a joint plan: one for each source, which also becomes a run of its own."""
     draws: tuple[tuple[Draw, ...], ...] = field(default=(), repr=False)
@@ -111,6 +114,7 @@ class Plan:
                     self,
                     run=path.run,
                     source=path.source,
+                    selection=path.selection,
                     checkpoints=self.checkpoints[own],
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
@@ -214,6 +218,8 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     Raises:
         RequestError: nothing can be planned; nothing was written.
     """
+    if len(requests) < 2:
+        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
     sources = [open_source(request.source, request.layout) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -225,6 +231,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
             PlannedPath(
                 run_name(request, source),
                 source.label,
+                _selection(source, request),
                 len(checkpoints),
                 found.left_out,
                 found.gaps,
@@ -241,6 +248,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
         tuple(gap for path in paths for gap in path.gaps),
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
+    check_distinct([*(path.run for path in paths), name])
     return _made(name, joint, together, labels, tuple(paths), requests[0]), joint
 
 
@@ -275,6 +283,7 @@ def _made(
         left_out_tensors=alignment.left_out,
         tiles=tiles,
         digest=_digest(checkpoints, alignment, tiles, firsts, draws),
+        selection=_selection(source, request),
         paths=paths,
         draws=draws,
         seed=request.seed,
@@ -302,6 +311,24 @@ def run_name(request: Request, source: Source | None = None) -> str:
     if request.run:
         return check_run_name(request.run)
     return run_name_from((source or open_source(request.source)).run_name)
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """Refuse runs of one job of which one would replace the other.
+
+    Raises:
+        RequestError: two have one name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(
+                f"two runs would both be called {name}, and one replace the other",
+                "choose another name, or analyze the SOURCEs one by one, with --run",
+            )
+
+
+def _selection(source: Source, request: Request) -> str:
+    return json.dumps({"source": source.address, **request.selection()}, sort_keys=True)
 
 
 def _checkpoints(
@@ -335,7 +362,11 @@ def _digest(
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
 ) -> str:
-    """Files count by what is in them: a store or a source that moved is still the same plan."""
+    """Return the digest of all that decides the figures; what is in files by their identities.
+
+    So a store that moved has the same plans. Local files that moved or were copied are others: that
+    they hold what they held could be told only by reading them.
+    """
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:

@@ -1,48 +1,35 @@
-"""What the user asked for: what decides the figures, and what does not."""
+"""What the user asked for: what decides the figures, and what does not.
+
+Command line, Python and jobs make these two values, and nothing else judges what was asked for.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import (
+    StepRange,
+    flag,
+    one_of,
+    optional,
+    settle,
+    share,
+    size,
+    steps,
+    text,
+    texts,
+    whole,
+)
+from pipeline.sources.hub import LAYOUTS
+
+DEVICES = ("auto", "cpu", "cuda")
+EXECUTORS = ("ray", "local")
+PULLERS = ("auto", "actor", "tasks")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class StepRange:
-    """Steps from `first` to `last`, both included, that are multiples of `every`."""
-
-    first: float
-    last: float
-    every: int = 1
-
-    @staticmethod
-    def parse(text: str) -> StepRange:
-        """Return the range that `A:B[:EVERY]` states; A or B may be left out.
-
-        Raises:
-            RequestError: not of that form.
-        """
-        fields = text.split(":")
-        try:
-            if not 2 <= len(fields) <= 3:
-                raise ValueError
-            first = int(fields[0]) if fields[0] else 0
-            last = int(fields[1]) if fields[1] else float("inf")
-            every = int(fields[2]) if len(fields) == 3 else 1
-            if every < 1 or first > last:
-                raise ValueError
-        except ValueError:
-            raise RequestError(
-                f"--steps: expected A:B or A:B:EVERY, found {quoted(text)}",
-                "for example --steps 0:10000:1000",
-            ) from None
-        return StepRange(first, last, every)
-
-    def __contains__(self, step: int) -> bool:
-        return self.first <= step <= self.last and step % self.every == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +58,9 @@ class Request:
     """Of the sample, and of the order in which tiles are taken."""
 
     def __post_init__(self) -> None:
+        settle(self, _READERS)
         if self.fraction is not None and self.budget is not None:
             raise RequestError("--fraction and --budget exclude each other", "give one of them")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise RequestError(
-                f"--fraction: expected more than 0 and at most 1, found {self.fraction:g}",
-                "for example --fraction 0.01",
-            )
-        if self.budget is not None and self.budget < 1:
-            raise RequestError(f"--budget: expected bytes, found {self.budget}")
         if self.run is not None:
             check_run_name(self.run)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
@@ -90,6 +71,40 @@ class Request:
                     raise RequestError(
                         f"{option} {quoted(pattern)} is not a regular expression: {error}"
                     ) from None
+
+    def selection(self) -> dict[str, Any]:
+        """Return which weights are asked for, as JSON holds it: what is not the default."""
+        found: dict[str, Any] = {
+            name: sorted(getattr(self, name)) for name in ("revisions", "include", "exclude")
+        }
+        if self.steps is not None:
+            found["steps"] = str(self.steps)
+        if self.layout != "auto":
+            found["layout"] = self.layout
+        if self.by_head:
+            found["by_head"] = True
+        if self.budget is not None:
+            found["sample"] = f"budget {self.budget:,}, seed {self.seed}"
+        elif self.fraction not in (None, 1):
+            found["sample"] = f"fraction {self.fraction!r}, seed {self.seed}"
+        return {name: value for name, value in found.items() if value != []}
+
+
+_READERS = {
+    "source": text,
+    "run": optional(text),
+    "revisions": texts,
+    "steps": optional(steps),
+    "include": texts,
+    "exclude": texts,
+    "by_head": flag,
+    "layout": one_of(*LAYOUTS),
+    "fraction": optional(share),
+    "budget": optional(size),
+    "seed": whole(),
+}
+SELECTION = tuple(field.name for field in fields(Request) if field.name != "source")
+"""Options that decide the figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +127,25 @@ class Resources:
     """Keep the files that are read in the Hub cache."""
 
     def __post_init__(self) -> None:
+        settle(self, _RESOURCE_READERS)
         if self.pull == "tasks" and (self.verify or self.executor == "local"):
             other = "--verify, which hashes where it reads" if self.verify else "--executor local"
             raise RequestError(f"--pull tasks does not go with {other}", "leave one out")
+
+
+_RESOURCE_READERS = {
+    "memory": optional(size),
+    "device": one_of(*DEVICES),
+    "executor": one_of(*EXECUTORS),
+    "address": optional(text),
+    "max_workers": optional(whole(1)),
+    "pull": one_of(*PULLERS),
+    "threads": optional(whole(1)),
+    "verify": flag,
+    "cache": flag,
+}
+RESOURCES = tuple(field.name for field in fields(Resources))
+"""Options that they do not depend on."""
 
 
 def check_run_name(name: str) -> str:

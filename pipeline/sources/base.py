@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from pipeline.checkpoint.names import Position, position
+from pipeline.sources.plain import is_hash
 from pipeline.sources.transport import Transport
+
+_TELLS_NOTHING = re.compile(
+    r"checkpoints?|ckpts?|models?|weights|outputs?|out|results?|runs?|logs|snapshots?|saves?|saved"
+    r"|exports?|artifacts?|files|latest|last|final|best|default|lightning_logs|version_\d+|manifest"
+    r"|[\d.:T_-]+",  # numbers of trials, dates and times of day
+    re.IGNORECASE,
+)
+"""Names that trainers give to folders of every run: torchtitan's `outputs/checkpoint`, Lightning's
+`lightning_logs/version_0/checkpoints`, Hydra's `multirun/2024-01-01/12-30-00/0`."""
+
+
+def telling_name(path: Path) -> str:
+    """Return an absolute path's end, from the last folder on whose name is not every run's.
+
+    `/data/exp1/outputs/checkpoint` is `exp1--outputs--checkpoint`. It depends on the path alone: a
+    source has one name wherever it is named from, and whatever is in a store.
+    """
+    parts = path.parts[1:]
+    telling = (n for n, part in enumerate(parts) if not _TELLS_NOTHING.fullmatch(part))
+    return "--".join(parts[max(telling, default=0) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +47,9 @@ class Candidate:
     """Label of the source that it belongs to, where a source is made of several."""
     stated: Position | None = None
     """Where a manifest says that it stands in training."""
+    repository: str = ""
+    """Address of the repository that tells of the commit, endpoint included; what is learnt of the
+    commit is believed of this repository alone. Empty: nothing is to be learnt of it."""
 
     @property
     def position(self) -> Position:
@@ -41,13 +68,22 @@ class File:
     """For people: `org/name@commit/path`, or the path on disk."""
     size: int
     identity: str
-    """What a change of the contents would change: content hash, or size and time of change."""
+    """What a change of the contents would change. Of a commit the hash that its repository publishes,
+    or repository, commit and path; of local files path, size and times; of a bucket address and ETag."""
 
     @property
     def path_in_commit(self) -> str:
         """Relative to the commit or the directory."""
         folder = self.checkpoint.folder
         return f"{folder}/{self.path}" if folder else self.path
+
+    def digest(self) -> Any:
+        """Return an empty digest of the kind that its repository publishes of it, or None."""
+        if self.checkpoint.commit is None or not is_hash(self.identity):
+            return None
+        if len(self.identity) == 64:  # large-file storage
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size)  # a blob in git
 
 
 class Access(Protocol):
@@ -87,17 +123,14 @@ class Source(Protocol):
 
     label: str
     """Name for people and for `runs.source`."""
+    address: str
+    """What it is, from wherever it is named: two sources of one address are the same."""
     run_name: str
     """Default name of the run."""
 
     @property
     def requests(self) -> Mapping[str, int]:
         """How many requests of each rate-limited class were made so far."""
-        ...
-
-    @property
-    def lists_all(self) -> bool:
-        """True if the files that it lists of a commit are all that the commit has."""
         ...
 
     @property

@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
 from pipeline.checkpoint.shards import holds_weights
-from pipeline.errors import SourceNotFound, quoted
+from pipeline.errors import FormatError, SourceNotFound, quoted
 from pipeline.sources.base import Access, Candidate, File
 from pipeline.sources.hub_addresses import HubAddresses
-from pipeline.sources.hub_cache import CachedListing
+from pipeline.sources.hub_cache import HubCache
 from pipeline.sources.hub_client import Entry, HubClient
+from pipeline.sources.plain import is_hash, is_plain
 
 HUB_NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
@@ -34,11 +36,16 @@ class HubRepository:
     def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
         """`layout`: how checkpoints are exposed, one of LAYOUTS (docs/contract.md, §1)."""
         self.label = f"{name}@{revision}" if revision else name
+        self.address = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")
+        if revision and not is_plain(revision):
+            raise SourceNotFound(f"{name}: not the name of a revision: {quoted(revision)}")
         self._name, self._revision, self._layout = name, revision, layout
         self._client = HubClient(name)
-        self.lists_all = not constants.is_offline_mode()
-        self._listing = self._client if self.lists_all else CachedListing(name)
+        offline = constants.is_offline_mode()
+        self._listing = HubCache(name) if offline else self._client
+        # offline only some of a commit's files may be there, and nobody vouches for them
+        self._repository = "" if offline else _address(self._client.api.endpoint, name)
         self._addresses = HubAddresses(self._client)
         self._trees: dict[str, list[Entry]] = {}
 
@@ -73,10 +80,14 @@ class HubRepository:
 
     def whole(self) -> list[Candidate]:
         """Return the chosen revision, or main, as one checkpoint."""
-        return [Candidate(self._revision or "main", self._commit())]
+        return [self._candidate(self._revision or "main", self._commit())]
 
     def _revisions(self) -> list[Candidate]:
-        return [Candidate(name, commit) for name, commit in self._listing.refs()]
+        refs = self._listing.refs()
+        for name, _ in refs:
+            if not is_plain(name):
+                raise self._malformed("plain names of branches and tags", name)
+        return [self._candidate(name, commit) for name, commit in refs]
 
     def _folders(self) -> list[Candidate]:
         commit = self._commit()
@@ -85,22 +96,46 @@ class HubRepository:
             folder, _, name = entry.path.rpartition("/")
             folders.setdefault(folder, []).append(name)
         return [
-            Candidate(folder, commit, folder)
+            self._candidate(folder, commit, folder)
             for folder, names in sorted(folders.items())
             if folder and holds_weights(names)
         ]
 
     def _commits(self) -> list[Candidate]:
         # newest first: of two commits for one step the later one counts
-        return [Candidate(title, commit) for title, commit in self._listing.commits(self._revision)]
+        commits = self._listing.commits(self._revision)
+        return [self._candidate(title, commit) for title, commit in commits]
 
     def _commit(self) -> str:
         return self._listing.commit(self._revision)
 
+    def _candidate(self, name: str, commit: str, folder: str = "") -> Candidate:
+        if not is_hash(commit):
+            raise self._malformed("the id of a commit", commit)
+        return Candidate(name, commit, folder, repository=self._repository)
+
     def _tree(self, commit: str) -> list[Entry]:
         if commit not in self._trees:
-            self._trees[commit] = self._listing.tree(commit)
+            found = self._listing.tree(commit)
+            for entry in found:
+                self._check(entry)
+            self._trees[commit] = found
         return self._trees[commit]
+
+    def _check(self, entry: Entry) -> None:
+        """Refuse a file whose name could lead anywhere, and one that nothing tells from others."""
+        if not is_plain(entry.path):
+            raise self._malformed("plain relative paths of files", entry.path)
+        if not isinstance(entry.size, int) or entry.size < 0:
+            raise self._malformed(f"the size of {quoted(entry.path)}", entry.size)
+        if self._repository and not is_hash(entry.identity):
+            raise self._malformed(f"the hash of {quoted(entry.path)}", entry.identity)
+
+    def _malformed(self, expected: str, found: object) -> FormatError:
+        return FormatError(
+            f"{self._name}: the listing is malformed: expected {expected}, found {quoted(found)}",
+            "no repository of the Hub has such: is HF_ENDPOINT a mirror?",
+        )
 
     def files(self, candidate: Candidate) -> list[File]:
         if candidate.commit is None:
@@ -123,3 +158,9 @@ class HubRepository:
 
     def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
         return self._addresses.access(file, after, keep)
+
+
+def _address(endpoint: str, name: str) -> str:
+    """Return where a repository is, without the password that an endpoint may hold."""
+    parts = urlsplit(endpoint)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{name}"

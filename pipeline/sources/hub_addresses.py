@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -15,7 +16,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from pipeline.errors import ReadError, SourceChanged, quoted
 from pipeline.sources.base import Access, File
 from pipeline.sources.http import UrlAccess
-from pipeline.sources.hub_cache import CachedAccess, cached, keep_in_cache
+from pipeline.sources.hub_cache import CachedAccess, HubCache
 from pipeline.sources.hub_client import HubClient
 from pipeline.sources.transport import Transport, host_of, without_password
 from pipeline.sources.waiting import announce
@@ -43,7 +44,7 @@ class HubAddresses:
     """The addresses of one repository's files, and reads of the driver's own."""
 
     def __init__(self, client: HubClient) -> None:
-        self._client = client
+        self._client, self._cache = client, HubCache(client.name)
         self._transport = Transport(self)
         self._addresses: dict[str, _Address] = {}
         self._lock = threading.Lock()
@@ -111,9 +112,10 @@ class HubAddresses:
         good = found is not None and found.issue > after and address.until > time.monotonic()
         if found is not None and good and not (keep and isinstance(found, UrlAccess)):
             return found
-        here = cached(self._client.name, file) if after == 0 else None
+        here = self._cache.access(file) if after == 0 else None
         if here is None and keep:
-            here = keep_in_cache(self._client, file)
+            names = self._client.names[file.checkpoint.commit or ""]
+            here = self._cache.keep(file, partial(self.bytes_of, file), names)
         if here is not None:
             address.access, address.until = here, float("inf")
         else:

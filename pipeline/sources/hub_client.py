@@ -133,18 +133,11 @@ class HubClient:
         return f"{self.name}@{revision}" if revision else self.name
 
     def ask(
-        self,
-        question: Callable[[], _Answer],
-        where: str,
-        attempts: int | None = None,
-        download: bool = False,
+        self, question: Callable[[], _Answer], where: str, attempts: int | None = None
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
         They carry addresses, and may carry headers.
-
-        Args:
-            download: the question is for a file to come into the Hub cache.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.
@@ -153,7 +146,7 @@ class HubClient:
         """
         failure, since = "", time.monotonic()
         attempts = attempts or _ATTEMPTS
-        silence_s = hub_session.DOWNLOAD_SILENCE_S if download else hub_session.SILENCE_S
+        silence_s = hub_session.SILENCE_S
         for attempt in range(1, attempts + 1):
             asked_s = None
             try:
@@ -174,8 +167,6 @@ class HubClient:
                 raise self._errors.refused(error, 0, where) from None
             except TimeoutError:
                 failure = f"no answer for {silence_s:g} s"
-                if download:  # the client, left behind, keeps its lock on the file
-                    raise TransientReadError(f"{where}: {failure}") from None
             except OSError as error:
                 failure = type(error).__name__
             except Exception as error:

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import get_session
-from huggingface_hub.utils import tqdm
 
 from pipeline.errors import ReadError, RequestError, TransientReadError, quoted
 from pipeline.sources.limits import (
@@ -35,8 +34,6 @@ from pipeline.sources.waiting import ANNOUNCED_S, Signs, announce, answered, res
 
 SILENCE_S = 30.0
 """To the headers of an answer, and from there to its end. A page of 1,000 files has 300 KB: 10 KB/s."""
-DOWNLOAD_SILENCE_S = 600.0
-"""While a file comes into the Hub cache, of which the client tells every 10 MB: 17 KB/s."""
 MOST_REQUESTS = 2_000
 """For one question: pages of 1,000 files or 50 commits. The largest repositories have 100 pages, and
 2,000 take an anonymous account twenty minutes."""
@@ -190,19 +187,6 @@ class _Question(Signs):
 
 _asking: ContextVar[_Question | None] = ContextVar("asking", default=None)
 """The question that the client is busy with."""
-
-
-class SignsOfLife(tqdm):
-    """A progress bar for the client's downloads that shows nothing: progress is a sign of life."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options | {"disable": True})
-        self._signs = _asking.get()
-
-    def update(self, n: float | None = 1) -> bool | None:
-        if self._signs and n:
-            self._signs.heard_now()
-        return super().update(n)
 
 
 def _watch() -> None:

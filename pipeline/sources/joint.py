@@ -15,17 +15,13 @@ class Joint:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self.label = " + ".join(source.label for source in sources)
+        self.address = " + ".join(source.address for source in sources)
         self.run_name = "--with--".join(source.run_name for source in sources)
 
     @property
     def requests(self) -> Mapping[str, int]:
         """The sum over the sources."""
         return sum((Counter(source.requests) for source in self._sources), Counter())
-
-    @property
-    def lists_all(self) -> bool:
-        """True if all of the sources list all."""
-        return all(source.lists_all for source in self._sources)
 
     @property
     def waits(self) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from pipeline.checkpoint.names import Position, position
 from pipeline.errors import SourceNotFound, quoted
-from pipeline.sources.base import Access, Candidate, File, Source
+from pipeline.sources.base import Access, Candidate, File, Source, telling_name
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
@@ -27,14 +27,10 @@ class Manifest:
     def __init__(self, path: Path, open_one: Callable[[str], Source]) -> None:
         """`open_one` gives the source of one address."""
         self.label = str(path)
-        self.run_name = path.stem
+        self.address = str(path.resolve())
+        self.run_name = telling_name(path.resolve().with_suffix(""))
         self._path, self._open = path, open_one
         self._sources: dict[str, Source] = {}
-
-    @property
-    def lists_all(self) -> bool:
-        """True if all of the sources list all."""
-        return all(source.lists_all for source in self._sources.values())
 
     @property
     def waits(self) -> bool:

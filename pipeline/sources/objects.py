@@ -71,11 +71,10 @@ class ObjectStorage:
     """Checkpoints below one prefix: one per sub-prefix, or one per weight file."""
 
     waits = True
-    lists_all = True
     requests: Mapping[str, int] = {}
 
     def __init__(self, url: str) -> None:
-        self.label = self._url = url.rstrip("/")
+        self.label = self.address = self._url = url.rstrip("/")
         self.run_name = self._url.partition("://")[2]
         self._listings: dict[str, list[Any]] = {}
 
@@ -102,13 +101,19 @@ class ObjectStorage:
                 for entry in top
                 if entry["path"] == candidate.name
             ]
+        for entry, _ in entries:
+            if not entry["e_tag"]:
+                raise SourceNotFound(
+                    f"{self._url}/{entry['path']}: the storage states no ETag, without which a change"
+                    " would not be noticed"
+                )
         return [
             File(
                 candidate,
                 name,
                 f"{self._url}/{entry['path']}",
                 entry["size"],
-                f"{entry['path']}\n{entry['e_tag']}",
+                f"{self._url}/{entry['path']}\n{entry['e_tag']}",
             )
             for entry, name in entries
         ]
@@ -120,7 +125,7 @@ class ObjectStorage:
 
     def access(self, file: File, after: int = 0, keep: bool = False) -> ObjectAccess:
         del after, keep  # credentials are every worker's own; the Hub's cache is for the Hub
-        path, etag = file.identity.split("\n")
+        path, etag = file.where.removeprefix(f"{self._url}/"), file.identity.rpartition("\n")[2]
         return ObjectAccess(file.where, self._url, path, file.size, etag)
 
     def _names(self, folder: str) -> list[str]:

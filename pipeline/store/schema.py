@@ -32,6 +32,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("device", pa.string()),
             ("complete", pa.bool_()),
             ("settings", pa.string()),
+            ("selection", pa.string()),
             ("files", pa.list_(_file)),
         ]
     ),

@@ -13,7 +13,8 @@ from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import NothingMatches, PlanDoesNotFit, RequestError
 from pipeline.numerics.pieces import CHUNK, PIECE, piece_bounds
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.memory import parse_size, project, show_size
+from pipeline.planning.memory import project, show_size
+from pipeline.planning.options import parse_size
 from pipeline.planning.request import Request, StepRange
 from pipeline.planning.select import select
 from pipeline.planning.slices import slices, spans

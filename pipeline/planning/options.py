@@ -1,0 +1,202 @@
+"""What options may be, whoever states them: text from a command line, or values from Python.
+
+Each function returns an option's value, or raises RequestError with the one sentence that there is
+for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from pipeline.errors import RequestError, quoted
+
+Reader = Callable[[str, Any], Any]
+"""From an option's name and what was stated to its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRange:
+    """Steps from `first` to `last`, both included, that are multiples of `every`."""
+
+    first: float
+    last: float
+    every: int = 1
+
+    @staticmethod
+    def parse(text: object) -> StepRange:
+        """Return the range that `A:B[:EVERY]` states; A or B may be left out.
+
+        Raises:
+            RequestError: not of that form.
+        """
+        fields = text.split(":") if isinstance(text, str) else []
+        try:
+            if not 2 <= len(fields) <= 3:
+                raise ValueError
+            first = int(fields[0]) if fields[0] else 0
+            last = int(fields[1]) if fields[1] else math.inf
+            every = int(fields[2]) if len(fields) == 3 else 1
+        except ValueError:
+            raise RequestError(
+                f"--steps: expected A:B or A:B:EVERY, found {quoted(text)}",
+                "for example --steps 0:10000:1000",
+            ) from None
+        if every < 1:
+            raise RequestError(f"--steps: EVERY must be at least 1, found {quoted(text)}")
+        if first > last:
+            raise RequestError(
+                f"--steps: A must not exceed B, found {quoted(text)}",
+                f"--steps {fields[1]}:{fields[0]}",
+            )
+        return StepRange(first, last, every)
+
+    def __contains__(self, step: int) -> bool:
+        return self.first <= step <= self.last and step % self.every == 0
+
+    def __str__(self) -> str:
+        last = "" if math.isinf(self.last) else str(self.last)
+        return f"{self.first}:{last}" + (f":{self.every}" if self.every > 1 else "")
+
+
+def steps(option: str, value: Any) -> StepRange:
+    """Return a range of steps."""
+    del option
+    return value if isinstance(value, StepRange) else StepRange.parse(value)
+
+
+def text(option: str, value: Any) -> str:
+    """Return a text that is not empty, or the path that a path object names."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str) or not found:
+        raise RequestError(f"{option}: expected text, found {quoted(value)}")
+    try:
+        found.encode()
+    except UnicodeEncodeError:  # no table could hold it
+        raise RequestError(f"{option}: {quoted(found)} is not UTF-8", "rename it") from None
+    return found
+
+
+def texts(option: str, value: Any) -> tuple[str, ...]:
+    """Return several texts; one that stands alone is one of them, as on the command line."""
+    if isinstance(value, str | bytes | os.PathLike):
+        return (text(option, value),)
+    if not isinstance(value, Iterable):
+        raise RequestError(f"{option}: expected text, or several, found {quoted(value)}")
+    return tuple(text(option, entry) for entry in value)
+
+
+def flag(option: str, value: Any) -> bool:
+    """Return a truth value; a text such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise RequestError(f"{option}: expected True or False, found {quoted(value)}")
+    return value
+
+
+def whole(least: int | None = None) -> Reader:
+    """Return the reader of a whole number that is not below `least`."""
+    bound = "" if least is None else f" of at least {least}"
+
+    def read(option: str, value: Any) -> int:
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            found = int(value) if isinstance(value, str) else operator.index(value)
+            if least is not None and found < least:
+                raise ValueError
+        except (ValueError, TypeError):
+            raise RequestError(
+                f"{option}: expected a whole number{bound}, found {quoted(value)}"
+            ) from None
+        return found
+
+    return read
+
+
+def share(option: str, value: Any) -> float:
+    """Return a number above 0, and at most 1."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | Real):
+            raise ValueError
+        found = float(value)
+        if not 0 < found <= 1:  # NaN is neither
+            raise ValueError
+    except ValueError:
+        raise RequestError(
+            f"{option}: expected more than 0 and at most 1, found {quoted(value)}",
+            f"for example {option} 0.01",
+        ) from None
+    return found
+
+
+def size(option: str, value: Any) -> int:
+    """Return a number of bytes, written as people write them, or whole."""
+    try:
+        if isinstance(value, str):
+            return parse_size(value)
+        return whole(1)(option, value)
+    except ValueError:
+        raise RequestError(
+            f"{option}: {quoted(value)} is not a size, such as 2GiB or 500MB"
+        ) from None
+
+
+def one_of(*allowed: str) -> Reader:
+    """Return the reader of one of a few words."""
+
+    def read(option: str, value: Any) -> str:
+        if value not in allowed:
+            *others, last = allowed
+            raise RequestError(
+                f"{option}: expected {', '.join(others)} or {last}, found {quoted(value)}"
+            )
+        return value
+
+    return read
+
+
+def optional(read: Reader) -> Reader:
+    """Return the reader of an option that may be left out."""
+    return lambda option, value: None if value is None else read(option, value)
+
+
+def settle(stated: Any, readers: Mapping[str, Reader]) -> None:
+    """Replace what was stated in the fields of a frozen value by what it means."""
+    for name, read in readers.items():
+        option = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+        object.__setattr__(stated, name, read(option, getattr(stated, name)))
+
+
+def check_known(options: Iterable[str], known: Collection[str]) -> None:
+    """Refuse an option that there is not."""
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise RequestError(f"no such option: {quoted(name)}", hint)
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size such as `2GiB`, `500MB` or `1.5g` states: at least one.
+
+    Raises:
+        ValueError: not a size.
+    """
+    lowered = text.strip().lower()
+    unit = lowered.lstrip("0123456789.").strip()
+    number = float(lowered[: len(lowered) - len(lowered.lstrip("0123456789."))])
+    key = unit.removesuffix("b")
+    if key not in _UNITS or not 1 <= number * _UNITS[key] < 2**63:
+        raise ValueError(text)
+    return int(number * _UNITS[key])

@@ -1,0 +1,69 @@
+"""Whose a run's name is: the source and selection that the run of that name was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RequestError, quoted
+from pipeline.planning.plan import Plan
+from pipeline.store.attempts import counting, row_path
+from pipeline.store.folder import Folder
+
+
+def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
+    """Refuse plans of which one would replace a run that was made from something else.
+
+    A source that has grown is the same. An attempt that has left no row of `runs`, not even an
+    estimate, has nothing to lose but tiles, and is not asked; nor is a row that nobody can read.
+
+    Raises:
+        RequestError: the run of that name is of another source or selection.
+    """
+    for plan in plans:
+        row = _row(folder, plan.run)
+        if row is None or row["plan"] == plan.digest:
+            continue
+        stored, asked = _selection(row["selection"]), _selection(plan.selection)
+        if different := "; ".join(_differences(stored, asked)):
+            raise RequestError(
+                f"run {plan.run} of this store was made from something else: {different}",
+                "keep both with --run NAME, or replace that one with --replace",
+            )
+
+
+def _row(folder: Folder, run: str) -> dict[str, Any] | None:
+    """Return a run's row, if there is one that can be read; of the other runs nothing is asked."""
+    attempt = counting(folder, run)
+    data = folder.read(row_path(run, attempt)) if attempt else None
+    try:
+        columns = ["plan", "selection"]
+        return pq.read_table(pa.BufferReader(data or b""), columns=columns).to_pylist()[0]
+    except (pa.ArrowException, OSError, LookupError):
+        return None
+
+
+def _selection(text: str | None) -> Mapping[str, Any]:
+    """Return what a selection states: nothing, if a row holds something else than was written."""
+    try:
+        found = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in what two selections differ, if something of the stored one would be lost."""
+    for name in sorted(stored.keys() | asked.keys(), key=lambda name: (name != "source", name)):
+        more = name not in asked if name == "sample" else name == "by_head" and name in asked
+        if stored.get(name) != asked.get(name) and not more:
+            shown = name if name.isidentifier() else quoted(name)
+            yield f"{shown} {_shown(stored.get(name))}, now {_shown(asked.get(name))}"
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else quoted(value)
