@@ -24,6 +24,7 @@ Outside text (names, server answers) goes into a message only through `quoted`.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 
@@ -105,7 +106,28 @@ class Interrupted(HallmarksError):
     exit_code = 130
 
 
+class _Short(reprlib.Repr):
+    """Shows the beginning of a value, and looks at no more of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict = 4, 16
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 64
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, dict | list | tuple):  # of a kind that it does not know: it would show all
+            return f"a {type(x).__name__}"
+        return super().repr_instance(x, level)
+
+
+_SHORT = _Short()
+
+
 def quoted(text: object, limit: int = 120) -> str:
     """Return outside text fit for a one-line message: escaped, in quotes, at most `limit` long."""
+    if isinstance(text, str | bytes):
+        text = text[: limit + 1]
+    elif isinstance(text, dict | list | tuple | set | frozenset):
+        text = _SHORT.repr(text)
     shown = repr(str(text))
     return shown if len(shown) <= limit else shown[: limit - 2] + "…'"
