@@ -362,7 +362,9 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_finished(
     assert errors.count("trying again in 0 s") == 2
     lines = errors.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 1
-    assert "cannot be written" in lines[-2] and lines[-1].startswith("hint: what was finished is kept")
+    assert "cannot be written" in lines[-2] and lines[-1].startswith(
+        "hint: what was finished is kept"
+    )
     ballast.unlink()
     assert analysed(suite, store).complete
     assert everything(store) == undisturbed

@@ -19,7 +19,6 @@ import pipeline
 from jobs import cli
 from pipeline.errors import HallmarksError, quoted
 from pipeline.planning.request import Request
-from pipeline.store.folder import Folder
 from tests.suites import trajectory, write_suite
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
-from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, counts, load
+from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, load
 from pipeline.checkpoint.safetensors import MAX_RUNS, Run, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
-from pipeline.errors import FormatError, quoted
+from pipeline.errors import FormatError, HallmarksError, quoted
 
 METADATA = ".metadata"
 SUFFIX = ".distcp"
@@ -52,7 +53,7 @@ def read_distributed(
     try:
         tensors = _weights(found)
         places = {
-            (_text(key["fqn"]), counts(key.get("offset") or ())): info
+            (text(key["fqn"]), counts(key.get("offset") or ())): info
             for key, info in found["storage_data"].items()
         }
         # a few bytes may name one list of chunks again and again
@@ -98,7 +99,7 @@ def read_distributed(
             )
             left -= len(placed[name].runs)
         return placed
-    except FormatError:
+    except HallmarksError:  # of reading, too; some are ValueErrors
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
         raise malformed from None
@@ -113,7 +114,7 @@ def _weights(found: Any) -> dict[str, tuple[str, Record]]:
     }
     paths = found.get("planner_data")
     paths = paths if isinstance(paths, Mapping) else {}
-    names = {_text(key): _path(key, paths.get(key)) for key in entries}
+    names = {text(key): _path(key, paths.get(key)) for key in entries}
     nested = {path[0] for path in names.values() if path[0] in NESTED_UNDER and len(path) > 1}
     if nested:
         top = next(key for key in NESTED_UNDER if key in nested)
@@ -130,13 +131,6 @@ def _path(key: str, path: Any) -> tuple[str, ...]:
         if sum(map(len, parts)) + len(parts) - 1 == len(key) and ".".join(parts) == key:
             return parts
     return (key,)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name that is no text")
-    value.encode()  # half of a surrogate pair is no character: no table could hold it
-    return value
 
 
 def _tensor(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
+from pipeline.checkpoint import outside
+
 MOST_CHARACTERS = 8192
 """Of one value: 64 dimensions of a tensor take 1,500."""
 _MOST_NESTED = 8
@@ -62,9 +64,8 @@ class JsonText:
         if self.next != '"':
             raise ValueError(f"expected a string at character {self._at:,}")
         found, end = _DECODE(self._text, self._at)
-        found.encode()  # half of a surrogate pair is no character: no table could hold it
         self._at = _after_space(self._text, end)
-        return found
+        return outside.text(found)
 
     def value(self) -> Any:
         """Return the value that begins here, of at most MOST_CHARACTERS."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint import outside
+
 MULTIPLE = 32
 """Bytes that may be built for each byte of a pickle. Files of torch.save take 10 to 14, optimizers
 among them, metadata of distributed checkpoints 18 to 22 (tests/checkpoint/test_bounds.py)."""
@@ -137,6 +139,9 @@ class Machine:
 
     def _value(self, argument: Any) -> None:
         self._push(argument, sys.getsizeof(argument))
+
+    def _text(self, argument: str) -> None:
+        self._value(outside.text(argument))
 
     def _old_text(self, argument: str) -> None:
         """Push a string of Python 2, which is bytes."""
@@ -271,9 +276,10 @@ _STEPS: dict[str, Callable[[Machine, Any], None]] = {
     "NEWFALSE": lambda machine, _: machine._push(False),
     **dict.fromkeys(
         ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT", "FLOAT",
-         "BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+         "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
         Machine._value,
     ),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "UNICODE"), Machine._text),
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING", "STRING"), Machine._old_text),
     "MARK": Machine._mark,
     "POP": Machine._drop,

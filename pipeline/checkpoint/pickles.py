@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint import outside
 from pipeline.checkpoint.pickle_machine import Machine, Maker, OrderedRecord, Record, Refused
-from pipeline.checkpoint.safetensors import MAX_DIMENSIONS
 from pipeline.errors import FormatError, quoted
 
 MAX_PICKLE_BYTES = 100_000_000
@@ -64,27 +64,12 @@ def _dict(*arguments: Any) -> OrderedRecord:
     found = OrderedRecord()
     for pair in arguments[0] if arguments else ():
         key, value = pair
-        if not isinstance(key, str):
-            raise ValueError("an ordered dictionary of what is not named")
-        found[key] = value
+        found[outside.text(key)] = value
     return found
 
 
 def _size(lengths: Any = ()) -> tuple[int, ...]:
-    return counts(lengths)
-
-
-def counts(value: Any) -> tuple[int, ...]:
-    """Return a shape, strides or offsets.
-
-    Raises:
-        ValueError: not so many whole numbers as a tensor may have dimensions.
-    """
-    if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
-        raise ValueError("what is no shape")
-    if not all(type(count) is int and 0 <= count < 2**63 for count in value):
-        raise ValueError("a tensor whose shape, strides or offset are not counts")
-    return tuple(value)
+    return outside.counts(lengths)
 
 
 def _tensor(
@@ -95,11 +80,10 @@ def _tensor(
     kind = dtype or storage.dtype
     if kind is None:
         raise ValueError("a tensor without a dtype")
-    shape, strides = counts(shape), counts(strides)
-    (offset,) = counts((offset,))
+    shape, strides = outside.counts(shape), outside.counts(strides)
     if len(shape) != len(strides) or math.prod(shape) >= 2**63:
         raise ValueError("a tensor whose shape and strides do not fit")
-    return TensorRecord(storage, kind, offset, shape, strides)
+    return TensorRecord(storage, kind, outside.count(offset), shape, strides)
 
 
 def _typed_tensor(
@@ -175,11 +159,9 @@ def _storage(pid: Any) -> Storage:
     _, kind, key, _, numel, *view = pid
     if view and view[0] is not None:
         raise ValueError("a storage that is a view on another one")
-    if not isinstance(kind, StorageType) or type(numel) is not int or not 0 <= numel < 2**63:
+    if not isinstance(kind, StorageType):
         raise ValueError("a storage that is not described as one")
-    if not isinstance(key, str):
-        raise ValueError("a storage whose key is no text")
-    return Storage(key, kind.dtype, numel)
+    return Storage(outside.text(key), kind.dtype, outside.count(numel))
 
 
 def load(
@@ -227,7 +209,6 @@ def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
         )
         if nested is None:
             if tensors:
-                _check_names(tensors, where)
                 return tensors
             break
         found = nested
@@ -235,17 +216,6 @@ def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
         f"{where}: expected a state dict, found no tensors",
         "a state dict may lie under 'model', 'state_dict', 'model_state_dict' or 'module'",
     )
-
-
-def _check_names(names: Iterable[str], where: str) -> None:
-    """Refuse half a surrogate pair, which no table could hold."""
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise FormatError(
-                f"{where}: tensor {quoted(name)} has a name that is no text"
-            ) from None
 
 
 def extent(record: TensorRecord) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.json_text import JsonText
+from pipeline.checkpoint.outside import counts
 from pipeline.errors import FormatError, quoted
 
 LENGTH_BYTES = 8
@@ -23,8 +24,6 @@ MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself 
 # one read is enough for nearly all files.
 FIRST_READ_BYTES = 100_000
 METADATA_KEY = "__metadata__"
-MAX_DIMENSIONS = 64
-"""Far above any real tensor; bounds the work on a hostile shape."""
 
 Read = Callable[[int, int], bytes]
 """Gives the bytes [start, stop) of a file."""
@@ -146,9 +145,9 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
     dtype, shape, offsets = found
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _broken(where, f"a known dtype for {label}", quoted(dtype))
-    if not _is_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _broken(where, f"a shape for {label}", quoted(shape))
-    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    shape = _counts(shape, f"a shape for {label}", where)
+    offsets = _counts(offsets, f"two ascending data_offsets for {label}", where)
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _broken(where, f"two ascending data_offsets for {label}", quoted(offsets))
     bits = math.prod(shape) * DTYPES[dtype].bits
     if bits != 8 * (offsets[1] - offsets[0]):
@@ -158,13 +157,14 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
             f"{offsets[1] - offsets[0]:,}",
         )
     start, stop = offsets
-    return StoredTensor(DTYPES[dtype].name, tuple(shape), data_start + start, data_start + stop)
+    return StoredTensor(DTYPES[dtype].name, shape, data_start + start, data_start + stop)
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
-    )
+def _counts(value: Any, expected: str, where: str) -> tuple[int, ...]:
+    try:
+        return counts(value)
+    except ValueError:
+        raise _broken(where, expected, quoted(value)) from None
 
 
 def _broken(where: str, expected: str, found: str) -> FormatError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Access, Candidate, File, Source
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_COLUMNS = ("uri", "name", "step", "tokens")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
+_MAX_BYTES = 100_000_000  # a kilobyte a row
+_MOST_CHARACTERS = 4096  # as of a path
 
 
 class Manifest:
@@ -70,21 +74,16 @@ class Manifest:
 
     def _rows(self) -> list[dict[str, Any]]:
         try:
-            table = _read(self._path)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            what = quoted(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
-            raise SourceNotFound(f"{self._path}: not a readable table: {what}") from None
-        if "uri" not in table.column_names or table.num_rows > _MAX_ROWS:
-            raise SourceNotFound(
-                f"{self._path}: expected a column uri and at most {_MAX_ROWS:,} rows, found"
-                f" {table.num_rows:,} rows of {', '.join(map(quoted, table.column_names[:6]))}",
-                "columns: uri, and if known name, step, tokens",
-            )
-        return table.to_pylist()
+            return _read(self._path).to_pylist()
+        except SourceNotFound:
+            raise
+        except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+            what = str(error).partition("\n")[0] or type(error).__name__
+            raise SourceNotFound(f"{self._path}: not a readable table: {quoted(what)}") from None
 
     def _candidate(self, number: int, row: dict[str, Any]) -> Candidate:
         uri, where = row["uri"], f"{self._path}, row {number}"
-        if not isinstance(uri, str) or not uri:
+        if not isinstance(uri, str) or not uri or len(uri) > _MOST_CHARACTERS:
             raise SourceNotFound(f"{where}: expected a uri, found {quoted(uri)}")
         source = self._sources.get(uri) or self._open(uri)
         self._sources[uri] = source
@@ -92,25 +91,52 @@ class Manifest:
             (found,) = source.whole()
         except ValueError:
             raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
-        name = row.get("name") or uri.rstrip("/").rpartition("/")[2].rpartition("@")[2]
-        named = position(str(name))
+        name = _name(row.get("name"), where) or _last_part(uri)
+        named = position(name)
         stated = Position(
             named.stage,
             named.step if (step := _number(row, "step", where)) is None else round(step),
             _number(row, "tokens", where) or named.tokens,
             named.branch,
         )
-        return replace(found, name=str(name), origin=uri, stated=stated)
+        return replace(found, name=name, origin=uri, stated=stated)
 
 
 def _read(path: Path) -> pa.Table:
-    match path.suffix:
-        case ".csv":
-            return pyarrow.csv.read_csv(path)
-        case ".jsonl":
-            return pyarrow.json.read_json(path)
-        case _:
-            return pyarrow.parquet.read_table(path)
+    """Return the columns of a table that count, of a few rows at most, whatever the file makes of them."""
+    if path.suffix == ".parquet":
+        file = pyarrow.parquet.ParquetFile(path)
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+        _check(path, names, rows)
+        return file.read([name for name in _COLUMNS if name in names])
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes are too many")
+    read = pyarrow.csv.read_csv if path.suffix == ".csv" else pyarrow.json.read_json
+    table = read(path)
+    _check(path, table.column_names, table.num_rows)
+    return table.select([name for name in _COLUMNS if name in table.column_names])
+
+
+def _check(path: Path, names: Sequence[str], rows: int) -> None:
+    if "uri" not in names or rows > _MAX_ROWS:
+        raise SourceNotFound(
+            f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
+            f" {', '.join(map(quoted, names[:6]))}",
+            "columns: uri, and if known name, step, tokens",
+        )
+
+
+def _last_part(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2].rpartition("@")[2]
+
+
+def _name(value: Any, where: str) -> str:
+    """Return a checkpoint's name; empty if there is none. A column of numbers may name them, too."""
+    if value is None or isinstance(value, str | int | float | date):
+        text = "" if value is None else str(value)
+        if len(text) <= _MOST_CHARACTERS:
+            return text
+    raise SourceNotFound(f"{where}: expected a name, found {quoted(value)}")
 
 
 def _number(row: dict[str, Any], column: str, where: str) -> float | None:
