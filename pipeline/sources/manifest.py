@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
+from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.names import Position, position
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Access, Candidate, File, Source
@@ -74,7 +74,7 @@ class Manifest:
 
     def _rows(self) -> list[dict[str, Any]]:
         try:
-            return _read(self._path).to_pylist()
+            return _read(self._path)
         except SourceNotFound:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
@@ -82,7 +82,7 @@ class Manifest:
             raise SourceNotFound(f"{self._path}: not a readable table: {quoted(what)}") from None
 
     def _candidate(self, number: int, row: dict[str, Any]) -> Candidate:
-        uri, where = row["uri"], f"{self._path}, row {number}"
+        uri, where = row.get("uri"), f"{self._path}, row {number}"
         if not isinstance(uri, str) or not uri or len(uri) > _MOST_CHARACTERS:
             raise SourceNotFound(f"{where}: expected a uri, found {quoted(uri)}")
         source = self._sources.get(uri) or self._open(uri)
@@ -102,19 +102,40 @@ class Manifest:
         return replace(found, name=name, origin=uri, stated=stated)
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path) -> list[dict[str, Any]]:
     """Return the columns of a table that count, of a few rows at most, whatever the file makes of them."""
     if path.suffix == ".parquet":
         file = pyarrow.parquet.ParquetFile(path)
-        names, rows = file.schema_arrow.names, file.metadata.num_rows
-        _check(path, names, rows)
-        return file.read([name for name in _COLUMNS if name in names])
+        names = file.schema_arrow.names
+        _check(path, names, file.metadata.num_rows)
+        return file.read([name for name in _COLUMNS if name in names]).to_pylist()
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-    read = pyarrow.csv.read_csv if path.suffix == ".csv" else pyarrow.json.read_json
-    table = read(path)
+    if path.suffix == ".jsonl":
+        return _json_rows(path)
+    table = pyarrow.csv.read_csv(path)
     _check(path, table.column_names, table.num_rows)
-    return table.select([name for name in _COLUMNS if name in table.column_names])
+    return table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return an object a line; pyarrow's reader ends the process on a row that is `null`."""
+    lines = path.read_bytes().splitlines()
+    lines = [line for line in lines if line.strip()]
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    for line in lines[: _MAX_ROWS + 1]:
+        row, text = {}, JsonText(line)
+        for name in text.members():
+            names[name] = None
+            if name in _COLUMNS:
+                row[name] = text.value()
+            else:
+                text.skip()
+        text.end()
+        rows.append(row)
+    _check(path, list(names), len(rows))
+    return rows
 
 
 def _check(path: Path, names: Sequence[str], rows: int) -> None:
@@ -145,7 +166,7 @@ def _number(row: dict[str, Any], column: str, where: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < 2**63:
         raise SourceNotFound(f"{where}: expected a number as {column}, found {quoted(value)}")
