@@ -138,7 +138,7 @@ class _Short(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxdict = 4, 16
+        self.maxlevel, self.maxdict = 2, 16  # each level multiplies
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 64
 
     def repr_instance(self, x: Any, level: int) -> str:

@@ -15,7 +15,6 @@ import os
 import random
 import resource
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -285,10 +284,10 @@ def main(corpus: Path, seed: int, seconds: float, only: str | None) -> None:
     name, _, number = (only or "").rpartition(":")
     inputs = [(name, int(number))] if only else _inputs(list(found), seconds)
     counts = {name: [0, 0] for name in found}
+    current = os.open(corpus / "current", os.O_WRONLY | os.O_CREAT)
     for name, number in inputs:
         faulthandler.dump_traceback_later(LONGEST_S, exit=True)
-        sys.stderr.write(f"\r{name}:{number}")
-        sys.stderr.flush()
+        os.pwrite(current, f"{name}:{number}".ljust(200).encode(), 0)
         counts[name][_attempt(found[name], random.Random(f"{seed} {name} {number}"))] += 1
         faulthandler.cancel_dump_traceback_later()
     print(json.dumps(counts))

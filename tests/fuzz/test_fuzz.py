@@ -32,9 +32,8 @@ def fuzz(folder: Path, seconds: float, seed: int) -> None:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 120
     )
-    assert done.returncode == 0, (
-        f"seed {seed}, the last input is the one: {' '.join(command[1:])}\n{done.stderr[-4000:]}"
-    )
+    last = (folder / "current").read_text().strip()
+    assert done.returncode == 0, f"seed {seed}, input {last!r}:\n{done.stderr[-4000:]}"
     counts = json.loads(done.stdout)
     print(f"seed {seed}: refused and read, by reader: {counts}")
     assert all(sum(each) for each in counts.values())
