@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -105,10 +105,7 @@ class Manifest:
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the columns of a table that count, of a few rows at most, whatever the file makes of them."""
     if path.suffix == ".parquet":
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        _check(path, names, file.metadata.num_rows)
-        return file.read([name for name in _COLUMNS if name in names]).to_pylist()
+        return _parquet_rows(path)
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes are too many")
     if path.suffix == ".jsonl":
@@ -116,6 +113,24 @@ def _read(path: Path) -> list[dict[str, Any]]:
     table = pyarrow.csv.read_csv(path)
     _check(path, table.column_names, table.num_rows)
     return table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows, if they are few and short: a text that repeats takes a bit of the file a row."""
+    file = pyarrow.parquet.ParquetFile(path)
+    about, names = file.metadata, file.schema_arrow.names
+    _check(path, names, about.num_rows)
+    groups = (about.row_group(number) for number in range(about.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES:,} bytes of values")
+    wanted = [name for name in _COLUMNS if name in names]
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=wanted).read(wanted)
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        if pa.types.is_dictionary(chunk.type):
+            texts = (value for value in chunk.dictionary.to_pylist() if isinstance(value, str))
+            if (longest := max(map(len, texts), default=0)) > _MOST_CHARACTERS:
+                raise ValueError(f"a text of {longest:,} characters")
+    return table.to_pylist()
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
@@ -138,7 +153,9 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(path: Path, names: Sequence[str], rows: int) -> None:
+def _check(path: Path, names: list[str], rows: int) -> None:
+    if any(names.count(name) > 1 for name in _COLUMNS):
+        raise ValueError("a column appears twice")
     if "uri" not in names or rows > _MAX_ROWS:
         raise SourceNotFound(
             f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
