@@ -30,7 +30,7 @@ def fuzz(folder: Path, seconds: float, seed: int) -> None:
     command = [sys.executable, "-m", "tests.fuzz.child", str(folder), str(seed), str(seconds)]
     environment = {**os.environ, **PLAIN, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 120
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 180
     )
     last = (folder / "current").read_text().strip()
     assert done.returncode == 0, f"seed {seed}, input {last!r}:\n{done.stderr[-4000:]}"
