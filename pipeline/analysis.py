@@ -37,9 +37,9 @@ from pipeline.sources.base import Access, Source
 from pipeline.store.attempts import final, has_superseded, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
-from pipeline.store.progress import ProgressFile, has_record, remove_record
+from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.sums import SumFolder
-from pipeline.store.tiles import TileFolder, discard
+from pipeline.store.tiles import TileFolder, discard, discard_all, is_left
 
 DEFAULT_SHARE_OF_MEMORY = 0.5
 """Of the machine's or container's memory, over all workers: the rest is for the page cache, for
@@ -236,17 +236,17 @@ def _settle(
     for plan, lease in zip(plans, leases, strict=True):
         lease.check()
         remove_superseded(folder, plan.run)
-    if sums is not None:
+    if sums is None:
+        remove_record(folder, plans[-1].run)
+    else:
         sums.remove_others()
         for plan in plans:
-            discard(folder, plan.run)
-    for plan in plans:
-        remove_record(folder, plan.run)  # last: it shows that there is something left to do
+            discard_all(folder, plan.run)  # last: it shows that there is something left to do
 
 
 def _settle_for_another(plans: Sequence[Plan], folder: Folder, sums: SumFolder) -> None:
     """Remove what the driver that completed these runs did not come to."""
-    if any(has_superseded(folder, plan.run) or has_record(folder, plan.run) for plan in plans):
+    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in plans):
         # where another driver holds a lease it is busy with a run of this name, and cleans up
         with contextlib.suppress(StoreUnusable, LeaseLost), _leases(folder, plans) as leases:
             _settle(plans, leases, folder, sums)

@@ -26,7 +26,7 @@ from pipeline.reduce.figures import Figures, GroupSums
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import estimated_sums, reduce
 from pipeline.signals import uninterrupted
-from pipeline.store.attempts import estimate, remove_superseded
+from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
 from pipeline.store.query import Store, views_sql
@@ -241,7 +241,7 @@ def _summary(
 
 def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Summary | None:
     """Return the summary of this very plan if the store holds all of it, with today's figures."""
-    if not folder.list(f"runs/run={plan.run}"):
+    if not counting(folder, plan.run):
         return None
     stored, run = Store(work.store), [plan.run]
     columns = "fraction, device, plan, complete, figures"
@@ -398,7 +398,7 @@ def _give_back() -> None:
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:
-    if not folder.list(f"runs/run={run}"):
+    if not counting(folder, run):
         return False
     return (True,) in Store(store).sql(
         "SELECT complete FROM attempts WHERE run = ?", [run]

@@ -197,16 +197,14 @@ def test_what_cannot_be_written_is_refused(store: str, suite: Path, proxy: Proxy
     assert "expected a directory or object storage" in refusal("s3://")
     assert "an address with more in it" in refusal(f"s3://user:{SECRETS[0]}@stores/x")
     assert "an address with more in it" in refusal(f"{store}?token={SECRETS[0]}")
-    assert "az://container/x/runs/run=suite/run.parquet: GenericError" in refusal(
-        "az://container/x"
-    )
+    assert "az://container/x/runs/run=suite: GenericError" in refusal("az://container/x")
     proxy.requests.clear()
     proxy.fault = lambda request: "403" if request.startswith("PUT") else None
     assert "_leases/run=suite/0000000001: access denied" in refusal(store)
     assert sum(request.startswith("PUT") for request in proxy.requests) == 1
     assert files(store) == []
     proxy.fault = lambda request: "403"
-    assert "run.parquet: access denied" in refusal(store)
+    assert "runs/run=suite: access denied" in refusal(store)
     proxy.fault = lambda request: None
     with pytest.raises(StoreUnusable, match="no finished run"):
         Store(store)

@@ -71,6 +71,11 @@ def token_of(attempt: str) -> int:
     return int(attempt[:10]) if _ATTEMPT.match(attempt) else 0
 
 
+def counting(folder: Folder, run: str) -> str:
+    """Return the attempt that counts; "" if there is none."""
+    return max(_rows(folder, run).values(), default="")
+
+
 def has_superseded(folder: Folder, run: str) -> bool:
     """Return True if there are rows of attempts that count less than the one that does."""
     return len(_rows(folder, run)) > 1
@@ -79,12 +84,12 @@ def has_superseded(folder: Folder, run: str) -> bool:
 def remove_superseded(folder: Folder, run: str) -> None:
     """Remove the files of attempts that count less than the one that does."""
     rows = _rows(folder, run)
-    counting = max(rows.values(), default="")
+    last = max(rows.values(), default="")
     for table in _TABLES:
         paths = folder.list(f"{table}/run={run}")
-        folder.delete([path for path in paths if "" < attempt_of(path) < counting])
-    # last: a row is there as long as any of its tables
-    folder.delete([path for path, attempt in rows.items() if attempt < counting])
+        folder.delete([path for path in paths if "" < attempt_of(path) < last])
+    # in the end: a row is there as long as any of its tables
+    folder.delete([path for path, attempt in rows.items() if attempt < last])
 
 
 def _rows(folder: Folder, run: str) -> dict[str, str]:

@@ -61,11 +61,6 @@ class ProgressFile:
             self._folder.replace(_path(self._run), json.dumps(about | figures).encode())
 
 
-def has_record(folder: Folder, run: str) -> bool:
-    """Return True if there is a record of a run."""
-    return folder.read(_path(run)) is not None
-
-
 def remove_record(folder: Folder, run: str) -> None:
     """Remove the record of a run: its tables say the rest."""
     folder.delete([_path(run)])

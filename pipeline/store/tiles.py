@@ -91,6 +91,16 @@ def discard(folder: Folder, run: str) -> None:
     folder.delete([path for path in paths if path.endswith(".safetensors")])
 
 
+def is_left(folder: Folder, run: str) -> bool:
+    """Return True if there is anything of a run that a job needs only until it is complete."""
+    return bool(folder.list(f"_tiles/run={run}"))
+
+
+def discard_all(folder: Folder, run: str) -> None:
+    """Remove all that a run needs only until it is complete: results, marks, and the record."""
+    folder.delete(folder.list(f"_tiles/run={run}"))
+
+
 def encode(result: TileResult) -> bytes:
     """Return a result as the bytes of a safetensors file; of the Gram matrix one triangle."""
     arrays: dict[str, NDArray[Any]] = {}

@@ -119,7 +119,7 @@ HOSTILE: dict[str, tuple[str, Callable[[int], bytes], int, int]] = {
     "lists, remembered": (
         "x.bin", lambda n: archive(b"\x80\x04(" + b"]\x94" * (n // 2) + b"l.", {}), 10 * MIB, 26),
     "marks": ("x.bin", lambda n: archive(b"\x80\x04" + b"(" * n + b"l.", {}), 10 * MIB, 26),
-    "a zip directory": ("x.bin", directory_of_many, 19 * MIB, 12),
+    "a zip directory": ("x.bin", directory_of_many, 19 * MIB, 6),
     "a header of lists": (
         "x.safetensors", lambda n: header(b'{"a":[' + b"[]," * (n // 3) + b"0]}"), 21 * MIB, 4),
     "a header of tensors": ("x.safetensors", tensors, 21 * MIB, 14),
