@@ -102,8 +102,9 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     dtypes = "/".join(sorted({checkpoint.dtype for checkpoint in made.checkpoints}))
     first, last = made.checkpoints[0], made.checkpoints[-1]
     count = len(made.checkpoints)
-    start = "" if first.step is None else f" from step {first.step:,}"
-    say("checkpoints", f"{count}{start}: {first.name} … {last.name}, stored as {dtypes}")
+    say("checkpoints", f"{count}: {first.name} … {last.name}, stored as {dtypes}")
+    if first.step is not None:
+        say("", f"displacements are measured from step {first.step:,}")
     _stages(say, made)
     for gap in made.gaps[:_NAMES_SHOWN]:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
