@@ -145,8 +145,9 @@ def _print_summary(summary: Summary) -> None:
         )
     if summary.fraction < 1:
         state += f"; {summary.fraction:.3%} of the weights"
+    start = "" if summary.first_step is None else f" from step {summary.first_step:,}"
     console.print(
-        f"{summary.checkpoints} checkpoints, {summary.parameters:,} weights in {summary.tensors}"
+        f"{summary.checkpoints} checkpoints{start}, {summary.parameters:,} weights in {summary.tensors}"
         f" tensors; {state}"
     )
     for reason in summary.lost:

@@ -53,6 +53,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "digest": made.digest,
         "paths": [{"run": p.run, "source": p.source, "first": p.first} for p in made.paths],
         "checkpoints": [asdict(checkpoint) for checkpoint in made.checkpoints],
+        "first_step": made.checkpoints[0].step,
         "checkpoints_left_out": [asdict(entry) for entry in made.left_out_checkpoints],
         "repeats": {
             made.checkpoints[k].name: made.checkpoints[first].name
@@ -102,6 +103,8 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     first, last = made.checkpoints[0], made.checkpoints[-1]
     count = len(made.checkpoints)
     say("checkpoints", f"{count}: {first.name} … {last.name}, stored as {dtypes}")
+    if first.step is not None:
+        say("", f"displacements are measured from step {first.step:,}")
     _stages(say, made)
     for gap in made.gaps[:_NAMES_SHOWN]:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")

@@ -27,6 +27,7 @@ others have written, an error or not, prints it through `printable`.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 
@@ -132,7 +133,28 @@ def printable(text: object) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in shown)
 
 
+class _Short(reprlib.Repr):
+    """Shows the beginning of a value, and looks at no more of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict = 2, 16  # each level multiplies
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 64
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, dict | list | tuple):  # of a kind that it does not know: it would show all
+            return f"a {type(x).__name__}"
+        return super().repr_instance(x, level)
+
+
+_SHORT = _Short()
+
+
 def quoted(text: object, limit: int = 120) -> str:
     """Return outside text fit for a one-line message: escaped, in quotes, at most `limit` long."""
+    if isinstance(text, str | bytes):
+        text = text[: limit + 1]
+    elif isinstance(text, dict | list | tuple | set | frozenset):
+        text = _SHORT.repr(text)
     shown = repr(str(text))
     return shown if len(shown) <= limit else shown[: limit - 2] + "…'"

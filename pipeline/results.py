@@ -34,7 +34,7 @@ from pipeline.store.tiles import TileFolder
 from pipeline.store.write import RunWriter
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 1
+FIGURES_FORMAT = 2
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -55,6 +55,8 @@ class Summary:
     run: str
     store: str
     checkpoints: int
+    first_step: int | None
+    """Of the checkpoint that displacements are measured from; None where its name states none."""
     tensors: int
     parameters: int
     bytes_total: int
@@ -212,6 +214,7 @@ def _summary(
         run=plan.run,
         store=work.store,
         checkpoints=len(plan.checkpoints),
+        first_step=plan.checkpoints[0].step,
         tensors=len(plan.tensors),
         parameters=plan.parameters,
         bytes_total=plan.bytes_total,

@@ -68,7 +68,7 @@ def fused(model: Any, config: dict) -> tuple[str, Any, list[Part]]:
         for name, weight in model.named_parameters()
         if role(name).component == "attn_qkv" and weight.ndim == 2
     )
-    found = parts(name, tuple(model.get_parameter(name).shape), config)
+    found = parts(name, role(name).component, tuple(model.get_parameter(name).shape), config)
     assert {part.component for part in found} == {"attn_q", "attn_k", "attn_v"}
     return name, model.get_submodule(name.rpartition(".")[0]), list(found)
 
@@ -128,7 +128,9 @@ def test_without_values_attention_adds_nothing(network: Any) -> None:
         if bias is not None:
             (of_bias,) = (
                 part
-                for part in parts(name.replace("weight", "bias"), tuple(bias.shape), config)
+                for part in parts(
+                    name.replace("weight", "bias"), role(name).component, tuple(bias.shape), config
+                )
                 if part.label == "v"
             )
             bias[torch.from_numpy(inside(of_bias, bias.numel()))] = 0
@@ -148,7 +150,7 @@ def of_component(model: Any, config: dict, component: str) -> dict[int, list[tup
     found: dict[int, list[tuple[Any, Any]]] = {}
     for name, parameter in model.named_parameters():
         shape, numel = tuple(parameter.shape), parameter.numel()
-        for part in by_head(parts(name, shape, config), numel, config):
+        for part in by_head(parts(name, role(name).component, shape, config), numel, config):
             if part.component == component and part.head is not None:
                 mask = torch.from_numpy(inside(part, numel))
                 found.setdefault(part.head, []).append((parameter, mask))
@@ -230,7 +232,7 @@ def test_gate_and_up() -> None:
 
     config = transformers.Phi3Config(hidden_size=8, intermediate_size=6, pad_token_id=0)
     mlp = Phi3MLP(config)
-    found = parts("layers.0.mlp.gate_up_proj.weight", (12, 8), {"model_type": "phi3"})
+    found = parts("layers.0.mlp.gate_up_proj.weight", "mlp_up", (12, 8), {"model_type": "phi3"})
     assert [part.component for part in found] == ["mlp_gate", "mlp_up"]
     with torch.no_grad():
         mlp.gate_up_proj.weight.view(-1)[torch.from_numpy(inside(found[0], 96))] = -100.0

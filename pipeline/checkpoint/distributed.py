@@ -14,10 +14,12 @@ from functools import partial
 from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, Record, load
+from pipeline.checkpoint.outside import counts, text
+from pipeline.checkpoint.pickle_machine import Record
+from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, load
 from pipeline.checkpoint.safetensors import MAX_RUNS, Run, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
-from pipeline.errors import FormatError, quoted
+from pipeline.errors import FormatError, HallmarksError, quoted
 
 METADATA = ".metadata"
 SUFFIX = ".distcp"
@@ -50,11 +52,14 @@ def read_distributed(
     )
     try:
         tensors = _weights(found)
-        places: dict[tuple[str, tuple[int, ...]], Any] = {
-            (key["fqn"], tuple(key.get("offset") or ())): info
+        places = {
+            (text(key["fqn"]), counts(key.get("offset") or ())): info
             for key, info in found["storage_data"].items()
         }
-    except (TypeError, KeyError, AttributeError):
+        # a few bytes may name one list of chunks again and again
+        if sum(len(entry["chunks"]) for _, entry in tensors.values()) > len(metadata):
+            raise malformed
+    except (TypeError, KeyError, AttributeError, ValueError):
         raise malformed from None
     numbers = {path.rpartition("/")[2]: number for number, (path, _) in enumerate(files)}
 
@@ -94,7 +99,7 @@ def read_distributed(
             )
             left -= len(placed[name].runs)
         return placed
-    except FormatError:
+    except HallmarksError:  # of reading, too; some are ValueErrors
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
         raise malformed from None
@@ -109,10 +114,7 @@ def _weights(found: Any) -> dict[str, tuple[str, Record]]:
     }
     paths = found.get("planner_data")
     paths = paths if isinstance(paths, Mapping) else {}
-    names = {
-        key: tuple(map(str, path)) if isinstance(path := paths.get(key), tuple) and path else (key,)
-        for key in entries
-    }
+    names = {text(key): _path(key, paths.get(key)) for key in entries}
     nested = {path[0] for path in names.values() if path[0] in NESTED_UNDER and len(path) > 1}
     if nested:
         top = next(key for key in NESTED_UNDER if key in nested)
@@ -122,23 +124,30 @@ def _weights(found: Any) -> dict[str, tuple[str, Record]]:
     return {".".join(path): (key, entries[key]) for key, path in kept.items()}
 
 
+def _path(key: str, path: Any) -> tuple[str, ...]:
+    """Return where in nested dictionaries a tensor was, if the planner says so: it spells the key."""
+    if type(path) is tuple and all(isinstance(part, str | int) for part in path):
+        parts = tuple(part if isinstance(part, str) else str(part) for part in path)
+        if sum(map(len, parts)) + len(parts) - 1 == len(key) and ".".join(parts) == key:
+            return parts
+    return (key,)
+
+
 def _tensor(
     entry: Record,
     chunk_start: Callable[[tuple[int, ...], str, int], tuple[int, int]],
     where: str,
     most_runs: int,
 ) -> StoredTensor:
-    shape, properties = tuple(entry["size"]), entry["properties"]
-    dtype = properties["state"][0]  # the rest says how it lay in memory
-    if not all(type(n) is int and 0 <= n < 2**63 for n in shape) or dtype not in DTYPES:
-        raise FormatError(f"{where}: expected a shape and a number format, found {quoted(entry)}")
+    shape, dtype = counts(entry["size"]), entry["properties"]["state"][0]  # the rest: in memory
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     itemsize = DTYPES[dtype].itemsize
     found: list[tuple[Run, int]] = []
     for chunk in entry["chunks"]:
-        offsets, sizes = tuple(chunk["offsets"]), tuple(chunk["sizes"])
+        offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
         inside = len(offsets) == len(sizes) == len(shape) and all(
-            type(o) is int and type(n) is int and 0 <= o <= o + n <= length
-            for o, n, length in zip(offsets, sizes, shape, strict=True)
+            o + n <= length for o, n, length in zip(offsets, sizes, shape, strict=True)
         )
         if not inside:
             raise FormatError(f"{where}: expected chunks within {list(shape)}, found another")

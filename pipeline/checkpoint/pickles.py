@@ -1,9 +1,7 @@
 """What a PyTorch pickle says of its tensors, read without executing any of it.
 
-A pickle is a program. Here it runs in a world that holds nothing but the names below, each bound
-to a plain record of ours: no class of torch, no function of Python is reachable. A name outside
-the list is an error that tells it. Opcodes are looked through first, because some of them make
-the interpreter's own unpickler allocate what a number in the file says.
+It runs in a world that holds nothing but the names below, each bound to a plain record of ours: no
+class of torch, no function of Python is reachable. A name outside the list is an error that tells it.
 
 `torch.load(weights_only=True)` is not used: it was bypassed twice (CVE-2025-32434,
 CVE-2026-24747), and it reads storages, one by one.
@@ -13,33 +11,15 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
-import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint import outside
+from pipeline.checkpoint.pickle_machine import Machine, Maker, OrderedRecord, Record, Refused
 from pipeline.errors import FormatError, quoted
 
 MAX_PICKLE_BYTES = 100_000_000
 """As for safetensors headers. A state dict takes about 200 bytes a tensor."""
-
-_OPCODE_NAMES = """
-    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE
-    BININT BININT1 BININT2 INT LONG LONG1 BINFLOAT FLOAT
-    BINUNICODE SHORT_BINUNICODE UNICODE BINSTRING SHORT_BINSTRING STRING
-    EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
-    BINBYTES SHORT_BINBYTES BINBYTES8
-    GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD BINPERSID
-"""
-_OPCODES = frozenset(_OPCODE_NAMES.split())
-_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-
-
-# What a pickle can get hold of is made of tuples, and of dictionaries that take a state as their
-# entries: the opcode BUILD could set attributes of anything else, frozen data classes included, and
-# change what the next file is read with.
 
 
 class StorageType(NamedTuple):
@@ -66,36 +46,6 @@ class TensorRecord(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Maker(NamedTuple):
-    """A function of this module that a pickle may call."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
-class _Dict(dict):
-    """An ordered dictionary, of which attributes that a pickle sets (`_metadata`) are dropped."""
-
-    def __setstate__(self, state: object) -> None:
-        del state
-
-
-class Record(dict):
-    """An object of some class, as what its pickle sets: attributes, or else one `state`.
-
-    Hashed by identity.
-    """
-
-    def __setstate__(self, state: object) -> None:
-        self.update(state if isinstance(state, dict) else {"state": state})
-
-    # A dict says it has no hash; some of these are keys of a dictionary, each by itself.
-    def __hash__(self) -> int:  # type: ignore[override]  # dict's is None
-        return id(self)
-
-
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
@@ -109,12 +59,17 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _dict(*arguments: Any) -> _Dict:
-    return _Dict(*arguments)
+def _dict(*arguments: Any) -> OrderedRecord:
+    """Return an ordered dictionary of pairs, as Python 2 has pickled it, or of nothing."""
+    found = OrderedRecord()
+    for pair in arguments[0] if arguments else ():
+        key, value = pair
+        found[outside.text(key)] = value
+    return found
 
 
 def _size(lengths: Any = ()) -> tuple[int, ...]:
-    return tuple(lengths)
+    return outside.counts(lengths)
 
 
 def _tensor(
@@ -125,12 +80,10 @@ def _tensor(
     kind = dtype or storage.dtype
     if kind is None:
         raise ValueError("a tensor without a dtype")
-    counts = (offset, *shape, *strides)
-    if len(shape) != len(strides) or not all(
-        type(count) is int and 0 <= count < 2**63 for count in counts
-    ):
-        raise ValueError("a tensor whose shape, strides or offset are not counts")
-    return TensorRecord(storage, kind, offset, tuple(shape), tuple(strides))
+    shape, strides = outside.counts(shape), outside.counts(strides)
+    if len(shape) != len(strides) or math.prod(shape) >= 2**63:
+        raise ValueError("a tensor whose shape and strides do not fit")
+    return TensorRecord(storage, kind, outside.count(offset), shape, strides)
 
 
 def _typed_tensor(
@@ -150,7 +103,9 @@ def _parameter(data: Any, *_: Any) -> TensorRecord:
 
 
 def _path(*parts: Any) -> str:
-    return "/".join(map(str, parts))
+    if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > _MOST_PATH:
+        raise ValueError("a path of what is no text")
+    return "/".join(parts)
 
 
 def _itself(value: Any = None) -> Any:
@@ -163,13 +118,13 @@ _DCP_RECORDS = (
     " TensorProperties StorageMeta"
 )
 TENSOR_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Maker(_dict),
-    ("torch", "Size"): _Maker(_size),
-    ("torch._utils", "_rebuild_tensor"): _Maker(_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Maker(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): _Maker(_typed_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Maker(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): _Maker(_parameter),
+    ("collections", "OrderedDict"): Maker(_dict),
+    ("torch", "Size"): Maker(_size),
+    ("torch._utils", "_rebuild_tensor"): Maker(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Maker(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Maker(_typed_tensor),
+    ("torch._utils", "_rebuild_parameter"): Maker(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Maker(_parameter),
     ("torch.storage", "UntypedStorage"): StorageType(None),
     **{("torch", name): StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
@@ -177,47 +132,36 @@ TENSOR_NAMES: dict[tuple[str, str], Any] = {
 """Everything a file of tensors may name. Source: `torch/_utils.py` and `torch/storage.py` of torch
 2.13."""
 METADATA_NAMES: dict[tuple[str, str], Any] = {
-    ("torch", "Size"): _Maker(_size),
+    ("torch", "Size"): Maker(_size),
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     **{(f"{_DCP}.metadata", name): Record for name in _DCP_RECORDS.split()},
-    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"): _Maker(_itself),
+    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"): Maker(_itself),
     (f"{_DCP}.filesystem", "_StorageInfo"): Record,
-    ("torch.serialization", "_get_layout"): _Maker(_itself),
-    ("pathlib", "PosixPath"): _Maker(_path),
-    ("pathlib._local", "PosixPath"): _Maker(_path),
+    ("torch.serialization", "_get_layout"): Maker(_itself),
+    ("pathlib", "PosixPath"): Maker(_path),
+    ("pathlib._local", "PosixPath"): Maker(_path),
 }
 """Everything the metadata of a distributed checkpoint may name. Source:
 `torch/distributed/checkpoint/metadata.py` of torch 2.13, and what it pickles."""
 
 NESTED_UNDER = ("model", "state_dict", "model_state_dict", "module")
 _MOST_NESTED = 3
+_MOST_PATH = 4096  # characters, as of a system's
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, names: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(stream)
-        self._names = names
+def _storage(pid: Any) -> Storage:
+    """Return the storage of a persistent id.
 
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._names[module, name]
-        except KeyError:
-            raise _Refused(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Storage:
-        # ("storage", class, key, location, numel) and, in the oldest files, a view on another one
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise ValueError("a persistent id that is no storage")
-        _, kind, key, _, numel, *view = pid
-        if view and view[0] is not None:
-            raise ValueError("a storage that is a view on another one")
-        if not isinstance(kind, StorageType) or type(numel) is not int or numel < 0:
-            raise ValueError("a storage that is not described as one")
-        return Storage(str(key), kind.dtype, numel)
-
-
-class _Refused(Exception):
-    """A pickle names something that is not on the list."""
+    That is ("storage", class, key, location, numel) and, in the oldest files, a view on another one.
+    """
+    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+        raise ValueError("a persistent id that is no storage")
+    _, kind, key, _, numel, *view = pid
+    if view and view[0] is not None:
+        raise ValueError("a storage that is a view on another one")
+    if not isinstance(kind, StorageType):
+        raise ValueError("a storage that is not described as one")
+    return Storage(outside.text(key), kind.dtype, outside.count(numel))
 
 
 def load(
@@ -225,26 +169,18 @@ def load(
 ) -> Any:
     """Return the next pickle of a stream, as plain containers and records.
 
+    Where it fails, the stream is left behind what was looked at: at its end if that was too short.
+
     Args:
         names: all that it may name.
 
     Raises:
         FormatError: it names anything but tensors and their containers, or is malformed.
     """
-    start = stream.tell()
+    length = len(stream.getbuffer()) - stream.tell()
     try:
-        limit = len(stream.getbuffer())
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name not in _OPCODES:
-                raise ValueError(f"opcode {opcode.name}")
-            if opcode.name in _PUTS and isinstance(argument, int) and argument > limit:
-                raise ValueError(f"a memo of {argument:,} entries")
-        stop = stream.tell()
-        stream.seek(start)
-        found = _Unpickler(stream, names).load()
-        stream.seek(stop)
-        return found
-    except _Refused as error:
+        return Machine(names, _storage, length).run(stream)
+    except Refused as error:
         raise FormatError(
             f"{where}: expected a file of tensors, found a pickle that names {quoted(error)}",
             "nothing of it was executed; save the model's state_dict alone",

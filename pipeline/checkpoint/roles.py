@@ -29,13 +29,22 @@ _STACKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 
-# Anchored at a name part, so that `q_proj` is not found inside `freq_proj`.
+# Of a tensor's module. `ln_` may be anywhere in it: `ln_f`, `ln_attn`.
+_NORM = re.compile(r"(?:[nN]orm|ln|bn)\d*\Z|ln_")
+# Modules that are no ends of a network, and so are all within them: `mlp.fc` is no classifier,
+# `attention.heads.0.q_proj` no head.
+_INNER = re.compile(
+    r"(?:(?:self_|cross_|encoder_)?att(?:entio)?n|mlp|ffn?|feed_?forward|experts?|(?:block_sparse_)?moe)\d*"
+)
+_ENDS = frozenset({"embed", "position", "unembed"})
+
+# Anchored at a name part, so that `q_proj` is not found inside `freq_proj`. Each takes a time that
+# grows with a name's length and no faster: no two repetitions in one can match the same characters.
 _COMPONENTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (component, re.compile(rf"(?:^|\.)(?:{pattern})"))
     for component, pattern in (
-        ("norm", r"[^.]*(?:[nN]orm|ln_[^.]*|ln|bn)\d*\.(?:weight|bias)$"),
         ("position", r"wpe\.|[^.]*position(?:al)?_embeddings?|embed_positions|pos_embed"),
-        ("embed", r"wte\.|shared\.|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
+        ("embed", r"wte\.|shared\.weight$|embed_tokens|embed_in\.|[^.]*word_embeddings|tok_embeddings|patch_embed"),
         ("unembed", r"(?:lm_head|embed_out|final_linear|classifier|score|heads?|fc)\.|cls\.predictions\.|transformer\.ff_out\."),
         ("cross_q", r"(?:encoder_attn|crossattention|cross_attn)\.(?:q_proj|query|q)\."),
         ("cross_k", r"(?:encoder_attn|crossattention|cross_attn)\.(?:k_proj|key|k)\."),
@@ -104,14 +113,29 @@ class Part:
 def role(name: str) -> Role:
     """Return what the tensor of this name is."""
     layer, expert = _LAYER.search(name), _EXPERT.search(name)
-    component = next((label for label, pattern in _COMPONENTS if pattern.search(name)), "other")
     return Role(
         stack=None,
         layer=int(layer[1]) if layer else None,
-        component=component,
+        component=_component(name, in_layer=layer is not None),
         expert=int(expert[1]) if expert else None,
         kind="bias" if name.endswith("bias") else "weight",
     )
+
+
+def _component(name: str, in_layer: bool) -> str:
+    """Return a tensor's component; what is in a layer belongs to neither end of the network."""
+    path, _, leaf = name.rpartition(".")
+    if leaf in ("weight", "bias") and _NORM.search(path.rpartition(".")[2]):
+        return "norm"
+    for component, pattern in _COMPONENTS:
+        match = pattern.search(name)
+        if match and not (component in _ENDS and (in_layer or _is_inner(name[: match.start()]))):
+            return component
+    return "other"
+
+
+def _is_inner(path: str) -> bool:
+    return any(_INNER.fullmatch(part) for part in path.split("."))
 
 
 def roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
@@ -126,17 +150,26 @@ def roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
     if len({stack for stack in stacks.values() if stack}) > 1:
         found = {name: replace(entry, stack=stacks[name]) for name, entry in found.items()}
     if all(entry.layer is None for entry in found.values()):
-        blocks = {name: match[1] for name in shapes if (match := _BLOCK.match(name))}
+        blocks = {name: block for name in shapes if (block := _block(name)) is not None}
         ordered = sorted(set(blocks.values()), key=_natural)
         numbers = {block: number for number, block in enumerate(ordered)}
         for name, block in blocks.items():
-            found[name] = replace(found[name], layer=numbers[block])
+            component = _component(name, in_layer=True)
+            found[name] = replace(found[name], layer=numbers[block], component=component)
     return {
         name: replace(entry, component="conv")
-        if entry.component == "other" and len(shapes[name]) >= 3
+        if entry.component == "other" and len(shapes[name]) >= 3 and not _is_inner(name)
         else entry
         for name, entry in found.items()
     }
+
+
+def _block(name: str) -> str | None:
+    """Return the path of the block that a tensor is in; `classifier.6` is the head, and none."""
+    match = _BLOCK.match(name)
+    if match is None or _component(match[1] + ".", in_layer=False) in _ENDS:
+        return None
+    return match[1]
 
 
 def _stack(name: str) -> str | None:
@@ -212,22 +245,22 @@ _MLP: dict[str, tuple[str, str]] = {
 # the other by DBRX.
 _EXPERTS = re.compile(r"(?:^|\.)experts\.(?:gate_up_proj|down_proj|mlp\.(?:w1|v1|w2))(?:_bias)?$")
 _MOST_EXPERTS = 4096  # far above any network; a part each must not be what a shape of a file says
+_MOST_HEADS = 4096  # likewise of what a config says
 _GATE_UP = re.compile(r"(?:^|\.)(?:gate_up_proj|ff_proj)\.")
 
 
-def parts(name: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
+def parts(name: str, component: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
     """Return the slices of a tensor by role: several if it is fused in a known layout, else one.
 
     Args:
+        component: what the whole tensor is.
         config: the checkpoint's `config.json`; empty where there is none.
     """
-    component, numel = role(name).component, math.prod(shape)
+    numel = math.prod(shape)
     whole = (Part("", component, numel, 0, numel),)
     if _EXPERTS.search(name):
         return _by_expert(component, shape, config) or whole
-    model = config.get("model_type")
-    if not isinstance(model, str):
-        return whole
+    model = _model_type(config)
     if _GATE_UP.search(name) and model in _MLP:
         prefix, fused = "mlp", _Fused(1, tuple((label, 1) for label in _MLP[model]))
     elif component == "attn_qkv" and model in _ATTENTION:
@@ -283,7 +316,7 @@ def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ..
     for part in found:
         count = {"attn_q": heads, "attn_k": kv_heads, "attn_v": kv_heads}.get(part.component)
         length = part.stop - part.start
-        groups = 1 if config.get("model_type") in _COLUMNS else numel // part.period
+        groups = 1 if _model_type(config) in _COLUMNS else numel // part.period
         if not count or count % groups or length % (count // groups):
             divided.append(part)
             continue
@@ -295,15 +328,20 @@ def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ..
     return tuple(divided)
 
 
+def _model_type(config: dict) -> str:
+    found = config.get("model_type")
+    return found if isinstance(found, str) else ""
+
+
 def _head_counts(config: dict) -> tuple[int | None, int | None]:
     """Return the numbers of query heads and of key and value heads that a config states."""
 
     def first(*names: str) -> int | None:
         values = (config.get(name) for name in names)
-        return next((v for v in values if type(v) is int and v > 0), None)
+        return next((v for v in values if type(v) is int and 0 < v <= _MOST_HEADS), None)
 
     heads = first("num_attention_heads", "n_head", "n_heads")
-    model = config.get("model_type")
+    model = _model_type(config)
     if model == "gpt_bigcode" or (model == "falcon" and not config.get("new_decoder_architecture")):
         return heads, 1 if config.get("multi_query", True) else heads
     if model == "dbrx":

@@ -7,7 +7,6 @@ Source: the format's README (huggingface/safetensors).
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.json_text import JsonText
+from pipeline.checkpoint.outside import counts
 from pipeline.errors import FormatError, quoted
 
 LENGTH_BYTES = 8
@@ -22,7 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself 
 # Hub statistics quoted by huggingface_hub: 97 % of headers are shorter than 100 kB, so that
 # one read is enough for nearly all files.
 FIRST_READ_BYTES = 100_000
-_MAX_DIMENSIONS = 64  # far above any real tensor; bounds the work on a hostile shape
+METADATA_KEY = "__metadata__"
 
 Read = Callable[[int, int], bytes]
 """Gives the bytes [start, stop) of a file."""
@@ -98,9 +99,7 @@ def parse_header(header: bytes, size: int, where: str) -> dict[str, StoredTensor
             holes, or do not fit the shape, the dtype or the file.
     """
     data_start = LENGTH_BYTES + len(header)
-    entries = _json_object(header, where)
-    entries.pop("__metadata__", None)
-    tensors = {name: _entry(name, entry, data_start, where) for name, entry in entries.items()}
+    tensors = _entries(header, data_start, where)
     expected = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != expected:
@@ -116,20 +115,26 @@ def parse_header(header: bytes, size: int, where: str) -> dict[str, StoredTensor
     return tensors
 
 
-def _json_object(header: bytes, where: str) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key appears twice")
-        return found
-
+def _entries(header: bytes, data_start: int, where: str) -> dict[str, StoredTensor]:
+    """Return what the header says of each tensor; of two entries of one name neither can be right."""
+    tensors: dict[str, StoredTensor] = {}
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        text = JsonText(header)
+        if text.next != "{":
+            raise _broken(where, "a JSON object as header", quoted(text.next))
+        for name in text.members():
+            if name == METADATA_KEY:
+                text.skip()
+            elif name in tensors:
+                raise ValueError(f"a key appears twice: {quoted(name)}")
+            else:
+                tensors[name] = _entry(name, text.value(), data_start, where)
+        text.end()
+    except FormatError:
+        raise
+    except ValueError as error:  # UnicodeDecodeError is one, too
         raise _broken(where, "a JSON header", quoted(error)) from None
-    if not isinstance(entries, dict):
-        raise _broken(where, "a JSON object as header", f"a {type(entries).__name__}")
-    return entries
+    return tensors
 
 
 def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
@@ -140,9 +145,9 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
     dtype, shape, offsets = found
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _broken(where, f"a known dtype for {label}", quoted(dtype))
-    if not _is_counts(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise _broken(where, f"a shape for {label}", quoted(shape))
-    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    shape = _counts(shape, f"a shape for {label}", where)
+    offsets = _counts(offsets, f"two ascending data_offsets for {label}", where)
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _broken(where, f"two ascending data_offsets for {label}", quoted(offsets))
     bits = math.prod(shape) * DTYPES[dtype].bits
     if bits != 8 * (offsets[1] - offsets[0]):
@@ -151,13 +156,15 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
             f"{quoted(bits // 8)} bytes for {label} of {dtype} {quoted(shape)}",
             f"{offsets[1] - offsets[0]:,}",
         )
-    return StoredTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    start, stop = offsets
+    return StoredTensor(DTYPES[dtype].name, shape, data_start + start, data_start + stop)
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
-    )
+def _counts(value: Any, expected: str, where: str) -> tuple[int, ...]:
+    try:
+        return counts(value)
+    except ValueError:
+        raise _broken(where, expected, quoted(value)) from None
 
 
 def _broken(where: str, expected: str, found: str) -> FormatError:

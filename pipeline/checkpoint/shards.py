@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable
 
 from pipeline.checkpoint.distributed import METADATA, SUFFIX
+from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.safetensors import Read, StoredTensor, read_header
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError, quoted
@@ -107,17 +107,21 @@ def weight_files(
     return tuple(files)
 
 
-def _shards_of_index(text: bytes, where: str) -> tuple[str, ...]:
-    shards: list[str] = []
+def _shards_of_index(data: bytes, where: str) -> tuple[str, ...]:
+    shards: set[str] = set()
     try:
-        weight_map = json.loads(text)["weight_map"]
-        shards = sorted(set(weight_map.values()))
-        well_formed = all(isinstance(shard, str) and shard for shard in shards)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        well_formed = False
-    if not well_formed or not shards:
+        text = JsonText(data)
+        for key in text.members():
+            if key == "weight_map":
+                shards.update(text.string() for _ in text.members())
+            else:
+                text.skip()
+        text.end()
+    except ValueError:
+        shards.clear()
+    if not shards or "" in shards:
         raise FormatError(f"{where}: expected a JSON object with a weight_map of shard names")
-    return tuple(shards)
+    return tuple(sorted(shards))
 
 
 def _require(named: tuple[str, ...], present: Collection[str], why: str, where: str) -> None:

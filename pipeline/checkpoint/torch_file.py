@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import struct
-import zipfile
 from collections.abc import Callable
+from itertools import chain
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickles import (
@@ -25,6 +25,7 @@ from pipeline.checkpoint.pickles import (
     storage_order,
 )
 from pipeline.checkpoint.safetensors import MAX_RUNS, Read, Run, StoredTensor
+from pipeline.checkpoint.zip_directory import Entry, directory
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 _BLOCK_BYTES = 1 << 16  # one read: a tail of 64 KiB holds the directory of some 600 storages
@@ -47,7 +48,7 @@ def read_torch_file(read: Read, size: int, where: str) -> dict[str, StoredTensor
     Raises:
         FormatError: not such a file, or it names anything but tensors, or places one outside.
     """
-    remote = _RangeFile(read, size)
+    remote = _Blocks(read, size)
     head = remote.at(0, min(size, 4))
     if head[:2] == b"PK":
         return _of_zip(remote, where)
@@ -65,90 +66,70 @@ def read_torch_chunk(read: Read, size: int, where: str) -> StoredTensor:
     Raises:
         FormatError: as for `read_torch_file`.
     """
-    program, place = _archive(_RangeFile(read, size), where)
+    program, place = _archive(_Blocks(read, size), where)
     record = load(io.BytesIO(program), where)
     if not isinstance(record, TensorRecord):
-        raise FormatError(f"{where}: expected one tensor, found {quoted(record)}")
+        raise FormatError(f"{where}: expected one tensor, found a {type(record).__name__}")
     return _placed("", record, place, where, 0)
 
 
-class _RangeFile(io.RawIOBase):
-    """A file to seek in, of which blocks are read as they are asked for, and kept."""
+class _Blocks:
+    """A file of which blocks are read as they are asked for, and kept."""
 
     def __init__(self, read: Read, size: int) -> None:
-        self._read, self._size, self._position = read, size, 0
+        self._read, self.size = read, size
         self._blocks: dict[int, bytes] = {}
 
     def at(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop); blocks that are missing are read in one go."""
-        stop = min(stop, self._size)
+        """Return the bytes [start, stop); blocks that are missing are read in one go.
+
+        Raises:
+            ValueError: they are more than any pickle or directory may have.
+        """
+        stop = min(stop, self.size)
         if stop <= start:
             return b""
+        if stop - start > MAX_PICKLE_BYTES:
+            raise ValueError(f"asked for {stop - start:,} bytes at once")
         first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
         missing = [number for number in range(first, last + 1) if number not in self._blocks]
         if missing:
             begin = missing[0] * _BLOCK_BYTES
-            data = self._read(begin, min(self._size, (missing[-1] + 1) * _BLOCK_BYTES))
+            data = self._read(begin, min(self.size, (missing[-1] + 1) * _BLOCK_BYTES))
             for number in range(missing[0], missing[-1] + 1):
                 offset = number * _BLOCK_BYTES - begin
                 self._blocks[number] = data[offset : offset + _BLOCK_BYTES]
         joined = b"".join(self._blocks[number] for number in range(first, last + 1))
         return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, origin + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._size if size is None or size < 0 else self._position + size
-        if stop - self._position > MAX_PICKLE_BYTES:
-            raise ValueError(f"asked for {stop - self._position:,} bytes at once")
-        data = self.at(self._position, stop)
-        self._position += len(data)
-        return data
-
 
 _Place = Callable[[Storage], tuple[int, int]]
 
 
-def _of_zip(remote: _RangeFile, where: str) -> dict[str, StoredTensor]:
+def _of_zip(remote: _Blocks, where: str) -> dict[str, StoredTensor]:
     program, place = _archive(remote, where)
     records = state_dict(load(io.BytesIO(program), where), where)
-    return _all_placed(records, place, where)
+    return _all_placed(records, place, remote.size, where)
 
 
-def _archive(remote: _RangeFile, where: str) -> tuple[bytes, _Place]:
+def _archive(remote: _Blocks, where: str) -> tuple[bytes, _Place]:
     """Return an archive's pickle, and what tells where a storage's bytes begin and end."""
     try:
-        archive = zipfile.ZipFile(remote)
-        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-        pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+        entries, begin = directory(remote.at, remote.size)
+        pickles = [entry for entry in entries if entry.name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError(f"{len(pickles)} records called data.pkl")
-        prefix = pickles[0].filename.removesuffix("data.pkl")
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise ValueError(f"record {entry.filename} is compressed or encrypted")
-        begins = _data_starts(entries, archive.start_dir)
+        prefix = pickles[0].name.removesuffix("data.pkl")
+        begins = _data_starts(entries, begin)
         byte_order = _record(remote, begins, prefix + "byteorder")
         if byte_order not in (b"", b"little"):
             raise ValueError(f"byte order {byte_order[:20]!r}")
         program = _record(remote, begins, prefix + "data.pkl")
-    except HallmarksError:  # of reading
+    except HallmarksError:  # of reading; some are ValueErrors, too
         raise
-    except Exception as error:  # zipfile raises many kinds on hostile archives
+    except ValueError as error:
         raise FormatError(
-            f"{where}: not an archive of torch.save: {quoted(error, 120)}",
+            f"{where}: not an archive of torch.save: {quoted(error)}",
             "the file is truncated or damaged: fetch it again, or leave the checkpoint out",
         ) from None
 
@@ -161,31 +142,34 @@ def _archive(remote: _RangeFile, where: str) -> tuple[bytes, _Place]:
     return program, place
 
 
-def _data_starts(entries: list[zipfile.ZipInfo], directory: int) -> dict[str, tuple[int, int]]:
+def _data_starts(entries: list[Entry], begin: int) -> dict[str, tuple[int, int]]:
     """Return (start, stop) of every record's bytes, with no read of the local headers.
 
     Where torch's writer puts them is known; that it was torch's writer shows in the next record
     beginning where this one, with its descriptor, ends.
+
+    Args:
+        begin: where the archive's directory begins, after the last record.
     """
     found: dict[str, tuple[int, int]] = {}
-    nexts = [entry.header_offset for entry in entries[1:]] + [directory]
+    nexts = chain((entry.header for entry in entries[1:]), (begin,))
     for entry, following in zip(entries, nexts, strict=True):
-        start = entry.header_offset + _LOCAL_HEADER_BYTES + len(entry.filename.encode()) + 4
-        if entry.file_size >= _4GIB or entry.header_offset >= _4GIB:
+        start = entry.header + _LOCAL_HEADER_BYTES + entry.name_bytes + 4
+        if entry.size >= _4GIB or entry.header >= _4GIB:
             start += 4
-            start += 16 if entry.file_size >= _4GIB else 0
-            start += 8 if entry.header_offset >= _4GIB else 0
+            start += 16 if entry.size >= _4GIB else 0
+            start += 8 if entry.header >= _4GIB else 0
         start = -(-start // _ALIGNMENT) * _ALIGNMENT
-        stop = start + entry.file_size
+        stop = start + entry.size
         if following - stop not in _DESCRIPTORS:
-            raise ValueError(f"record {entry.filename} does not lie where torch.save puts it")
-        found[entry.filename] = (start, stop)
-    if len(found) != len(entries):
-        raise ValueError("two records of one name")
+            raise ValueError(f"record {quoted(entry.name)} does not lie where torch.save puts it")
+        if entry.name in found:
+            raise ValueError(f"two records called {quoted(entry.name)}")
+        found[entry.name] = (start, stop)
     return found
 
 
-def _record(remote: _RangeFile, begins: dict[str, tuple[int, int]], name: str) -> bytes:
+def _record(remote: _Blocks, begins: dict[str, tuple[int, int]], name: str) -> bytes:
     if name not in begins:
         return b""
     start, stop = begins[name]
@@ -194,17 +178,18 @@ def _record(remote: _RangeFile, begins: dict[str, tuple[int, int]], name: str) -
     return remote.at(start, stop)
 
 
-def _of_legacy(remote: _RangeFile, size: int, where: str) -> dict[str, StoredTensor]:
+def _of_legacy(remote: _Blocks, size: int, where: str) -> dict[str, StoredTensor]:
     """Read on until the pickles end: how long they are is not written anywhere."""
     length = 0
+    most = min(size, MAX_PICKLE_BYTES)
     while True:
-        length = min(size, max(4 * _BLOCK_BYTES, 4 * length))
+        length = min(most, max(4 * _BLOCK_BYTES, 4 * length))
         stream = io.BytesIO(remote.at(0, length))
         try:
             magic, protocol, _, found, keys = (load(stream, where) for _ in range(5))
             break
         except FormatError:
-            if length == size or length > MAX_PICKLE_BYTES:
+            if length == most or stream.tell() < length:  # more of it would not help
                 raise
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(keys, list):
         raise FormatError(f"{where}: expected a file of torch.save, found another pickle")
@@ -213,7 +198,7 @@ def _of_legacy(remote: _RangeFile, size: int, where: str) -> dict[str, StoredTen
     places: dict[str, tuple[int, int]] = {}
     position = stream.tell()
     for key in keys:
-        if key not in storages:
+        if not isinstance(key, str) or key not in storages:
             raise FormatError(
                 f"{where}: storage {quoted(key)} belongs to no tensor of the state dict",
                 "save the model's state_dict alone",
@@ -236,14 +221,14 @@ def _of_legacy(remote: _RangeFile, size: int, where: str) -> dict[str, StoredTen
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
         return places[storage.key]
 
-    return _all_placed(records, place, where)
+    return _all_placed(records, place, remote.size, where)
 
 
 def _all_placed(
-    records: dict[str, TensorRecord], place: _Place, where: str
+    records: dict[str, TensorRecord], place: _Place, size: int, where: str
 ) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    left = MAX_RUNS
+    left = min(MAX_RUNS, size // 2)  # a run is two elements or more
     for name, record in records.items():
         found[name] = _placed(name, record, place, where, left)
         left -= len(found[name].runs)

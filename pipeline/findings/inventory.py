@@ -1,4 +1,4 @@
-"""Findings about what there is and what is not: gaps, tensors left out, formats, frozen tensors.
+"""Findings about what there is and what is not: the start, gaps, tensors left out, frozen ones.
 
 Nothing here explains a checkpoint away, so the order does not matter.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
+from pipeline.findings.start import starts_late
 from pipeline.planning.align import LeftOutTensor
 from pipeline.planning.plan import Plan
 
@@ -28,6 +29,7 @@ FLOOR_REACHED_DEG = 90.0 - 1e-6
 def inventory(plan: Plan, seen: Observations) -> list[Finding]:
     """Return the findings of this kind."""
     return [
+        *starts_late(plan, seen),
         *_missing_steps(plan),
         *_left_out(plan, "shape_changed"),
         *_left_out(plan, "missing_tensor"),

@@ -30,7 +30,11 @@ class Seen:
     name: str
     tensor: int
     numel: int
+    component: str
+    kind: str
     is_matrix: bool
+    first_squared_norm: float
+    """At checkpoint 0; NaN where it is not finite."""
     labels: NDArray[np.int64]
     """(K,) equal where the stored values are."""
     absent: NDArray[np.bool_]
@@ -70,7 +74,10 @@ class Observations:
             key.tensor,
             index,
             numel,
+            tensor.role.component,
+            tensor.role.kind,
             tensor.role.kind == "weight" and len([d for d in tensor.shape if d > 1]) >= 2,
+            float(found.dots[0, 0]),
             found.labels,
             found.absent,
             strain(found.squared_distances, found.labels),

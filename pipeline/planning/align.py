@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, role, roles
+from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
 from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents
@@ -120,13 +120,13 @@ def align(
     files, numbers = _files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
-    tied = _tied(contents, configs)
     names = _names_in_storage_order(contents)
     samples = {
         name: next(entry.tensors[name][1] for entry in contents if name in entry.tensors)
         for name in names
     }
     known = roles({name: place.shape for name, place in samples.items()})
+    tied = _tied(contents, configs, known)
     for name in names:
         stored = [entry.tensors.get(name) for entry in contents]
         first = samples[name]
@@ -143,7 +143,7 @@ def align(
                 shape=first.shape,
                 numel=first.numel,
                 role=known[name],
-                parts=_parts(name, first, configs, request),
+                parts=_parts(name, known[name].component, first, configs, request),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
@@ -161,16 +161,18 @@ def align(
 
 
 def _parts(
-    name: str, place: StoredTensor, configs: Sequence[dict], request: Request
+    name: str, component: str, place: StoredTensor, configs: Sequence[dict], request: Request
 ) -> tuple[Part, ...]:
     def by(config: dict) -> tuple[Part, ...]:
-        found = parts(name, place.shape, config)
+        found = parts(name, component, place.shape, config)
         return by_head(found, place.numel, config) if request.by_head else found
 
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
     # lay out tensors of one name differently.
-    return ways.pop() if len(ways) == 1 and not place.order else parts(name, place.shape, {})
+    if len(ways) == 1 and not place.order:
+        return ways.pop()
+    return parts(name, component, place.shape, {})
 
 
 def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
@@ -239,7 +241,9 @@ def _reason(
     return None
 
 
-def _tied(contents: Sequence[Contents], configs: Sequence[dict]) -> dict[str, str]:
+def _tied(
+    contents: Sequence[Contents], configs: Sequence[dict], known: Mapping[str, Role]
+) -> dict[str, str]:
     """Return which tensors are another one under a second name, and its first name.
 
     That is where all checkpoints store the two at one place, or where `config.json` says that the
@@ -256,7 +260,7 @@ def _tied(contents: Sequence[Contents], configs: Sequence[dict]) -> dict[str, st
         if first != name and None not in places:
             found[name] = first
     if all(config.get("tie_word_embeddings") is True for config in configs):
-        of = {role(name).component: name for name in contents[0].tensors if name.endswith("weight")}
+        of = {known[n].component: n for n in contents[0].tensors if n.endswith("weight")}
         head, embedding = of.get("unembed"), of.get("embed")
         if head and embedding and head not in found and embedding not in found:
             shapes = {contents[0].tensors[name][1].shape for name in (head, embedding)}

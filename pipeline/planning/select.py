@@ -85,11 +85,12 @@ def _one_path(
         where = candidate.position
         if where.branch is not None and _is_wanted(candidate.name, request):
             branches.setdefault(where.stage, set()).add(where.branch)
+    firsts = {stage: min(found) for stage, found in branches.items()}
     kept, left_out = [], []
     for candidate in candidates:
         where = candidate.position
-        found = branches.get(where.stage, set())
-        if where.branch is not None and found and where.branch != min(found):
+        first = firsts.get(where.stage)
+        if where.branch is not None and first is not None and where.branch != first:
             why = f"a parallel branch of stage {where.stage}: the first is taken"
             left_out.append(LeftOut(candidate.name, f"{why} (--revisions chooses)"))
         else:

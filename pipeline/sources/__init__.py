@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from pipeline.errors import SourceNotFound, quoted
@@ -31,12 +32,17 @@ def open_source(text: str, layout: str = "auto") -> Source:
     if text.startswith(SCHEMES):
         return ObjectStorage(text)
     path = Path(text)
-    if path.is_file() and path.suffix in SUFFIXES:
-        # a manifest in a manifest would be no checkpoint
-        return Manifest(path, _open_one)
-    if path.is_dir():
-        return Directory(path)
-    if path.exists():
+    try:
+        if path.is_file() and path.suffix in SUFFIXES:
+            # a manifest in a manifest would be no checkpoint
+            return Manifest(path, _open_one)
+        if path.is_dir():
+            return Directory(path)
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # too long, a NUL in it, no right to look
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SourceNotFound(f"no such directory: {quoted(text)}: {why}") from None
+    if exists:
         raise SourceNotFound(
             f"{quoted(text)} is a file", "name the directory that holds the checkpoints"
         )
@@ -49,4 +55,8 @@ def open_source(text: str, layout: str = "auto") -> Source:
 def _open_one(uri: str) -> Source:
     if Path(uri).suffix in SUFFIXES:
         raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
-    return Directory(Path(uri)) if Path(uri).is_file() else open_source(uri)
+    path = Path(uri)
+    with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
+        if path.is_file():
+            return Directory(path)
+    return open_source(uri)

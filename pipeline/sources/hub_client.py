@@ -21,9 +21,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import GitRefs, RepoFile
 from huggingface_hub.utils import build_hf_headers
 
+from pipeline.checkpoint.outside import count, text
 from pipeline.errors import HallmarksError, SourceNotFound, TransientReadError, quoted
 from pipeline.sources import hub_session
 from pipeline.sources.hub_errors import Errors
@@ -46,6 +47,18 @@ class Entry:
     size: int
     identity: str
     """SHA-256 of contents in large-file storage; else the blob's name in git."""
+
+
+def _entry(listed: RepoFile) -> Entry:
+    """Return a file of a listing, or raise ValueError: the client takes whatever a server says."""
+    identity = listed.lfs.sha256 if listed.lfs else listed.blob_id
+    return Entry(text(listed.path), count(listed.size), text(identity))
+
+
+def _refs(listed: GitRefs) -> list[tuple[str, str]]:
+    """Return name and commit of branches and tags, or raise ValueError."""
+    refs = (*listed.branches, *listed.tags)
+    return [(text(ref.name), text(ref.target_commit)) for ref in refs]
 
 
 class HubClient:
@@ -91,43 +104,44 @@ class HubClient:
 
     def refs(self) -> list[tuple[str, str]]:
         """Return name and commit of every branch and tag."""
-        found = self.ask(lambda: self.api.list_repo_refs(self.name), self.name)
-        for ref in (refs := [*found.branches, *found.tags]):
-            self.names[ref.target_commit].add(ref.name)
-        return [(ref.name, ref.target_commit) for ref in refs]
+        found = self.ask(lambda: _refs(self.api.list_repo_refs(self.name)), self.name)
+        for name, commit in found:
+            self.names[commit].add(name)
+        return found
 
     def commits(self, revision: str | None) -> list[tuple[str, str]]:
         """Return title and id of a branch's commits, newest first."""
         where = self._at(revision)
-        found = self.ask(
-            lambda: self.api.list_repo_commits(self.name, revision=revision),
+        return self.ask(
+            lambda: [
+                (text(entry.title), text(entry.commit_id))
+                for entry in self.api.list_repo_commits(self.name, revision=revision)
+            ],
             where,
             attempts=_ATTEMPTS_OF_PAGES,
         )
-        return [(entry.title, entry.commit_id) for entry in found]
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
         where = self._at(revision)
         revision = revision or "main"  # not every mirror answers without
-        found = self.ask(lambda: self.api.repo_info(self.name, revision=revision), where)
-        if found.sha is None:
+        found = self.ask(lambda: self.api.repo_info(self.name, revision=revision).sha, where)
+        if not isinstance(found, str):
             raise SourceNotFound(f"no such revision: {quoted(where)}")
-        self.names[found.sha].add(revision)
-        return found.sha
+        self.names[found].add(revision)
+        return found
 
     def tree(self, commit: str) -> list[Entry]:
         """Return every file of a commit."""
-        listed = self.ask(
-            lambda: list(self.api.list_repo_tree(self.name, revision=commit, recursive=True)),
+        return self.ask(
+            lambda: [
+                _entry(entry)
+                for entry in self.api.list_repo_tree(self.name, revision=commit, recursive=True)
+                if isinstance(entry, RepoFile)
+            ],
             self._at(commit),
             attempts=_ATTEMPTS_OF_PAGES,
         )
-        return [
-            Entry(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-            for entry in listed
-            if isinstance(entry, RepoFile)
-        ]
 
     def _at(self, revision: str | None) -> str:
         return f"{self.name}@{revision}" if revision else self.name

@@ -42,7 +42,7 @@ LONGEST_PAUSE_S = 2 * WINDOW_S
 
 _KEPT_BACK = 0.1  # of a window, for whatever else uses the account, and for requests under way
 _LEFT = re.compile(r'"(?P<kind>[\w-]+)"\s*;\s*r\s*=\s*(?P<left>\d+)\s*;\s*t\s*=\s*(?P<seconds>\d+)')
-_POLICY = re.compile(r"q\s*=\s*(?P<quota>\d+).*?w\s*=\s*(?P<seconds>\d+)")
+_POLICY = re.compile(r"q\s*=\s*(?P<quota>\d+).{0,99}?w\s*=\s*(?P<seconds>\d+)")
 
 
 def windows(needed: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
+from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.names import Position, position
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Access, Candidate, File, Source, telling_name
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_COLUMNS = ("uri", "name", "step", "tokens")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
+_MAX_BYTES = 100_000_000  # a kilobyte a row
+_MOST_CHARACTERS = 4096  # as of a path
 
 
 class Manifest:
@@ -66,21 +70,16 @@ class Manifest:
 
     def _rows(self) -> list[dict[str, Any]]:
         try:
-            table = _read(self._path)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            what = quoted(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
-            raise SourceNotFound(f"{self._path}: not a readable table: {what}") from None
-        if "uri" not in table.column_names or table.num_rows > _MAX_ROWS:
-            raise SourceNotFound(
-                f"{self._path}: expected a column uri and at most {_MAX_ROWS:,} rows, found"
-                f" {table.num_rows:,} rows of {', '.join(map(quoted, table.column_names[:6]))}",
-                "columns: uri, and if known name, step, tokens",
-            )
-        return table.to_pylist()
+            return _read(self._path)
+        except SourceNotFound:
+            raise
+        except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+            what = str(error).partition("\n")[0] or type(error).__name__
+            raise SourceNotFound(f"{self._path}: not a readable table: {quoted(what)}") from None
 
     def _candidate(self, number: int, row: dict[str, Any]) -> Candidate:
-        uri, where = row["uri"], f"{self._path}, row {number}"
-        if not isinstance(uri, str) or not uri:
+        uri, where = row.get("uri"), f"{self._path}, row {number}"
+        if not isinstance(uri, str) or not uri or len(uri) > _MOST_CHARACTERS:
             raise SourceNotFound(f"{where}: expected a uri, found {quoted(uri)}")
         source = self._sources.get(uri) or self._open(uri)
         self._sources[uri] = source
@@ -88,25 +87,90 @@ class Manifest:
             (found,) = source.whole()
         except ValueError:
             raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
-        name = row.get("name") or uri.rstrip("/").rpartition("/")[2].rpartition("@")[2]
-        named = position(str(name))
+        name = _name(row.get("name"), where) or _last_part(uri)
+        named = position(name)
         stated = Position(
             named.stage,
             named.step if (step := _number(row, "step", where)) is None else round(step),
             _number(row, "tokens", where) or named.tokens,
             named.branch,
         )
-        return replace(found, name=str(name), origin=uri, stated=stated)
+        return replace(found, name=name, origin=uri, stated=stated)
 
 
-def _read(path: Path) -> pa.Table:
-    match path.suffix:
-        case ".csv":
-            return pyarrow.csv.read_csv(path)
-        case ".jsonl":
-            return pyarrow.json.read_json(path)
-        case _:
-            return pyarrow.parquet.read_table(path)
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the columns of a table that count, of a few rows at most, whatever the file makes of them."""
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes are too many")
+    if path.suffix == ".jsonl":
+        return _json_rows(path)
+    table = pyarrow.csv.read_csv(path)
+    _check(path, table.column_names, table.num_rows)
+    return table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows, if they are few and short: a text that repeats takes a bit of the file a row."""
+    file = pyarrow.parquet.ParquetFile(path)
+    about, names = file.metadata, file.schema_arrow.names
+    _check(path, names, about.num_rows)
+    groups = (about.row_group(number) for number in range(about.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES:,} bytes of values")
+    wanted = [name for name in _COLUMNS if name in names]
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=wanted).read(wanted)
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        if pa.types.is_dictionary(chunk.type):
+            texts = (value for value in chunk.dictionary.to_pylist() if isinstance(value, str))
+            if (longest := max(map(len, texts), default=0)) > _MOST_CHARACTERS:
+                raise ValueError(f"a text of {longest:,} characters")
+    return table.to_pylist()
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return an object a line; pyarrow's reader ends the process on a row that is `null`."""
+    lines = path.read_bytes().splitlines()
+    lines = [line for line in lines if line.strip()]
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    for line in lines[: _MAX_ROWS + 1]:
+        row, text = {}, JsonText(line)
+        for name in text.members():
+            names[name] = None
+            if name in _COLUMNS:
+                row[name] = text.value()
+            else:
+                text.skip()
+        text.end()
+        rows.append(row)
+    _check(path, list(names), len(rows))
+    return rows
+
+
+def _check(path: Path, names: list[str], rows: int) -> None:
+    if any(names.count(name) > 1 for name in _COLUMNS):
+        raise ValueError("a column appears twice")
+    if "uri" not in names or rows > _MAX_ROWS:
+        raise SourceNotFound(
+            f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
+            f" {', '.join(map(quoted, names[:6]))}",
+            "columns: uri, and if known name, step, tokens",
+        )
+
+
+def _last_part(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2].rpartition("@")[2]
+
+
+def _name(value: Any, where: str) -> str:
+    """Return a checkpoint's name; empty if there is none. A column of numbers may name them, too."""
+    if value is None or isinstance(value, str | int | float | date):
+        text = "" if value is None else str(value)
+        if len(text) <= _MOST_CHARACTERS:
+            return text
+    raise SourceNotFound(f"{where}: expected a name, found {quoted(value)}")
 
 
 def _number(row: dict[str, Any], column: str, where: str) -> float | None:
@@ -115,7 +179,7 @@ def _number(row: dict[str, Any], column: str, where: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < 2**63:
         raise SourceNotFound(f"{where}: expected a number as {column}, found {quoted(value)}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pipeline.checkpoint.outside import counts
 from pipeline.errors import FormatError, StoreFailed, StoreUnusable
 from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
@@ -132,21 +133,37 @@ def decode(data: bytes) -> TileResult:
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
         if about["checksum"] != _checksum(arrays, about["device"]):
             raise ValueError("checksum")
-        parts = {
-            (tensor, part, group): _partial(arrays, f"{tensor}.{part}.{group}", numel, sampled)
-            for tensor, part, group, numel, sampled in about["parts"]
-        }
+        parts: dict[tuple[int, int, int], PartialGram] = {}
+        for entry in about["parts"]:
+            tensor, part, group, numel, sampled = counts(entry)
+            key = f"{tensor}.{part}.{group}"
+            parts[tensor, part, group] = _partial(arrays, key, numel, sampled)
         return TileResult(parts, about["device"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
 
 
 def _partial(arrays: dict[str, NDArray[Any]], key: str, numel: int, sampled: int) -> PartialGram:
     found = {name: arrays[f"{key}.{name}"] for name in _ARRAYS}
-    count = len(found["non_finite"])
-    increments = np.zeros((count, count))
-    increments[np.triu_indices(count)] = found["increments"]
+    num_checkpoints = len(found["non_finite"])
+    upper = found["increments"]
+    if upper.shape != (num_checkpoints * (num_checkpoints + 1) // 2,):
+        raise ValueError("increments of another number of checkpoints")
+    increments = np.zeros((num_checkpoints, num_checkpoints), upper.dtype)
+    increments[np.triu_indices(num_checkpoints)] = upper
     found["increments"] = np.triu(increments) + np.triu(increments, 1).T
+    empty = PartialGram.empty(num_checkpoints)
+    for name, array in found.items():
+        expected = getattr(empty, name)
+        if (array.shape, array.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(f"{name} of another form")
     return PartialGram(numel=numel, sampled=sampled, **found)
 
 

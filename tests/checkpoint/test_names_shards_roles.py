@@ -117,11 +117,11 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
     flat = np.arange(np.prod(shape))
     neox = {"model_type": "gpt_neox", "num_attention_heads": 4}
     of_heads = flat.reshape(4, 3, -1)
-    for number, part in enumerate(parts("h.0.c_attn.weight", shape, neox)):
+    for number, part in enumerate(parts("h.0.c_attn.weight", "attn_qkv", shape, neox)):
         inside = (flat % part.period >= part.start) & (flat % part.period < part.stop)
         assert flat[inside].tolist() == of_heads[:, number].reshape(-1).tolist()
     columns = parts(
-        "h.0.c_attn.weight", tuple(reversed(shape)), {"model_type": "gpt2", "n_head": 4}
+        "h.0.c_attn.weight", "attn_qkv", tuple(reversed(shape)), {"model_type": "gpt2", "n_head": 4}
     )
     of_columns = flat.reshape(*tuple(reversed(shape))[:-1], 3, 8)
     for number, part in enumerate(columns):
@@ -131,7 +131,9 @@ def test_fused_layouts(shape: tuple[int, ...]) -> None:
 
 def test_unknown_layouts_stay_whole() -> None:
     for config in ({}, {"model_type": "gpt_neox", "num_attention_heads": 5}, {"model_type": "x"}):
-        assert [part.label for part in parts("h.0.c_attn.weight", (24, 8), config)] == [""]
+        assert [part.label for part in parts("h.0.c_attn.weight", "attn_qkv", (24, 8), config)] == [
+            ""
+        ]
 
 
 def test_blocks_of_other_networks() -> None:
@@ -222,7 +224,7 @@ def test_experts_in_one_tensor(
     name: str, shape: tuple[int, ...], config: dict, component: str
 ) -> None:
     """Each is a run of rows; a tensor whose number of experts is not known stays whole."""
-    found = parts(name, shape, {"ffn_config": config})
+    found = parts(name, role(name).component, shape, {"ffn_config": config})
     values = np.arange(math.prod(shape)).reshape(shape)
     assert {part.component for part in found} == {component}
     if len(found) == 1:
