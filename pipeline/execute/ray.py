@@ -33,6 +33,8 @@ class Layout:
     """Of the smallest object store among the nodes that work."""
     pulling: int
     """Tasks that can pull for one worker at once."""
+    together: int = 1
+    """Workers that one node holds, at most."""
     gpus: float = 0
     """Cards of a worker: one, or a share of one."""
 
@@ -123,11 +125,15 @@ def layout(
         nodes = [{**node, "CPU": node["CPU"] // 2} for node in nodes]
     if device == "cpu":
         workers, threads = on_cpus(nodes, max_workers, threads_per_worker)
-        return Layout(workers, threads, "cpu", pull, store, int(cpus / workers) - threads)
-    free = available_resources_per_node().values()
-    most = max((node.get("GPU", 0) for node in free), default=0)
-    workers, threads, gpus = on_gpus(nodes, most, max_workers, threads_per_worker)
-    return Layout(workers, threads, "cuda", pull, store, int(cpus / workers) - threads, gpus)
+        gpus = 0.0
+    else:
+        free = available_resources_per_node().values()
+        most = max((node.get("GPU", 0) for node in free), default=0)
+        workers, threads, gpus = on_gpus(nodes, most, max_workers, threads_per_worker)
+    largest = max((int(node["CPU"]) for node in nodes), default=0)
+    together = max(1, min(workers, largest // threads))
+    pulling = int(cpus / workers) - threads
+    return Layout(workers, threads, device, pull, store, pulling, together, gpus)
 
 
 def wait(calls: Sequence[Any], num_returns: int, timeout_s: float) -> list[Any]:
