@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address  # nor which cluster is `auto`
 from ray._private.state import available_resources_per_node  # no public name tells it
+from ray._private.utils import resolve_object_store_memory  # of the memory that it is told
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import HallmarksError, RequestError, TileLost
+from pipeline.errors import HallmarksError, RequestError, TileLost, quoted
+from pipeline.execute.life import Life
 from pipeline.execute.placement import choose_pull, on_cpus, on_gpus
+from pipeline.planning.machine import available_cores, total_memory
 
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+CONNECT_S = 10.0
+"""For a machine to accept a connection: beyond, it is not there, or a firewall swallows packets."""
+NODE_START_S = 30
+"""Ray's own limit for a node that it starts, which cannot be set; 2 to 7 s are usual."""
+START_S = 60.0
+"""For all that Ray does until it can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,8 @@ def ray_session(address: str | None, pull: str) -> Iterator[None]:
     would make a plain start fail.
 
     Raises:
-        RequestError: an address of another kind, or nothing answers there.
+        RequestError: an address of another kind, or no cluster answers there.
+        HallmarksError: Ray does not start on this machine.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith(("http://", "https://", "ray://")):
@@ -60,33 +71,76 @@ def ray_session(address: str | None, pull: str) -> Iterator[None]:
             f"--address {address}: this program does not run over a client connection",
             f"submit a job: ray job submit --address {address} -- python -m jobs.analyze …",
         )
-    options: dict[str, Any] = {"address": address, "log_to_driver": False}
     if address == "local":
-        options["include_dashboard"] = False
-        if pull != "tasks":  # nothing but receipts passes through the object store
-            options["object_store_memory"] = 100_000_000  # Ray's least is 80 MB
+        life = Life(_options_here(pull))
+        started = partial(_started_here, life)
+    else:
+        _assure_that_something_listens(address)
+        life = Life({"address": address})
+        started = partial(_connected, life, address)
+    with life:
+        started()
+        yield
+
+
+def _options_here(pull: str) -> dict[str, Any]:
+    """Return how to start a Ray of this job's own, which looks at the root's control group only."""
+    # nothing but receipts passes through the object store, unless tasks pull; Ray's least is 80 MB
+    store = resolve_object_store_memory(total_memory()) if pull == "tasks" else 100_000_000
+    return {
+        "address": "local",
+        "include_dashboard": False,
+        "num_cpus": available_cores(),
+        "object_store_memory": store,
+    }
+
+
+def _started_here(life: Life) -> None:
     try:
-        with _without_secrets():
-            ray.init(logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
-            "check --address and RAY_ADDRESS, or leave both out",
+        life.begin(START_S)
+    except HallmarksError:
+        raise  # an interruption
+    except Exception as error:  # Ray raises a bare Exception for a node that is late
+        late = isinstance(error, TimeoutError) or "timed out" in str(error)
+        raise HallmarksError(
+            f"Ray did not start on this machine within {NODE_START_S} s"
+            if late
+            else f"Ray did not start on this machine: {quoted(_first_line(error))}",
+            "--executor local does without Ray",
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-@contextmanager
-def _without_secrets() -> Iterator[None]:
-    """Every process of a local Ray inherits this one's environment."""
-    hidden = {name: os.environ.pop(name) for name in _SECRETS if name in os.environ}
+def _connected(life: Life, address: str) -> None:
     try:
-        yield
-    finally:
-        os.environ.update(hidden)
+        life.begin(START_S)
+    except TimeoutError:
+        raise _no_cluster(address, f"no answer within {START_S:.0f} s") from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, quoted(_first_line(error), 300)) from None
+
+
+def _assure_that_something_listens(address: str) -> None:
+    """Refuse an address where nothing listens, at which Ray would knock for five minutes."""
+    try:
+        there = canonicalize_bootstrap_address(address)
+        if there is not None:
+            host, _, port = there.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error.strerror or str(error)) from None
+    except (ValueError, OverflowError) as error:
+        raise _no_cluster(address, quoted(_first_line(error), 300)) from None
+
+
+def _no_cluster(address: str, why: str) -> RequestError:
+    return RequestError(
+        f"no Ray cluster at {quoted(address)}: {why}",
+        "check --address and RAY_ADDRESS, or leave both out",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def layout(

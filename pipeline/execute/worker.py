@@ -237,4 +237,3 @@ def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
         row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize]
         for row, dtype in zip(block, dtypes, strict=True)
     ]
-

@@ -83,4 +83,6 @@ def _lines(file: Path) -> list[str]:
 
 def _numbers(file: Path) -> list[int]:
     """Return the numbers of a file; no limit is a word, or no file."""
-    return [int(word) for line in _lines(file) for word in line.split() if word.lstrip("-").isdigit()]
+    return [
+        int(word) for line in _lines(file) for word in line.split() if word.lstrip("-").isdigit()
+    ]

@@ -123,9 +123,7 @@ CORES = {
 
 
 @pytest.mark.parametrize("where", CORES)
-def test_cores_are_bounded_by(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_are_bounded_by(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the quota, on a machine that has 64."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     *about, expected = CORES[where]
