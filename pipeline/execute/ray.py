@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker  # no public name tells its processes
 from ray._private.services import canonicalize_bootstrap_address  # nor which cluster is `auto`
-from ray._private.state import available_resources_per_node  # no public name tells it
+from ray._private.state import actors, available_resources_per_node  # no public name tells it
 from ray._private.utils import resolve_object_store_memory  # of the memory that it is told
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, RequestError, TileLost, quoted
 from pipeline.execute.life import Life
@@ -144,7 +145,12 @@ def _first_line(error: Exception) -> str:
 
 
 def layout(
-    device: str, max_workers: int | None, pull: str, waits: bool, threads_per_worker: int = 4
+    device: str,
+    max_workers: int | None,
+    pull: str,
+    waits: bool,
+    without: Collection[str] = (),
+    threads_per_worker: int = 4,
 ) -> Layout:
     """Return how many workers of how many threads the cluster has room for.
 
@@ -157,12 +163,12 @@ def layout(
     Args:
         pull: `actor`, `tasks`, or `auto`: see `choose_pull`.
         waits: reads mostly wait for a network.
+        without: nodes that are not used, by their identifiers.
 
     Raises:
         RequestError: the cluster does not have what is asked for.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if node.get("CPU")]
+    nodes = working_nodes(without)
     has_gpu = any(node.get("GPU", 0) for node in nodes)
     if device == "cuda" and not has_gpu:
         raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
@@ -190,6 +196,51 @@ def layout(
     return Layout(workers, threads, device, pull, store, pulling, together, gpus)
 
 
+def working_nodes(without: Collection[str] = ()) -> list[dict[str, float]]:
+    """Return the resources of the nodes that can work, but for some, given by their identifiers."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
+    return [node["Resources"] for node in alive if node["Resources"].get("CPU")]
+
+
+def has_room(needs: Mapping[str, float], without: Collection[str]) -> bool:
+    """Return whether a node, but for some, has these resources free."""
+    return any(
+        all(free.get(name, 0) >= number for name, number in needs.items())
+        for node, free in available_resources_per_node().items()
+        if node not in without
+    )
+
+
+def outside(nodes: Collection[str]) -> dict[str, Any]:
+    """Return the option of an actor that keeps it off some nodes."""
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(nodes)})"}} if nodes else {}
+
+
+def node_of(actor: Any) -> str:
+    """Return the node where an actor is, or was; empty if that is not known."""
+    return actors(actor._actor_id.hex()).get("Address", {}).get("NodeID", "")
+
+
+def assure_here() -> None:
+    """Look at what a Ray of this job's own consists of.
+
+    Raises:
+        HallmarksError: some of it is gone. Ray itself would end this process in half a minute.
+    """
+    node: Any = ray_worker._global_node
+    for name, process in node.dead_processes() if node else ():
+        if name in ("raylet", "gcs_server"):
+            raise HallmarksError(
+                f"Ray on this machine has died (its {name} ended with {process.returncode}):"
+                " killed, perhaps for lack of memory",
+                "finished tiles are kept; rerun the same command to resume",
+            )
+
+
+class NotStarted(TileLost):
+    """A worker failed before it could do anything: its node lacks something."""
+
+
 def wait(calls: Sequence[Any], num_returns: int, timeout_s: float) -> list[Any]:
     """Return the calls that have ended, as soon as there are so many, or the time is over.
 
@@ -207,6 +258,7 @@ def result(call: Any) -> Any:
     """Return what a call returned.
 
     Raises:
+        NotStarted: who was to do it could not be made.
         TileLost: who did it has died.
         HallmarksError: what it ended in, if it is one of ours.
     """
@@ -216,5 +268,12 @@ def result(call: Any) -> Any:
         if isinstance(error.cause, HallmarksError):
             raise error.cause from None
         raise
+    except RayActorError as error:
+        if error.actor_init_failed:
+            last = str(error).strip().splitlines()[-1]
+            raise NotStarted(
+                f"a worker cannot start: {quoted(last)}", "is the same program on every node?"
+            ) from None
+        raise TileLost(f"a worker died ({type(error).__name__})") from None
     except RayError as error:
         raise TileLost(f"a worker died ({type(error).__name__})") from None
