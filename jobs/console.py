@@ -229,6 +229,10 @@ class JobProgress:
         self.close()
         self._say("reducing and writing")
 
+    def note(self, text: str) -> None:
+        """Say what the job does beside its work, and why."""
+        self._say(text)
+
     def close(self) -> None:
         """Take the bar down."""
         if self._bar is not None:

@@ -12,6 +12,7 @@ from jobs.console import Result, run
 from jobs.options import debug_option, json_option, store_option
 from pipeline.errors import StoreUnusable
 from pipeline.planning.memory import show_size
+from pipeline.store.attempts import token_of
 from pipeline.store.folder import Folder
 from pipeline.store.progress import Record, as_dict, records
 from pipeline.store.query import Store
@@ -29,8 +30,12 @@ def status(store: str, as_json: bool, debug: bool) -> int:
     """Print how far each run is."""
     del debug
     folder = Folder(store)
-    under_way = {record.run: record for record in records(folder)}
-    finished = _finished(store)
+    finished, ended = _finished(store)
+    under_way = {
+        record.run: record
+        for record in records(folder)
+        if record.token > ended.get(record.run, 0)  # else its driver did not come to remove it
+    }
     if not under_way and not finished:
         raise StoreUnusable(f"no run in {store}", "check --store")
     if as_json:
@@ -45,15 +50,18 @@ def status(store: str, as_json: bool, debug: bool) -> int:
     return 0
 
 
-def _finished(store: str) -> dict[str, str]:
-    """Return the runs that have tables, and whether they are whole."""
+def _finished(store: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Return the runs that have tables, and whether they are whole; and the leases that ended them."""
     try:
         rows: list[tuple[Any, ...]] = (
-            Store(store).sql("SELECT run, complete FROM runs ORDER BY run").fetchall()
+            Store(store)
+            .sql("SELECT run, complete, final, attempt FROM attempts ORDER BY run")
+            .fetchall()
         )
     except StoreUnusable:
-        return {}  # none is finished yet
-    return {name: "complete" if complete else "incomplete" for name, complete in rows}
+        return {}, {}  # none is finished yet
+    states = {run: "complete" if complete else "incomplete" for run, complete, *_ in rows}
+    return states, {run: token_of(attempt) for run, _, final, attempt in rows if final}
 
 
 def _told(record: Record) -> str:

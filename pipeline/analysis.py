@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,14 +14,17 @@ from pipeline.errors import (
     Corrupted,
     HallmarksError,
     Interrupted,
+    LeaseLost,
     PlanDoesNotFit,
     RequestError,
+    StoreFailed,
     StoreUnusable,
+    TileLost,
 )
 from pipeline.execute.addresses import FrontDesk, InProcess
 from pipeline.execute.device import THREADS_OF_A_CARD, choose_device
 from pipeline.execute.local import run_local
-from pipeline.execute.schedule import Lost
+from pipeline.execute.schedule import MAX_FAILURES, Lost
 from pipeline.execute.verify import published
 from pipeline.execute.worker import Receipt, Worker
 from pipeline.numerics.partial import TileResult
@@ -30,17 +34,21 @@ from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import members
 from pipeline.reduce.reduce import group_sums, sums_of_tiles
-from pipeline.results import Snapshots, Summary, Work, stored_summary, write_runs
+from pipeline.results import Snapshots, Summary, Work, Written, stored_summary, write_runs
 from pipeline.sources.base import Access, Source
+from pipeline.store.attempts import final, has_superseded, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
-from pipeline.store.progress import ProgressFile
+from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.sums import SumFolder
-from pipeline.store.tiles import TileFolder, discard
+from pipeline.store.tiles import TileFolder, discard, discard_all, is_left
 
 _MOST_TASKS_A_WORKER = 16
 """Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
 one block, so that fewer would leave CPUs of other nodes idle (benchmarks/results/pull.md)."""
+PAUSES_S = (1, 2, 4, 8, 15, 30)
+"""Between tries of a store that fails, a minute in all: someone may make room, or a server come back.
+A job that waits longer holds a cluster, and resumes as well tomorrow."""
 _FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
 
 
@@ -53,6 +61,7 @@ class Progress(Protocol):
     def estimated(self, summary: Summary) -> None: ...
     def verified(self, num_files: int) -> None: ...
     def reducing(self) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 def analyze(
@@ -111,23 +120,27 @@ def _analyze(
     folder = Folder(store)
     plans = (*plan.alone(), plan)
     sums = SumFolder(folder, plan.run, plan.digest)
+    tiles = TileFolder(folder, plan.run, plan.digest)
+    nothing = Work(store, resources.executor, 0, already_complete=True)
     if resources.verify and plan.sampled:
         raise RequestError(
             "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
         )
     if not fresh:
-        nothing = Work(store, resources.executor, 0, already_complete=True)
-        done = [stored_summary(folder, each, nothing, started) for each in plans]
-        if None not in done:
+        if (done := _stored(plans, folder, nothing, started)) is not None:
             if resources.verify:
                 with _executor(plan, source, resources) as (work, *_):
-                    list(work([], TileFolder(folder, plan.run, plan.digest)))
+                    list(work([], tiles))
                 if progress:
                     progress.verified(len(published(plan)))
-            return [summary for summary in done if summary is not None]
+            _settle_for_another(plans, folder, sums)
+            return done
         if sums.complete:
-            with _leases(folder, plans):
-                return _recomputed(plans, sums, folder, nothing, started)
+            with _leases(folder, plans) as leases:
+                written = _recomputed(plans, leases, sums, folder, nothing, started)
+                _commit(written, _Patience(progress))
+                _settle(plans, leases, folder, sums)
+                return written.summaries
     with (
         _executor(plan, source, resources) as (work, workers, executor_name),
         _leases(folder, plans) as leases,
@@ -135,9 +148,12 @@ def _analyze(
         if fresh:
             discard(folder, plan.run)
             sums.discard()
+        elif (done := _stored(plans, folder, nothing, started)) is not None:
+            return done  # another driver has finished it meanwhile
         job = _Job(
             plans,
             folder,
+            tiles,
             sums,
             leases,
             Work(store, executor_name, workers),
@@ -145,8 +161,15 @@ def _analyze(
             progress,
             resources.verify,
         )
-        job.work_through(work)
-        return job.write()
+        return job.run(work)
+
+
+def _stored(
+    plans: Sequence[Plan], folder: Folder, nothing: Work, started: float
+) -> list[Summary] | None:
+    """Return the summaries of the runs if the store has all of them."""
+    found = [stored_summary(folder, each, nothing, started) for each in plans]
+    return None if None in found else [summary for summary in found if summary is not None]
 
 
 @contextlib.contextmanager
@@ -161,19 +184,100 @@ def _leases(folder: Folder, plans: Sequence[Plan]) -> Iterator[list[Lease]]:
 
 
 def _recomputed(
-    plans: Sequence[Plan], sums: SumFolder, folder: Folder, nothing: Work, started: float
-) -> list[Summary]:
+    plans: Sequence[Plan],
+    leases: Sequence[Lease],
+    sums: SumFolder,
+    folder: Folder,
+    nothing: Work,
+    started: float,
+) -> Written:
     """Write runs again from their stored sums."""
     plan, devices = plans[-1], set[str]()
+
+    def check() -> None:
+        for lease in leases:
+            lease.assure()
+
     return write_runs(
         plans,
+        [final(lease.token) for lease in leases],
         group_sums(plan, sums.read(members(plan), devices)),
         folder,
         replace(nothing, recomputed=True),
+        final=True,
         tiles_done={tile.index for tile in plan.tiles},
         devices=devices,
         started=started,
+        check=check,
+        ready=check,
     )
+
+
+def _commit(written: Written, patience: _Patience) -> None:
+    """Make runs count: again while the store fails, since nobody knows whether they do."""
+    while True:
+        try:
+            return written.commit()
+        except StoreUnusable as error:
+            patience.wait(error)
+
+
+def _settle(
+    plans: Sequence[Plan], leases: Sequence[Lease], folder: Folder, sums: SumFolder | None
+) -> None:
+    """Remove what written runs need no more. May be done again, by whoever holds their leases.
+
+    Args:
+        sums: of the plan that is complete; None if tiles were lost: the others' results are kept.
+    """
+    for plan, lease in zip(plans, leases, strict=True):
+        lease.check()
+        remove_superseded(folder, plan.run)
+    if sums is None:
+        remove_record(folder, plans[-1].run)
+    else:
+        sums.remove_others()
+        for plan in plans:
+            discard_all(folder, plan.run)  # last: it shows that there is something left to do
+
+
+def _settle_for_another(plans: Sequence[Plan], folder: Folder, sums: SumFolder) -> None:
+    """Remove what the driver that completed these runs did not come to."""
+    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in plans):
+        # where another driver holds a lease it is busy with a run of this name, and cleans up
+        with contextlib.suppress(StoreUnusable, LeaseLost), _leases(folder, plans) as leases:
+            _settle(plans, leases, folder, sums)
+
+
+class _Patience:
+    """How long a job waits for a store that fails: with growing pauses, from each success anew."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._pauses = iter(PAUSES_S)
+
+    def succeeded(self) -> None:
+        """Begin again with the shortest pause."""
+        self._pauses = iter(PAUSES_S)
+
+    def wait(self, error: StoreUnusable | StoreFailed) -> None:
+        """Wait before the next try.
+
+        Raises:
+            StoreFailed: it has been tried for long enough.
+        """
+        pause = next(self._pauses, None)
+        if pause is None:
+            raise StoreFailed(
+                f"{error.message} (tried for {sum(PAUSES_S)} s)",
+                "what was finished is kept: mend the store and rerun the same command to resume",
+            ) from None
+        _note(self._progress, f"{error.message}; trying again in {pause} s")
+        time.sleep(pause)
+
+
+class _Gone(Exception):
+    """Results of tiles that had one are damaged or gone."""
 
 
 _Outcomes = Iterator[Receipt | Lost]
@@ -187,6 +291,7 @@ class _Job:
         self,
         plans: Sequence[Plan],
         folder: Folder,
+        tiles: TileFolder,
         sums: SumFolder,
         leases: Sequence[Lease],
         work: Work,
@@ -197,108 +302,192 @@ class _Job:
         """`plans`: what each path of the plan is alone, if it has several, and last the plan."""
         self._verify = verify
         self._plans, self._plan, self._folder = plans, plans[-1], folder
-        self._sums, self._work, self._started = sums, work, started
-        self._leases = leases
-        self._progress = progress
-        self._tiles = TileFolder(folder, self._plan.run, self._plan.digest)
-        self._record = ProgressFile(folder, self._plan.run)
+        self._tiles, self._sums, self._leases = tiles, sums, leases
+        self._work, self._started, self._progress = work, started, progress
+        self._record = ProgressFile(folder, self._plan.run, leases[-1].token)
+        self._patience = _Patience(progress)
         self._order = self._plan.order()
-        self._receipts: list[Receipt] = []
-        self._bytes_read = self._bytes_resumed = 0
-        self._lost: list[Lost] = []
+        self._names = {tile.name: tile.index for tile in self._plan.tiles}
+        self._done: set[int] = set()
+        """Tiles that have a result, as far as is known."""
         self._resumed: set[int] = set()
+        """Those of them that an earlier attempt had finished."""
+        self._receipts: list[Receipt] = []
+        self._bytes_read = 0
+        self._lost: dict[int, Lost] = {}
+        self._gone: Counter[int] = Counter()
+        """How often the result of a tile has gone."""
 
-    def work_through(self, work: _Work) -> None:
-        """Compute every tile that has no result yet, in the plan's random order."""
+    def run(self, work: _Work) -> list[Summary]:
+        """Compute what has no result yet, write the runs, and clean up.
+
+        What the store does not take is tried again, and results that have gone are made again.
+
+        Raises:
+            StoreFailed: the store has failed for too long.
+            HallmarksError: whatever else ended the work; what was finished is kept.
+        """
+        try:
+            written = self._written(work)
+            _commit(written, self._patience)
+        except Interrupted:
+            self._renew("interrupted", now=True)
+            raise
+        except LeaseLost:
+            raise  # the record is another driver's, too
+        except HallmarksError:
+            self._renew("failed", now=True)
+            raise
+        try:
+            _settle(self._plans, self._leases, self._folder, None if self._lost else self._sums)
+        except (StoreUnusable, LeaseLost) as error:
+            _note(self._progress, f"{error.message}; what is left over goes with the next run")
+        return written.summaries
+
+    def _written(self, work: _Work) -> Written:
+        while True:
+            try:
+                with _store_in_use():
+                    pending = self._pending()
+                self._work_through(work, pending)
+                with _store_in_use():
+                    return self._write()
+            except _Gone:
+                continue
+            except StoreFailed as error:
+                self._patience.wait(error)
+
+    def _pending(self) -> list[int]:
+        """Return the tiles that have no result, in the plan's random order."""
         there = self._tiles.finished()
         # A damaged result is done again, so each is looked at before it is counted on.
-        self._resumed = {
+        found = {
             tile.index
             for tile in self._plan.tiles
-            if tile.name in there and self._tiles.get(tile.name) is not None
+            if tile.name in there
+            and (tile.index in self._done or self._tiles.get(tile.name) is not None)
         }
-        pending = [number for number in self._order if number not in self._resumed]
-        self._bytes_resumed = sum(self._plan.tiles[number].bytes for number in self._resumed)
+        self._resumed |= found - self._done - {receipt.tile for receipt in self._receipts}
+        self._done = found
+        pending = [n for n in self._order if n not in self._done and n not in self._lost]
         if self._verify:
             pending.sort()  # as files are hashed
+        return pending
+
+    def _work_through(self, work: _Work, pending: list[int]) -> None:
+        if not (pending or self._verify):
+            return
         if self._progress:
-            self._progress.planned(self._plan, self._bytes_resumed)
+            self._progress.planned(self._plan, self._bytes_done)
         told = self._progress.estimated if self._progress else None
-        snapshots = Snapshots(self._plans, self._folder, self._tiles, self._work, told)
+        snapshots = Snapshots(
+            self._plans,
+            self._leases,
+            self._folder,
+            self._tiles,
+            self._work,
+            told,
+            lambda error: _note(self._progress, f"no more estimates: {error.message}"),
+        )
         self._renew("reading", now=True)
         try:
-            for outcome in work(pending, self._tiles) if pending or self._verify else ():
+            for outcome in work(pending, self._tiles):
                 self._take(outcome)
                 self._renew("reading")
                 if not self._verify:  # else what has been read is no random sample
-                    snapshots.consider(self._done, self._bytes_read)
+                    snapshots.consider(self._done_in_order, self._bytes_read)
             if self._verify and self._progress:
                 self._progress.verified(len(published(self._plan)))
+            self._verify = False
         except Interrupted:
-            self._renew("interrupted", now=True)
-            snapshots.last(self._done(), self._bytes_read)
+            snapshots.last(self._done_in_order(), self._bytes_read)
             raise
-        except HallmarksError as error:
-            self._renew("failed", now=True)
-            if isinstance(error, Corrupted):
-                discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
+        except Corrupted:
+            discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
             raise
         finally:
             snapshots.stop()
 
+    @property
+    def _bytes_done(self) -> int:
+        return sum(self._plan.tiles[number].bytes for number in self._done)
+
     def _renew(self, state: str, *, now: bool = False) -> None:
         """Tell those who look at the store how far this is."""
+        if not now and not self._record.due:
+            return
         self._record.renew(
-            now=now,
             state=state,
             tiles=len(self._plan.tiles),
-            tiles_done=len(self._resumed) + len(self._receipts),
+            tiles_done=len(self._done),
             tiles_lost=len(self._lost),
             bytes=self._plan.bytes_to_read,
-            bytes_done=self._bytes_resumed + self._bytes_read,
+            bytes_done=self._bytes_done,
             workers=self._work.workers,
         )
 
     def _take(self, outcome: Receipt | Lost) -> None:
         self._assure()
         if isinstance(outcome, Lost):
-            self._lost.append(outcome)
-            if self._progress:
-                self._progress.tile_lost(outcome)
-        else:
-            self._receipts.append(outcome)
-            self._bytes_read += self._plan.tiles[outcome.tile].bytes
-            if self._progress:
-                self._progress.tile_done(outcome.bytes)
+            self._lose(outcome)
+            return
+        self._patience.succeeded()
+        self._receipts.append(outcome)
+        self._bytes_read += self._plan.tiles[outcome.tile].bytes
+        self._done.add(outcome.tile)
+        if self._progress:
+            self._progress.tile_done(outcome.bytes)
+
+    def _lose(self, lost: Lost) -> None:
+        self._lost[lost.tile] = lost
+        if self._progress:
+            self._progress.tile_lost(lost)
 
     def _assure(self) -> None:
         for lease in self._leases:
             lease.assure()
 
-    def _done(self) -> list[int]:
+    def _done_in_order(self) -> list[int]:
         """Return the tiles that have a result, in the order of the plan."""
-        done = self._resumed | {receipt.tile for receipt in self._receipts}
-        return [number for number in self._order if number in done]
+        return [number for number in self._order if number in self._done]
 
-    def write(self) -> list[Summary]:
-        """Reduce, write the tables of each run, and drop the results of tiles if none is missing."""
-        self._assure()
+    def _write(self) -> Written:
+        """Reduce, and write the tables of each run.
+
+        Raises:
+            _Gone: results are not there any more.
+        """
         if self._progress:
             self._progress.reducing()
         self._renew("reducing", now=True)
         devices: set[str] = set()
+        gone: set[int] = set()
 
         def result(name: str) -> TileResult | None:
+            if self._names[name] in self._lost:
+                return None
             found = self._tiles.get(name)
-            if found is not None:
+            if found is None:
+                gone.add(self._names[name])
+            else:
                 devices.add(found.device)
             return found
+
+        def ready() -> None:
+            for lease in self._leases:
+                lease.check()
+            if gone:
+                self._forget(gone)
+                raise _Gone
+            if not self._lost:
+                self._sums.seal()
 
         parts = sums_of_tiles(self._plan, result)
         if not self._lost:
             parts = self._sums.kept(parts, devices)
-        summaries = write_runs(
+        return write_runs(
             self._plans,
+            [final(lease.token) for lease in self._leases],
             group_sums(self._plan, parts),
             self._folder,
             replace(
@@ -308,17 +497,40 @@ class _Job:
                 pull_seconds=sum(receipt.pull_seconds for receipt in self._receipts),
                 resumed_tiles=len(self._resumed),
                 complete=not self._lost,
-                lost=tuple(lost.error.message for lost in self._lost),
+                lost=tuple(lost.error.message for lost in self._lost.values()),
             ),
-            tiles_done=set(self._done()),
+            final=True,
+            tiles_done=set(self._done),
             devices=devices,
             started=self._started,
+            check=self._assure,
+            ready=ready,
         )
-        if not self._lost:
-            self._sums.seal()
-            discard(self._folder, self._plan.run)
-        self._record.remove()
-        return summaries
+
+    def _forget(self, gone: set[int]) -> None:
+        """Have tiles done again whose results are gone, unless that has happened too often."""
+        self._done -= gone
+        self._gone.update(gone)
+        for number in sorted(gone):
+            message = f"tile {number}: its result is damaged or gone"
+            if self._gone[number] < MAX_FAILURES:
+                _note(self._progress, f"{message}; it is done again")
+            else:
+                self._lose(Lost(number, TileLost(f"{message}, {MAX_FAILURES} times")))
+
+
+def _note(progress: Progress | None, text: str) -> None:
+    if progress:
+        progress.note(text)
+
+
+@contextlib.contextmanager
+def _store_in_use() -> Iterator[None]:
+    """Tell a store that fails while a job uses it from one that could not be used at all."""
+    try:
+        yield
+    except StoreUnusable as error:
+        raise StoreFailed(error.message, error.hint) from None
 
 
 @contextlib.contextmanager

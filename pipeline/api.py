@@ -80,13 +80,20 @@ def analyze_joint(
     return run_joint_analysis(requests, run, store, resources, fresh=fresh)
 
 
-def open_store(path: str = "hallmarks-store") -> Store:
+def open_store(path: str = "hallmarks-store", *, confined: bool = True) -> Store:
     """Return a store opened for queries.
+
+    Args:
+        confined: queries read this store and nothing else, and write nothing; False allows all that
+            DuckDB can do, such as joins with data frames and other files.
+
+    Warns:
+        DamagedRun: a run, or a table of it, is left out, since files are gone or damaged.
 
     Raises:
         StoreUnusable: there is no store, or no finished run in it.
     """
-    return Store(path)
+    return Store(path, confined=confined)
 
 
 def _divided(

@@ -13,13 +13,16 @@
     │   │   └── AccessExpired       the signed address is no longer valid; ask for a new one
     │   └── SourceChanged           the bytes are not those that were planned
     │       └── Corrupted           a whole file has another hash than the published one
+    ├── StoreFailed                 the store failed after the work had begun
+    ├── LeaseLost                   another driver writes the run
     ├── TileLost                    a worker died while it held a tile
     ├── DeviceFull                  a card has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
 An error says in one line what, where, expected and found; `hint` says what cures it.
 All of them cross process borders: `__reduce__` rebuilds them from message and hint alone.
-Outside text (names, server answers) goes into a message only through `quoted`.
+Outside text (names, server answers) goes into a message only through `quoted`. Whatever prints text that
+others have written, an error or not, prints it through `printable`.
 """
 
 from __future__ import annotations
@@ -33,9 +36,8 @@ class HallmarksError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = printable(message), printable(hint)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.hint)
@@ -91,6 +93,14 @@ class Corrupted(SourceChanged):
     """A file's contents have another hash than the published one."""
 
 
+class StoreFailed(HallmarksError):
+    """The store cannot be written or read any more; what was finished is kept."""
+
+
+class LeaseLost(HallmarksError):
+    """The right to write the run is another driver's; what was finished is kept."""
+
+
 class TileLost(HallmarksError):
     """A worker died while it held a tile."""
 
@@ -103,6 +113,23 @@ class Interrupted(HallmarksError):
     """SIGINT or SIGTERM arrived; everything finished is kept."""
 
     exit_code = 130
+
+
+class DamagedRun(UserWarning):
+    """A run of a store, or a part of it, is left out of an answer; the message is one line."""
+
+
+def printable(text: object) -> str:
+    """Return text as it may be shown on a terminal, or stand in one line of a file.
+
+    Line breaks, control characters, escape sequences and what changes the direction of writing are
+    shown as escapes, halves of characters too: names come from repositories, folders and stores that
+    others have made.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in shown)
 
 
 def quoted(text: object, limit: int = 120) -> str:

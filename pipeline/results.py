@@ -13,18 +13,22 @@ from typing import Any
 
 import pyarrow
 
-from pipeline.errors import Interrupted
+from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
 from pipeline.findings.finding import Finding, counts
 from pipeline.findings.judge import findings
 from pipeline.findings.observe import Observations
 from pipeline.numerics.gram import one_thread_products
+from pipeline.numerics.partial import TileResult
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.reduce.figures import Figures, GroupSums
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import estimated_sums, reduce
+from pipeline.signals import uninterrupted
+from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
+from pipeline.store.lease import Lease
 from pipeline.store.query import Store, views_sql
 from pipeline.store.tiles import TileFolder
 from pipeline.store.write import RunWriter
@@ -99,56 +103,81 @@ class Work:
     lost: tuple[str, ...] = ()
 
 
+class Written:
+    """The tables of each run of a plan: written, but not counting yet."""
+
+    def __init__(self, writers: Sequence[RunWriter], summaries: Sequence[Summary]) -> None:
+        self._writers = writers
+        self.summaries = list(summaries)
+
+    def commit(self) -> None:
+        """Make them count, whatever signal arrives meanwhile. May be tried again.
+
+        Raises:
+            LeaseLost: another driver has taken a run over.
+            StoreUnusable: the storage does not answer; they may count all the same.
+        """
+        with uninterrupted():
+            for writer in self._writers:
+                writer.commit()
+
+
 def write_runs(
     plans: Sequence[Plan],
+    attempts: Sequence[str],
     sums: Iterable[tuple[list[Key], GroupSums | None]],
     folder: Folder,
     work: Work,
     *,
+    final: bool,
     tiles_done: set[int],
     devices: set[str],
     started: float,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[Summary]:
-    """Make the figures and findings of each run, write its tables, and return the summaries.
+    check: Callable[[], None],
+    ready: Callable[[], None],
+) -> Written:
+    """Make the figures and findings of each run and write its tables, all but the row that counts.
 
     Args:
         plans: what each path of a plan is alone, if it has several, and last the plan itself.
+        attempts: the name of the attempt at each of them.
         sums: of all groups of the plan.
+        final: False of an estimate from the tiles read so far.
         tiles_done: numbers of the tiles that the sums are of.
         devices: what computed them; may fill while the sums are consumed.
         started: by the monotonic clock.
-        stop: asked between groups; once true, nothing is written and Interrupted raised.
+        check: called between groups.
+        ready: called when all is written; what either raises ends the attempt, and nothing stays.
     """
     plan = plans[-1]
-    writers = [RunWriter(folder, each.run) for each in plans]
+    writers = [
+        RunWriter(folder, each.run, attempt) for each, attempt in zip(plans, attempts, strict=True)
+    ]
     observed = [Observations(each) for each in plans]
     numbers = _group_numbers(plan)
-    unfinished = list(writers)
+    summaries, earlier = [], []
     try:
         with one_thread_products():
             for key, found in reduce(plan, sums, available_cores()):
                 for writer, seen, own in zip(writers, observed, (*found.paths, found), strict=True):
                     writer.add(numbers[key], key, own)
                     seen.add(key, own)
-                if stop():
-                    raise Interrupted("stopped")
+                check()
         folder.replace("views.sql", views_sql(folder).encode())
-        summaries, earlier = [], []
         for each, writer, seen in zip(plans, writers, observed, strict=True):
             read = sum(tile.bytes for tile in each.tiles if tile.index in tiles_done)
             fraction = read / each.bytes_total
             found = _found(each, seen, fraction, earlier)
             earlier.append(found)
             summary = _summary(each, seen.model, found, fraction, work, devices, started)
-            writer.finish(each, found, _run_row(each, summary))
-            unfinished.remove(writer)
+            writer.complete(each, found, _run_row(each, summary, final))
             summaries.append(summary)
+        ready()
     except BaseException:  # an interrupt, too, must not leave this attempt's files
-        for writer in unfinished:
+        for writer in writers:
             writer.abandon()
         raise
-    return summaries
+    return Written(writers, summaries)
 
 
 def _found(
@@ -208,23 +237,24 @@ def _summary(
 
 
 def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Summary | None:
-    """Return the summary of this very plan if the store holds it, with today's figures."""
-    if not any(path.startswith(f"runs/run={plan.run}/") for path in folder.list("runs")):
+    """Return the summary of this very plan if the store holds all of it, with today's figures."""
+    if not counting(folder, plan.run):
         return None
-    stored = Store(work.store)
+    stored, run = Store(work.store), [plan.run]
     columns = "fraction, device, plan, complete, figures"
-    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = '{plan.run}'").fetchall()
-    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT) or not stored.whole(plan.run):
         return None
     values = {
         indicator: (value, stderr)
         for indicator, value, stderr in stored.sql(
             "SELECT indicator, value, stderr FROM indicators WHERE scope = 'model'"
-            f" AND run = '{plan.run}' AND indicator IN ('mds', 'relative_mds')"
+            " AND run = ? AND indicator IN ('mds', 'relative_mds')",
+            run,
         ).fetchall()
     }
     severities = stored.sql(
-        f"SELECT severity, count(*) FROM findings WHERE run = '{plan.run}' GROUP BY ALL"
+        "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
     ).fetchall()
     found = _summary(plan, None, (), rows[0][0], work, {rows[0][1]}, started)
     return replace(
@@ -246,13 +276,17 @@ class Snapshots:
     def __init__(
         self,
         plans: Sequence[Plan],
+        leases: Sequence[Lease],
         folder: Folder,
         tiles: TileFolder,
         work: Work,
         told: Callable[[Summary], None] | None,
+        failed: Callable[[HallmarksError], None] | None,
     ) -> None:
+        """`told` gets each estimate, `failed` why there will be no more of them."""
         self._plans, self._folder, self._tiles, self._work = plans, folder, tiles, work
-        self._told = told
+        self._leases, self._made = leases, 0
+        self._told, self._failed = told, failed
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._started = time.monotonic()
@@ -287,7 +321,7 @@ class Snapshots:
         self.stop()
         self._stopped.clear()
         if self.seconds is not None and self.seconds < QUICK_SNAPSHOT_S and self._wanted:
-            self._make(done, bytes_read)
+            self._quietly(done, bytes_read)
 
     def _enough(self, done: Sequence[int]) -> bool:
         if len(done) < LEAST_TILES:
@@ -302,30 +336,49 @@ class Snapshots:
             self._make(done, bytes_read)
         except Interrupted:
             return  # what was asked for
+        except HallmarksError as error:
+            self._wanted = False  # the work itself needs none
+            if self._failed:
+                self._failed(error)
 
     def _make(self, done: Sequence[int], bytes_read: int) -> None:
         started = time.monotonic()
         devices: set[str] = set()
 
-        def result(name: str):
+        def result(name: str) -> TileResult:
             found = self._tiles.get(name)
-            if found is not None:
-                devices.add(found.device)
+            if found is None:
+                raise StoreUnusable(f"the result of tile {name} is damaged or gone")
+            devices.add(found.device)
             return found
 
+        def check() -> None:
+            if self._stopped.is_set():
+                raise Interrupted("stopped")
+            for lease in self._leases:
+                lease.assure()
+
+        self._made += 1
+        attempts = [estimate(lease.token, self._made) for lease in self._leases]
         groups = {tile: place % JACKKNIFE_GROUPS for place, tile in enumerate(done)}
-        summaries = write_runs(
+        written = write_runs(
             self._plans,
+            attempts,
             estimated_sums(self._plans[-1], groups, result),
             self._folder,
             replace(self._work, complete=False, bytes_read=bytes_read),
+            final=False,
             tiles_done=set(done),
             devices=devices,
             started=self._started,
-            stop=self._stopped.is_set,
+            check=check,
+            ready=check,
         )
+        written.commit()
+        for plan in self._plans:
+            remove_superseded(self._folder, plan.run)
         if self._told:
-            self._told(summaries[-1])
+            self._told(written.summaries[-1])
         _give_back()
         self.seconds = time.monotonic() - started
         self._due = time.monotonic() + self.seconds / SNAPSHOT_SHARE
@@ -342,10 +395,10 @@ def _give_back() -> None:
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:
-    if not any(path.startswith(f"runs/run={run}/") for path in folder.list("runs")):
+    if not counting(folder, run):
         return False
     return (True,) in Store(store).sql(
-        f"SELECT complete FROM attempts WHERE run = '{run}'"
+        "SELECT complete FROM attempts WHERE run = ?", [run]
     ).fetchall()
 
 
@@ -354,8 +407,9 @@ def _group_numbers(plan: Plan) -> dict[Key, int]:
     return {key: number for number, key in enumerate(sorted(keys, key=sort_key))}
 
 
-def _run_row(plan: Plan, summary: Summary) -> dict[str, Any]:
+def _run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
     return {
+        "final": final,
         "plan": plan.digest,
         "source": plan.source,
         "created_at": datetime.now(UTC),

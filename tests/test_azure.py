@@ -100,9 +100,7 @@ def test_a_container_holds_a_store(container: str, tmp_path: Path) -> None:
     folder = Folder(f"{container}/store")
     assert folder.list("_tiles") == []
     assert folder.create("a", b"1") and not folder.create("a", b"2")
-    found = folder.look("a")
-    assert found is not None
-    assert folder.update("a", b"3", found[1]) and not folder.update("a", b"4", found[1])
+    folder.replace("a", b"3")
     assert folder.read("a") == b"3"
     folder.delete(["a", "b"])
     assert folder.read("a") is None

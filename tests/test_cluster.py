@@ -283,14 +283,14 @@ def test_the_driver_is_interrupted_while_it_waits(hub: Hub, nodes: Nodes, store:
     """What the handler of a signal raises comes through Ray as it is."""
 
     def stop(*_: Any) -> None:
-        raise Interrupted("SIGUSR1")
+        raise Interrupted("SIGTERM")
 
-    before = signal.signal(signal.SIGUSR1, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        with pytest.raises(Interrupted, match="SIGUSR1"):
-            analysed(hub, nodes, store, lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            analysed(hub, nodes, store, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGTERM, before)
     assert len(tiles(store)) >= 3
 
 

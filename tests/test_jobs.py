@@ -181,8 +181,8 @@ def test_a_stopped_job_keeps_what_is_finished(hub: Hub, cluster: Cluster, tmp_pa
     assert "interrupted (SIGTERM): finished tiles are kept" in logs
     assert "Traceback" not in logs
     assert job.wait()["status"] == "STOPPED"
-    lease = store / "_tiles/run=r/lease"
-    assert not lease.exists(), (
+    lease = json.loads((store / "_leases/run=r/0000000001").read_text())
+    assert lease["released"], (
         "it ended by itself, not by the SIGKILL that comes after three seconds"
     )
     again = submit(cluster, tmp_path, *arguments)

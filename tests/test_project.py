@@ -20,8 +20,6 @@ from jobs import cli
 from jobs.console import Invocation, outcome
 from pipeline.errors import HallmarksError, quoted
 from pipeline.planning.request import Request
-from pipeline.store.folder import Folder
-from pipeline.store.lease import Lease
 from tests.suites import trajectory, write_suite
 
 ROOT = Path(__file__).parent.parent
@@ -86,22 +84,6 @@ def test_commands_that_compute_nothing_do_without_torch() -> None:
 def test_outside_text_stays_on_one_line() -> None:
     assert quoted("a\nb\x1b[31m").isprintable()
     assert len(quoted("x" * 10_000)) <= 120
-
-
-def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    first = Lease(folder, "r")
-    first.acquire()
-    code = (
-        "from pipeline.store.folder import Folder; from pipeline.store.lease import Lease;"
-        f"Lease(Folder({str(tmp_path)!r}), 'r').acquire()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "is being written by process" in done.stderr
-    first.release()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    Lease(folder, "r").acquire()  # its holder has ended without giving it back: taken over
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_several_runs_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert told(store).keys() == {"a", "b"}
     about = {
         "run": "c", "state": "reading", "tiles": 9, "tiles_done": 4, "tiles_lost": 1, "bytes": 900,
-        "bytes_done": 400, "workers": 2, "host": "there", "pid": 7, "started": 0.0,
+        "bytes_done": 400, "workers": 2, "token": 1, "host": "there", "pid": 7, "started": 0.0,
         "renewed": time.time() - 3600,
     }  # fmt: skip
     record.write_text(json.dumps(about))

@@ -38,6 +38,7 @@ from pipeline.execute.tasks import TaskBlocks
 from pipeline.execute.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
+from pipeline.signals import uninterrupted
 from pipeline.sources.base import Access
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
@@ -236,20 +237,31 @@ class RayPool:
                 ray.kill(handle.actor)
 
     def _step(self, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
-        """Hand tiles over, and see to whatever has happened by then."""
-        self._grow()
-        while (handed := schedule.next(time.monotonic())) is not None:
-            handle, tile = handed
-            assert isinstance(handle, _Handle)
-            if len(schedule.tiles_of(handle)) == 1:
-                handle.progressed = time.monotonic()  # it was idle until now
-            self._pending[handle.actor.run.remote(tile, next(handle.turns))] = handle, "run", tile
-        for call in self._returned():
-            yield from self._take(call, schedule, desk)
-        yield from self._end_the_silent(schedule)
-        for worker, number in self._admission.admitted(self._store_bytes):
-            assert isinstance(worker, _Handle)
-            self._reply(worker, number, True)
+        """Hand tiles over, and see to whatever has happened by then.
+
+        A signal is waited for in `wait` alone: in others of its calls, Ray catches what a handler
+        raises, and takes it for an error of the worker's.
+        """
+        with uninterrupted():
+            self._grow()
+            while (handed := schedule.next(time.monotonic())) is not None:
+                handle, tile = handed
+                assert isinstance(handle, _Handle)
+                if len(schedule.tiles_of(handle)) == 1:
+                    handle.progressed = time.monotonic()  # it was idle until now
+                self._pending[handle.actor.run.remote(tile, next(handle.turns))] = (
+                    handle,
+                    "run",
+                    tile,
+                )
+        returned = self._returned()
+        with uninterrupted():
+            outcomes = [out for call in returned for out in self._take(call, schedule, desk)]
+            outcomes += self._end_the_silent(schedule)
+            for worker, number in self._admission.admitted(self._store_bytes):
+                assert isinstance(worker, _Handle)
+                self._reply(worker, number, True)
+        yield from outcomes
 
     def _grow(self) -> None:
         """Start the workers that the cluster has room for by now."""

@@ -9,7 +9,14 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from pipeline.errors import DeviceFull, HallmarksError, SourceChanged, TileLost, TransientReadError
+from pipeline.errors import (
+    DeviceFull,
+    HallmarksError,
+    SourceChanged,
+    StoreFailed,
+    TileLost,
+    TransientReadError,
+)
 
 MAX_FAILURES = 3
 """Errors that a tile may end in, on whatever workers, before it is given up."""
@@ -105,8 +112,9 @@ class Schedule:
         Raises:
             SourceChanged: a file is not what was planned, and the rest of it may not be either.
             DeviceFull: a card has no memory for this tile, nor for any other.
+            StoreFailed: the store did not take its result, and will not take the next.
         """
-        if isinstance(error, SourceChanged | DeviceFull):
+        if isinstance(error, SourceChanged | DeviceFull | StoreFailed):
             raise error
         self._release(worker, tile)
         if not self._dropped(tile):

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
-from pipeline.errors import StoreUnusable
+from pipeline.errors import StoreUnusable, quoted
 from pipeline.sources.object_client import GET_SILENCE, SCHEMES, Trouble, ask
 
 _PUT_SILENCE = "1min"
 """The client counts the time that it sends for, too: 50 MB of similarities at 1 MB/s."""
 _Answer = TypeVar("_Answer")
-
-Version = Any
-"""Of one file: a tag of the storage's, or in a directory the contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,9 @@ class Folder:
     `create` one name the first wins. On object storage every process takes its credentials from its
     own environment, and what fails is tried again a few times.
 
+    A directory holds no links: whoever put one there would have files elsewhere read, written or
+    removed. They are not listed, and a path through one is refused.
+
     Every method raises StoreUnusable if the storage does not do as it is asked.
     """
 
@@ -51,10 +52,12 @@ class Folder:
         """Name the folder; nothing is asked of it yet.
 
         Raises:
-            StoreUnusable: neither a directory nor an address on object storage.
+            StoreUnusable: neither a directory nor an address on object storage, or one whose files
+                could not be given to DuckDB.
         """
         self.remote = "://" in root
-        self.root = _address(root) if self.remote else str(Path(root).resolve())
+        self.root = _address(root) if self.remote else _directory(root)
+        self._was_there = False
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)
@@ -91,51 +94,18 @@ class Folder:
 
         self._ask(path, question, writes=True)
 
-    def look(self, path: str) -> tuple[bytes, Version] | None:
-        """Return a file's contents and version, or None if there is no such file."""
+    def read(self, path: str) -> bytes | None:
+        """Return a file's contents, or None if there is no such file."""
         if not self.exists:
             return None
 
-        def question(files: Any) -> tuple[bytes, Version] | None:
+        def question(files: Any) -> bytes | None:
             try:
-                answer = obstore.get(files, path)
-                data = answer.bytes().to_bytes()
+                return obstore.get(files, path).bytes().to_bytes()
             except FileNotFoundError:
                 return None
-            if not self.remote:
-                return data, data
-            tags = {name: answer.meta[name] for name in ("e_tag", "version")}
-            return data, {name: tag for name, tag in tags.items() if tag is not None}
 
         return self._ask(path, question)
-
-    def update(self, path: str, data: bytes, version: Version) -> bool:
-        """Replace a file that still is what `look` gave; return False if it is not, and leave it.
-
-        Of several callers with one version at most one succeeds: the storage compares and writes in
-        one step. In a directory a lock of the operating system does that, among the processes that
-        see it: those of one machine, on a network file system often only those.
-        """
-        if not self.remote:
-            with _locked(Path(self.root, path).parent):
-                if self.read(path) != version:
-                    return False
-                self.replace(path, data)
-                return True
-
-        def question(files: Any) -> bool:
-            try:
-                obstore.put(files, path, data, mode=version, use_multipart=False)
-            except (PreconditionError, AlreadyExistsError):
-                return self.read(path) == data  # as in `create`
-            return True
-
-        return self._ask(path, question, writes=True)
-
-    def read(self, path: str) -> bytes | None:
-        """Return a file's contents, or None if there is no such file."""
-        found = self.look(path)
-        return None if found is None else found[0]
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return a part of a file.
@@ -154,6 +124,8 @@ class Folder:
             return []
 
         def question(files: Any) -> list[Entry]:
+            if not self.remote:
+                return list(self._walk(prefix))
             found = [entry for page in obstore.list(files, prefix) for entry in page]
             return [Entry(entry["path"], entry["size"], entry["e_tag"]) for entry in found]
 
@@ -167,6 +139,8 @@ class Folder:
         """Remove files, in any order; one that is gone already is no error."""
 
         def question(files: Any) -> None:
+            for parent in () if self.remote else {path.rpartition("/")[0] for path in paths}:
+                self._refuse_links(parent)
             try:
                 obstore.delete(files, paths)
             except FileNotFoundError:  # in a request for many, S3 does not mind; others do
@@ -177,22 +151,76 @@ class Folder:
         if paths:
             self._ask(os.path.commonpath(paths), question, writes=True)
 
+    def _walk(self, prefix: str) -> Iterator[Entry]:
+        """Yield the files below a directory; links and what nobody of ours has named are passed over."""
+        for directory, _, names in os.walk(Path(self.root, prefix), onerror=_raise):
+            for name in names:
+                file = Path(directory, name)
+                path = file.relative_to(self.root).as_posix()
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    about = file.lstat()
+                    if stat.S_ISREG(about.st_mode) and path.isprintable() and "#" not in name:
+                        yield Entry(path, about.st_size, None)
+
+    def _refuse_links(self, path: str) -> None:
+        """Raise OSError if a part of a path, which may not exist, is a link."""
+        where = Path(self.root)
+        for name in PurePosixPath(path).parts:
+            where /= name
+            if name == ".." or where.is_symlink():
+                raise OSError(f"{quoted(where)} is a link; the store of a run holds none")
+
     @cached_property
     def _directory(self) -> LocalStore:
         return LocalStore(self.root, mkdir=True)
+
+    def _opened(self) -> LocalStore:
+        """Return the directory, which is made once: in place of one that has gone, none is."""
+        if self._was_there and not self.exists:
+            raise FileNotFoundError(errno.ENOENT, "the directory of the store is gone")
+        self._was_there = True
+        return self._directory
 
     def _ask(self, path: str, question: Callable[[Any], _Answer], writes: bool = False) -> _Answer:
         if self.remote:
             silence = _PUT_SILENCE if writes else GET_SILENCE
             return ask(self.root, question, lambda *why: _unusable(self.root, path, *why), silence)
         try:
-            return question(self._directory)
+            self._refuse_links(path)
+            return question(self._opened())
         except (BaseError, OSError) as error:
             raise StoreUnusable(
                 f"{self.root}/{path} cannot be {'written' if writes else 'read'}:"
                 f" {str(error).splitlines()[0][:200]}",
-                "is the disk full, or the directory read-only?" if writes else "",
+                "is the disk full, the directory read-only, or gone?" if writes else "",
             ) from None
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _directory(root: str) -> str:
+    """Return the absolute path of a directory that may not exist yet."""
+    cure = "name another directory with --store"
+    if not root.strip():
+        raise StoreUnusable("--store is empty", cure)
+    try:
+        found = str(Path(root).resolve())
+        found.encode()
+        if Path(found).exists() and not Path(found).is_dir():
+            raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
+    except UnicodeEncodeError:
+        raise StoreUnusable(f"--store {quoted(root)}: its path is not UTF-8", cure) from None
+    except (OSError, RuntimeError, ValueError) as error:  # no right, a loop of links, a NUL
+        raise StoreUnusable(f"--store {quoted(root)}: {type(error).__name__}", cure) from None
+    # DuckDB takes every path for a pattern; what escapes *, ? and [ does not go with \\
+    if "\\" in found and any(sign in found for sign in "*?["):
+        raise StoreUnusable(
+            f"--store {quoted(root)}: a backslash and one of *, ?, [ in its path", cure
+        )
+    return found
 
 
 def _address(url: str) -> str:
@@ -229,14 +257,3 @@ def _unusable(root: str, path: str, trouble: Trouble, name: str) -> StoreUnusabl
             return StoreUnusable(
                 f"{where}: {name}", "are the account, endpoint, region and credentials set?"
             )
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep others out who do the same."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # a file system without locks does without
-            descriptor = os.open(directory, os.O_RDONLY)
-            held.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipeline.errors import StoreUnusable
@@ -29,6 +29,8 @@ class Record:
     bytes: int
     bytes_done: int
     workers: int
+    token: int
+    """Of the driver's lease."""
     host: str
     pid: int
     started: float
@@ -39,26 +41,33 @@ class Record:
 class ProgressFile:
     """The record of one run."""
 
-    def __init__(self, folder: Folder, run: str) -> None:
-        self._folder, self._run = folder, run
-        self._path = f"_tiles/run={run}/progress"
+    def __init__(self, folder: Folder, run: str, token: int) -> None:
+        self._folder, self._run, self._token = folder, run, token
         self._started = time.time()
         self._renewed = 0.0
 
-    def renew(self, *, now: bool = False, **figures: int | str) -> None:
-        """Write the record, unless it is younger than `RENEWED_EVERY_S`; `now`: in any case."""
-        at = time.time()
-        if not now and at - self._renewed < RENEWED_EVERY_S:
-            return
-        self._renewed = at
-        about = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid()}
-        about |= {"started": self._started, "renewed": at}
-        with contextlib.suppress(StoreUnusable):  # no result stands on it
-            self._folder.replace(self._path, json.dumps(about | figures).encode())
+    @property
+    def due(self) -> bool:
+        """True if the record is older than `RENEWED_EVERY_S`."""
+        return time.time() - self._renewed >= RENEWED_EVERY_S
 
-    def remove(self) -> None:
-        """Remove the record: the run's tables say the rest."""
-        self._folder.delete([self._path])
+    def renew(self, **figures: int | str) -> None:
+        """Write the record."""
+        self._renewed = time.time()
+        about: dict[str, Any] = {"run": self._run, "token": self._token}
+        about |= {"host": socket.gethostname(), "pid": os.getpid()}
+        about |= {"started": self._started, "renewed": self._renewed}
+        with contextlib.suppress(StoreUnusable):  # no result stands on it
+            self._folder.replace(_path(self._run), json.dumps(about | figures).encode())
+
+
+def remove_record(folder: Folder, run: str) -> None:
+    """Remove the record of a run: its tables say the rest."""
+    folder.delete([_path(run)])
+
+
+def _path(run: str) -> str:
+    return f"_tiles/run={run}/progress"
 
 
 def records(folder: Folder) -> list[Record]:
@@ -66,11 +75,20 @@ def records(folder: Folder) -> list[Record]:
     found = []
     for path in folder.list("_tiles"):
         if path.endswith("/progress"):
-            try:
-                found.append(Record(**json.loads(folder.read(path) or b"")))
-            except (ValueError, TypeError):
-                continue
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                record = Record(**json.loads(folder.read(path) or b""))
+                if path == f"_tiles/run={record.run}/progress" and _is_sound(record):
+                    found.append(record)
     return found
+
+
+def _is_sound(record: Record) -> bool:
+    """Say whether the values, which anybody may have written, are of their kinds."""
+    kinds = {"str": str, "int": int, "float": (int, float)}
+    values = [(getattr(record, each.name), kinds[str(each.type)]) for each in fields(record)]
+    return all(
+        isinstance(value, kind) and (kind is str or 0 <= value < 2**63) for value, kind in values
+    )
 
 
 def as_dict(record: Record) -> dict[str, Any]:

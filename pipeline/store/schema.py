@@ -9,12 +9,14 @@ import pyarrow as pa
 
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
+_file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
 
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(
         [
             ("attempt", pa.string()),
+            ("final", pa.bool_()),
             ("plan", pa.string()),
             ("source", pa.string()),
             ("created_at", pa.timestamp("us", tz="UTC")),
@@ -30,6 +32,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("device", pa.string()),
             ("complete", pa.bool_()),
             ("settings", pa.string()),
+            ("files", pa.list_(_file)),
         ]
     ),
     "checkpoints": pa.schema(
@@ -149,3 +152,8 @@ BYTE_STREAM_SPLIT = {
     table: tuple(field.name for field in schema if field.type == pa.float64())
     for table, schema in SCHEMAS.items()
 }
+
+
+def with_run(table: str) -> pa.Schema:
+    """Return a table's columns as a reader sees them: the run comes from the path."""
+    return SCHEMAS[table].append(pa.field("run", pa.string()))

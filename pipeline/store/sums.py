@@ -53,8 +53,11 @@ class SumFolder:
         write()
 
     def seal(self) -> None:
-        """Say that all are there, and remove those of other plans."""
+        """Say that all are there."""
         self._folder.replace(f"{self._prefix}/complete", b"")
+
+    def remove_others(self) -> None:
+        """Remove the sums of other plans of this run."""
         paths = self._folder.list(self._run_prefix)
         self._folder.delete([path for path in paths if not path.startswith(self._prefix + "/")])
 

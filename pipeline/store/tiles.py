@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.errors import FormatError, StoreUnusable
+from pipeline.errors import FormatError, StoreFailed, StoreUnusable
 from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
 
@@ -35,8 +35,15 @@ class TileFolder:
         self._mark = ""
 
     def put(self, tile_name: str, result: TileResult) -> None:
-        """Write a tile's result unless it is there: of two workers on one tile the first wins."""
-        self._folder.create(self._path(tile_name), encode(result))
+        """Write a tile's result unless it is there: of two workers on one tile the first wins.
+
+        Raises:
+            StoreFailed: it cannot be written, and no other is likely to be.
+        """
+        try:
+            self._folder.create(self._path(tile_name), encode(result))
+        except StoreUnusable as error:
+            raise StoreFailed(error.message, error.hint) from None
 
     def get(self, tile_name: str) -> TileResult | None:
         """Return a tile's result; a damaged file is removed and counts as absent."""
@@ -81,6 +88,16 @@ def discard(folder: Folder, run: str) -> None:
     """Remove the result files of a run, of whatever plan."""
     paths = folder.list(f"_tiles/run={run}")
     folder.delete([path for path in paths if path.endswith(".safetensors")])
+
+
+def is_left(folder: Folder, run: str) -> bool:
+    """Return True if there is anything of a run that a job needs only until it is complete."""
+    return bool(folder.list(f"_tiles/run={run}"))
+
+
+def discard_all(folder: Folder, run: str) -> None:
+    """Remove all that a run needs only until it is complete: results, marks, and the record."""
+    folder.delete(folder.list(f"_tiles/run={run}"))
 
 
 def encode(result: TileResult) -> bytes:

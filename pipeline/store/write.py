@@ -1,16 +1,16 @@
 """A run's tables as Parquet: `STORE/<table>/run=<run>/<attempt>-<number>.parquet`.
 
-All files of a run carry the id of the attempt that wrote them. `runs` is written last and names
-the attempt that counts: a reader sees the old tables or the new ones, never a mixture.
+All files of a run carry the name of the attempt that wrote them (store/attempts.py). The row in `runs`
+is written last and makes the attempt count: a reader sees the old tables or the new ones, never a
+mixture. Before the row all of it may be removed, after it nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,12 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreUnusable
+from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
+from pipeline.store.attempts import part_path, remove_unfinished, row_path
+from pipeline.store.contents import digest
 from pipeline.store.folder import Folder
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
 
@@ -32,14 +34,15 @@ ROW_GROUP_ROWS = 122_880  # DuckDB's own: point queries 2.4 ms, against 4.8-5.6 
 
 
 class RunWriter:
-    """Writes one attempt of one run. Nothing of it shows before `finish`."""
+    """Writes one attempt of one run. Nothing of it shows before `commit`."""
 
-    def __init__(self, folder: Folder, run: str) -> None:
-        self._folder, self._run = folder, run
-        self.attempt = uuid.uuid4().hex
+    def __init__(self, folder: Folder, run: str, attempt: str) -> None:
+        self._folder, self._run, self._attempt = folder, run, attempt
         self._batches: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._rows: dict[str, int] = defaultdict(int)
-        self._files: dict[str, int] = defaultdict(int)
+        self._files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """Of each table, as the row of `runs` names them."""
+        self._row = b""
 
     def add(self, number: int, key: Key, found: Figures) -> None:
         """Add all figures of one group; `number` identifies the group within the run."""
@@ -73,25 +76,35 @@ class RunWriter:
         coordinates = {f"pc{c + 1}": found.projection[:, c] for c in range(3)}
         self._append("projection", {"k": np.arange(count), **coordinates}, number)
 
-    def finish(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
-        """Write what remains, then the row of `runs`, then remove earlier attempts."""
+    def complete(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
+        """Write all that is left but the row of `runs`."""
         self._append("checkpoints", _checkpoint_columns(plan))
         self._append("tensors", _tensor_columns(plan))
         self._append("findings", _finding_columns(found))
         for table in SCHEMAS.keys() - {"runs"}:
             self._flush(table)
-        row = {name: [run_row.get(name)] for name in SCHEMAS["runs"].names}
-        row["attempt"] = [self.attempt]
-        data = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
-        self._folder.replace(f"runs/run={self._run}/run.parquet", data)
-        self._remove(lambda name: not name.startswith(self.attempt))
+        files = list(chain.from_iterable(self._files.values()))
+        own = {"attempt": self._attempt, "files": files}
+        row = {name: [(run_row | own).get(name)] for name in SCHEMAS["runs"].names}
+        self._row = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
+
+    def commit(self) -> None:
+        """Write the row of `runs`: from here on this attempt counts. May be tried again.
+
+        Raises:
+            LeaseLost: another driver has taken the run over meanwhile.
+            StoreUnusable: the storage does not answer; the row may be there all the same.
+        """
+        if not self._folder.create(row_path(self._run, self._attempt), self._row):
+            raise LeaseLost(
+                f"run {self._run} was taken over by another driver while this one was writing it",
+                "`hallmarks status` says how far it is",
+            )
 
     def abandon(self) -> None:
-        """Remove what this attempt has written."""
-        with contextlib.suppress(
-            StoreUnusable
-        ):  # no view shows what stays; the next run removes it
-            self._remove(lambda name: name.startswith(self.attempt))
+        """Remove what this attempt has written, before its commit."""
+        with contextlib.suppress(StoreUnusable):  # no view shows it; a later attempt removes it
+            remove_unfinished(self._folder, self._run, self._attempt)
 
     def _append(self, table: str, columns: dict[str, Any], group: int | None = None) -> None:
         """Keep rows; columns are turned into Arrow many groups at a time, which is 3 times faster."""
@@ -114,23 +127,17 @@ class RunWriter:
             values = _joined([columns[field.name] for columns in batches])
             if field.name == "attempt":
                 indices = pa.array(values, pa.int32())
-                arrays.append(pa.DictionaryArray.from_arrays(indices, [self.attempt]))
+                arrays.append(pa.DictionaryArray.from_arrays(indices, [self._attempt]))
             elif pa.types.is_dictionary(field.type):
                 arrays.append(pa.array(values, field.type.value_type).dictionary_encode())
             else:
                 # from_pandas: NaN is NULL
                 arrays.append(pa.array(values, field.type, from_pandas=True))
         data = _parquet(pa.Table.from_arrays(arrays, schema=SCHEMAS[table]), table)
-        name = f"{self.attempt}-{self._files[table]:05d}.parquet"
-        self._folder.replace(f"{table}/run={self._run}/{name}", data)
-        self._files[table] += 1
+        path = part_path(table, self._run, self._attempt, len(self._files[table]))
+        self._folder.replace(path, data)
+        self._files[table].append({"table": table, "size": len(data), "digest": digest(data)})
         self._rows[table] = 0
-
-    def _remove(self, unwanted: Callable[[str], bool]) -> None:
-        for table in SCHEMAS:
-            if table != "runs":
-                paths = self._folder.list(f"{table}/run={self._run}")
-                self._folder.delete([p for p in paths if unwanted(p.rpartition("/")[2])])
 
 
 def _joined(batches: list[Any]) -> Any:
@@ -156,6 +163,7 @@ def _parquet(table: pa.Table, name: str) -> bytes:
         ],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         row_group_size=ROW_GROUP_ROWS,
+        write_page_checksum=True,  # for who reads parts of a file, from object storage
     )
     return sink.getvalue().to_pybytes()
 

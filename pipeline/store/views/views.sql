@@ -1,11 +1,10 @@
--- The views of a hallmarks store, for any DuckDB from 1.4 on.
--- Run it in the store's directory:   .read views.sql
 -- They select, divide and join; every sum over weights was made in fixed order when the run was
 -- written. Undefined values are NULL. Angles are degrees.
 
+-- Of the attempts at a run the one with the greatest name counts.
 CREATE OR REPLACE VIEW attempts AS
-SELECT * FROM read_parquet('runs/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true);
+SELECT * FROM stored_runs
+QUALIFY row_number() OVER (PARTITION BY run ORDER BY attempt DESC) = 1;
 
 CREATE OR REPLACE VIEW runs AS
 SELECT run, source, created_at, version, checkpoints, tensors, parameters, fraction, bytes_total,
@@ -14,22 +13,19 @@ FROM attempts;
 
 CREATE OR REPLACE VIEW checkpoints AS
 SELECT run, k, name, t.source, commit, step, elapsed, tokens, stage, bytes, dtype
-FROM read_parquet('checkpoints/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) t
+FROM stored_checkpoints t
 SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW tensors AS
 SELECT run, tensor, stack, layer, component, expert, kind, shape, numel, dtype, included,
     reason, fraction
-FROM read_parquet('tensors/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+FROM stored_tensors
 SEMI JOIN attempts USING (run, attempt);
 
 -- What a group_id stands for: the key columns of the views below.
 CREATE OR REPLACE VIEW groups AS
 SELECT run, attempt, group_id, scope, stack, layer, component, tensor, head, expert
-FROM read_parquet('groups/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+FROM stored_groups
 SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW path AS
@@ -37,8 +33,7 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     p.norm, p.displacement, p.increment, p.path_length, p.update_angle_deg,
     p.update_angle_stderr_deg, p.angle_to_first_deg,
     p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
-FROM read_parquet('path/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) p
+FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k);
 
@@ -47,8 +42,7 @@ JOIN checkpoints c USING (run, k);
 CREATE OR REPLACE VIEW similarity AS
 WITH lengths AS (
     SELECT run, attempt, group_id, k, norm, displacement
-    FROM read_parquet('path/run=*/*.parquet',
-        hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+    FROM stored_path
 )
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
     ci.step AS step_i, cj.step AS step_j, s.dot,
@@ -60,8 +54,7 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
         ELSE greatest(-1.0, least(1.0, s.relative_dot / (pi.displacement * pj.displacement)))
         END AS relative_cosine,
     sqrt(s.squared_distance) AS distance, s.cosine_stderr, s.relative_cosine_stderr
-FROM read_parquet('similarity/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) s
+FROM stored_similarity s
 JOIN groups g USING (run, attempt, group_id)
 JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
     AND pi.k = s.i
@@ -73,26 +66,22 @@ JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
-FROM read_parquet('indicators/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) n
+FROM stored_indicators n
 JOIN groups g USING (run, attempt, group_id);
 
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
     s.eigenvalue, s.share
-FROM read_parquet('spectrum/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) s
+FROM stored_spectrum s
 JOIN groups g USING (run, attempt, group_id);
 
 CREATE OR REPLACE VIEW projection AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.k, p.pc1,
     p.pc2, p.pc3
-FROM read_parquet('projection/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true) p
+FROM stored_projection p
 JOIN groups g USING (run, attempt, group_id);
 
 CREATE OR REPLACE VIEW findings AS
 SELECT run, severity, kind, k, tensor, message, evidence
-FROM read_parquet('findings/run=*/*.parquet',
-    hive_partitioning = true, hive_types_autocast = false, union_by_name = true)
+FROM stored_findings
 SEMI JOIN attempts USING (run, attempt);

@@ -1,0 +1,194 @@
+"""What a store holds: the rows of `runs`, and the files that they name.
+
+The row of a run is written last. It says how many files each table of the run has, and the size and
+digest of each: what no row names is no part of the store, and a file that is gone, cut or damaged is
+noticed before it gives a figure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.errors import RequestError, quoted
+from pipeline.planning.request import check_run_name
+from pipeline.store.attempts import attempt_of, is_bar, part_path, row_path
+from pipeline.store.folder import Entry, Folder
+from pipeline.store.schema import SCHEMAS, with_run
+
+_REQUESTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a table, as the row of its run names it."""
+
+    run: str
+    table: str
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The runs of a store, as they were when it was looked at."""
+
+    rows: pa.Table
+    """Of `runs`, with the column `run`."""
+    parts: dict[str, list[Part]]
+    """By table; all but `runs`."""
+    damaged: dict[str, str]
+    """Runs whose row cannot be read, and why."""
+
+    def attempt(self, run: str) -> str | None:
+        """Return the attempt that counts, or None if there is no such run."""
+        runs, attempts = (self.rows[name].to_pylist() for name in ("run", "attempt"))
+        return dict(zip(runs, attempts, strict=True)).get(run)
+
+
+class _Damaged(ValueError):
+    """The message says what is wrong with a file."""
+
+
+def contents(folder: Folder) -> Contents:
+    """Read the row of every run; one that cannot be read does not count, and is named.
+
+    Raises:
+        StoreUnusable: the storage does not answer.
+    """
+    found = _Found()
+    for run, (attempt, data) in _rows(folder).items():
+        try:
+            check_run_name(run)
+            found.add(run, attempt, _row(data))
+        except RequestError:
+            found.damaged[quoted(run)] = "a run cannot have this name"
+        except _Damaged as error:
+            found.damaged[run] = f"{row_path(run, attempt)} {error}"
+    rows = pa.Table.from_pylist(found.rows, schema=with_run("runs"))
+    return Contents(rows, found.parts, found.damaged)
+
+
+@dataclass(slots=True)
+class _Found:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, list[Part]] = field(default_factory=lambda: defaultdict(list))
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def add(self, run: str, attempt: str, row: dict[str, Any]) -> None:
+        """Take a run's row, or nothing of it."""
+        files = row["files"]
+        if row["attempt"] != attempt:
+            raise _Damaged("is another attempt's")
+        if files is None:
+            raise _Damaged("is of an earlier version, and names no files")
+        if not all(map(_names_a_file, files)):
+            raise _Damaged("names files of no table")
+        numbers: dict[str, int] = defaultdict(int)
+        for file in files:
+            table = file["table"]
+            path = part_path(table, run, attempt, numbers[table])
+            numbers[table] += 1
+            self.parts[table].append(Part(run, table, path, file["size"], file["digest"]))
+        self.rows.append(row | {"run": run})
+
+
+def trouble(folder: Folder, part: Part) -> str | None:
+    """Return what is wrong with a file, which is read as a whole, or None."""
+    data = folder.read(part.path)
+    if data is None:
+        return "is gone"
+    if len(data) != part.size:
+        return f"has {len(data):,} bytes, not {part.size:,}"
+    if digest(data) != part.digest:
+        return "is damaged"
+    return _misfit(data, SCHEMAS[part.table])
+
+
+def trouble_by_listing(folder: Folder, table: str, parts: Sequence[Part]) -> dict[Part, str]:
+    """Return what is wrong with the files of a table as far as one listing shows."""
+    sizes = {entry.path: entry.size for entry in folder.entries(table)}
+    found = {}
+    for part in parts:
+        size = sizes.get(part.path)
+        if size is None:
+            found[part] = "is gone"
+        elif size != part.size:
+            found[part] = f"has {size:,} bytes, not {part.size:,}"
+    return found
+
+
+def digest(data: bytes) -> str:
+    """Return what tells a file's contents from what a disk or a copy has made of them."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def _rows(folder: Folder) -> dict[str, tuple[str, bytes]]:
+    """Return the attempt that counts of every run, and the file that holds its row."""
+    while True:
+        entries = [entry for entry in folder.entries("runs") if _is_of_a_run(entry)]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            read = list(pool.map(lambda entry: folder.read(entry.path), entries))
+        if None not in read:
+            break  # else one was removed meanwhile, and another counts
+    found = {}
+    for entry, data in zip(entries, read, strict=True):  # in the order in which they count
+        if data is not None and not is_bar(data):
+            run = entry.path.split("/")[1].removeprefix("run=")
+            found[run] = attempt_of(entry.path), data
+    return found
+
+
+def _is_of_a_run(entry: Entry) -> bool:
+    """Return False of a stray file."""
+    _, directory, *_ = [*entry.path.split("/"), ""]
+    run, attempt = directory.removeprefix("run="), attempt_of(entry.path)
+    return bool(attempt) and entry.path == row_path(run, attempt)
+
+
+def _names_a_file(file: dict[str, Any] | None) -> bool:
+    return (
+        file is not None
+        and file["table"] in SCHEMAS.keys() - {"runs"}
+        and file["size"] is not None
+        and file["digest"] is not None
+    )
+
+
+def _row(data: bytes) -> dict[str, Any]:
+    """Return the row that a file of `runs` holds, with exactly today's columns."""
+    schema = SCHEMAS["runs"]
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        names = [name for name in schema.names if name in file.schema_arrow.names]
+        if file.metadata.num_rows != 1:
+            raise ValueError("one row")
+        row = file.read(names).cast(pa.schema([schema.field(name) for name in names]))
+        values = row.to_pylist()[0]
+    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError, OverflowError):
+        raise _Damaged("is damaged") from None
+    return dict.fromkeys(schema.names) | values
+
+
+def _misfit(data: bytes, schema: pa.Schema) -> str | None:
+    """Say so if a file's columns are not of a table's types; older files may lack some."""
+    try:
+        found = pq.read_schema(pa.BufferReader(data))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"is no Parquet file ({type(error).__name__})"
+    for field_ in schema:
+        if field_.name in found.names and _plain(found.field(field_.name)) != _plain(field_):
+            return f"has another type in column {field_.name}"
+    return None
+
+
+def _plain(column: pa.Field) -> pa.DataType:
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
