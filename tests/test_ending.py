@@ -135,7 +135,10 @@ def test_closed_streams(
     done = shell(f"hallmarks analyze {suite} --store {store} --executor local --json {closed}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == shown
-    found = pipeline.open_store(str(store)).sql("SELECT complete, relative_mds FROM runs")
+    found = pipeline.open_store(str(store)).sql(
+        "SELECT complete, value FROM runs JOIN indicators USING (run)"
+        " WHERE scope = 'model' AND indicator = 'relative_mds'"
+    )
     assert found.fetchall() == [(True, expected)]
 
 
