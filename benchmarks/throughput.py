@@ -107,12 +107,13 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     from pipeline.analysis import worker_memory
     from pipeline.execute import worker
     from pipeline.execute.addresses import InProcess
+    from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources
     from pipeline.planning.slices import slices, spans
 
     plan, there = make_plan(Request(source))
-    calls = worker.available_cores() + there.waits
+    calls = available_cores() + there.waits
     row_bytes = worker_memory(plan, Resources(executor="local"), calls).row_bytes
     addresses = InProcess(plan, there)
     addresses.prepare(range(len(plan.files)))

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.audit import findings_of, print_finding, told
-from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run, stop_on_signals
+from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
+from jobs.program import resumable
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint
 from pipeline.errors import RequestError
@@ -73,7 +74,7 @@ def analyze(**options: Any) -> int:
 
 def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
-    stop_on_signals()
+    resumable()
     _check_store_of_job(options["store"])
     progress = JobProgress()
     where, resources = options["store"], resources_from(options)

@@ -5,17 +5,17 @@ Results go to standard output, everything else to standard error. Errors are one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
-import signal
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -29,6 +29,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jobs import program
+from jobs.internal_error import told, traceback_of
 from pipeline.errors import HallmarksError, Interrupted
 from pipeline.planning.memory import show_size
 
@@ -41,31 +43,60 @@ EXIT_INCOMPLETE = 3
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 
 
+@dataclass
+class Invocation:
+    """What an error's report needs to know of the command that it ended."""
+
+    store: str | None = None
+
+
 def run(command: click.Command) -> NoReturn:
     """Run a command to its exit code (docs/contract.md, §1)."""
-    debug = "--debug" in sys.argv
+    program.begin()
+    program.raise_on_signals()
+    invocation = Invocation()
     _show_notes()
+    threading.excepthook = lambda thread: _internal(thread.exc_value, invocation)
+    program.leave(outcome(command, invocation))
+
+
+def outcome(command: click.Command, invocation: Invocation) -> int:
+    """Run a command and return its exit code; an error is told. The process is left as it was."""
     try:
-        code = command.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        code = done.exit_code
+        code = command.main(standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+        return code or 0
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 1
     except click.ClickException as error:
-        code = _report(error.format_message(), _usage_hint(error), 2)
-    except (Interrupted, KeyboardInterrupt, click.exceptions.Abort):
-        # Threads may still wait for a read; nothing of theirs is worth waiting for.
-        _leave(Interrupted.exit_code)
+        return _report(error.format_message(), _usage_hint(error), 2)
+    except click.Abort as error:
+        # what click makes of an unexpected end of a file, too
+        unexpected = isinstance(error.__cause__, EOFError)
+        return _internal(error.__cause__, invocation) if unexpected else program.INTERRUPTED
+    except Interrupted:
+        return program.INTERRUPTED
     except HallmarksError as error:
-        if debug:
-            traceback.print_exc()
-        code = _report(error.message, error.hint, error.exit_code)
+        if _debug():
+            click.echo(traceback_of(error), err=True)
+        return _report(error.message, error.hint, error.exit_code)
     except BrokenPipeError:
-        _leave(1)  # the reader of a pipe has gone: nobody is there to be told
+        return 1  # the reader of a pipe has gone: nobody is there to be told
+    except MemoryError:
+        return _report("out of memory", "use a smaller --memory", 1)
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split())[:300]
-        code = _report(f"{type(error).__name__}: {text}", "--debug shows where", 1)
-    sys.exit(code or 0)
+        return _internal(error, invocation)
+
+
+def _internal(error: BaseException | None, invocation: Invocation) -> int:
+    error = error or RuntimeError("no exception")  # a thread that could not even keep one
+    if _debug():
+        click.echo(traceback_of(error), err=True)
+    return _report(*told(error, invocation.store), 1)
+
+
+def _debug() -> bool:
+    return "--debug" in sys.argv
 
 
 def _show_notes() -> None:
@@ -82,9 +113,10 @@ class _Notes(logging.Handler):
 
 
 def _report(message: str, hint: str, code: int) -> int:
-    click.echo(f"error: {message}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        click.echo(f"error: {message}", err=True)
+        if hint:
+            click.echo(f"hint: {hint}", err=True)
     return code
 
 
@@ -93,9 +125,12 @@ def _usage_hint(error: click.ClickException) -> str:
     return f"{context.command_path} --help" if context is not None else ""
 
 
-def _leave(code: int) -> NoReturn:
-    sys.stderr.flush()
-    os._exit(code)
+class _Notes(logging.Handler):
+    """Shows what the job logs, such as why it waits, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            click.echo(f"note: {record.getMessage()}", err=True)
 
 
 class Result:
@@ -121,33 +156,8 @@ class Result:
     def print_json(self, value: Mapping[str, Any]) -> None:
         """Print one line."""
         line = json.dumps(value, allow_nan=False) + "\n"
-        os.write(self._descriptor, line.encode())
-
-
-def stop_on_signals() -> None:
-    """Make SIGINT and SIGTERM end the job: the message at once, then what is needed to end well.
-
-    Called again once Ray has started, since Ray installs handlers of its own. A second signal
-    ends the process without waiting.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    del frame
-    signal.signal(signal.SIGINT, _stop_now)
-    signal.signal(signal.SIGTERM, _stop_now)
-    name = signal.Signals(number).name
-    os.write(
-        2, f"\ninterrupted ({name}): finished tiles are kept; the same command goes on\n".encode()
-    )
-    raise Interrupted(name)
-
-
-def _stop_now(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    os._exit(Interrupted.exit_code)
+        with program.told_if_refused():
+            os.write(self._descriptor, line.encode())
 
 
 def one_object(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,7 +185,6 @@ class JobProgress:
         self._estimate = ""
 
     def planned(self, plan: Plan, finished_bytes: int) -> None:
-        stop_on_signals()
         self._done = self._resumed = finished_bytes
         self._total, self._started = plan.bytes_to_read, time.monotonic()
         resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""

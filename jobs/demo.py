@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from jobs.analyze import analyze
-from jobs.console import run, stop_on_signals
+from jobs.console import run
 from jobs.language_model import train
 from jobs.options import debug_option
 
@@ -27,16 +27,15 @@ from jobs.options import debug_option
 def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
     """Train a small language model for about 40 checkpoints and analyse how its weights moved."""
     del debug
-    stop_on_signals()
     with tempfile.TemporaryDirectory(prefix="hallmarks-demo-") as folder:
         checkpoints = Path(folder) / "demo"
         click.echo("training a small language model on the Python language reference …", err=True)
         train(checkpoints, on_checkpoint=_told)
         arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
-        anew = ["--fresh", "--replace"]  # its checkpoints lie elsewhere each time
-        return context.invoke(
-            analyze, **analyze.make_context("analyze", [*arguments, *anew]).params
-        )
+        # its checkpoints lie elsewhere each time
+        arguments += ["--fresh", "--replace"]
+        analyzing = analyze.make_context("analyze", arguments, parent=context)
+        return context.invoke(analyze, **analyzing.params)
 
 
 def _told(step: int, loss: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from jobs.console import Invocation
 from pipeline.errors import RequestError
 from pipeline.planning.plan import check_distinct, run_name
 from pipeline.planning.request import (
@@ -100,8 +101,18 @@ _OUTPUT = [
     click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
     click.option("--debug", is_flag=True, help="Tracebacks instead of one-line errors."),
 ]
+
+
+def remember_store(context: click.Context, _: click.Parameter, store: str) -> str:
+    """Let the report of an error know where the command keeps its results."""
+    if isinstance(context.obj, Invocation):
+        context.obj.store = store
+    return store
+
+
 store_option = click.option(
     "--store",
+    callback=remember_store,
     default="hallmarks-store",
     show_default=True,
     metavar="STORE",

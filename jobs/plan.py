@@ -13,7 +13,7 @@ from rich.console import Console
 from jobs.console import Result, one_object, run
 from jobs.options import requests_from, resources_from, selection_and_resources
 from pipeline.analysis import worker_memory
-from pipeline.execute.worker import available_cores
+from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.sources.limits import QUOTAS, windows

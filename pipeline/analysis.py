@@ -15,6 +15,7 @@ from pipeline.errors import (
     HallmarksError,
     Interrupted,
     LeaseLost,
+    PlanDoesNotFit,
     RequestError,
     StoreFailed,
     StoreUnusable,
@@ -25,9 +26,10 @@ from pipeline.execute.device import THREADS_OF_A_CARD, choose_device
 from pipeline.execute.local import run_local
 from pipeline.execute.schedule import MAX_FAILURES, Lost
 from pipeline.execute.verify import published
-from pipeline.execute.worker import Receipt, Worker, available_cores
+from pipeline.execute.worker import Receipt, Worker
 from pipeline.numerics.partial import TileResult
-from pipeline.planning.memory import Memory, project, total_memory
+from pipeline.planning.machine import available_cores, total_memory
+from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import members
@@ -41,11 +43,6 @@ from pipeline.store.names import refuse_to_replace
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all, is_left
-
-DEFAULT_SHARE_OF_MEMORY = 0.5
-"""Of the machine's or container's memory, over all workers: the rest is for the page cache, for
-Ray and for whatever else runs there."""
-
 
 _MOST_TASKS_A_WORKER = 16
 """Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
@@ -581,7 +578,7 @@ def _executor(plan: Plan, source: Source, resources: Resources) -> Iterator[tupl
         ahead = min(shape.pulling, _MOST_TASKS_A_WORKER) if tasks else source.waits
         calls = shape.threads + ahead
         largest = largest_block(shape.store_bytes) if tasks else None
-        memory = worker_memory(plan, resources, calls, shape.workers, largest)
+        memory = worker_memory(plan, resources, calls, shape.together, largest)
 
         def work_there(tiles: list[int], sink: TileFolder) -> _Outcomes:
             sink.mark()
@@ -615,10 +612,20 @@ def worker_memory(
     """Return how one worker with `calls` tiles in hand spends its budget.
 
     Args:
+        workers: how many share a machine.
         largest_block: what an object store takes, if blocks travel through one.
 
     Raises:
-        PlanDoesNotFit: the budget or the store is too small.
+        PlanDoesNotFit: the budget, the machine or the store is too small.
     """
-    budget = resources.memory or int(total_memory() * DEFAULT_SHARE_OF_MEMORY) // workers
-    return project(plan.tensors, plan.tiles, budget, calls, largest_block)
+    total, on_ray = total_memory(), resources.executor == "ray"
+    budget = resources.memory or default_budget(total, workers, on_ray)
+    memory = project(plan.tensors, plan.tiles, budget, calls, largest_block)
+    if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
+        raise PlanDoesNotFit(
+            f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"
+            f" {show_size(idle_bytes(1, on_ray))} of an idle process, and this machine or container"
+            f" has {show_size(total)}",
+            "leave --memory out, or raise the limit",
+        )
+    return memory

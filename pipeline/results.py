@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow
 
 from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
-from pipeline.execute.worker import available_cores
 from pipeline.findings.finding import Finding, counts
 from pipeline.findings.judge import findings
 from pipeline.findings.observe import Observations
 from pipeline.numerics.gram import one_thread_products
 from pipeline.numerics.partial import TileResult
+from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.reduce.figures import Figures, GroupSums

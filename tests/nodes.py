@@ -52,14 +52,21 @@ class Nodes:
     def lose(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def join_late(self) -> None:
-        """Add a node by command: the other way sets a signal's handler, which a thread may not."""
+    def join_late(self, **environment: str) -> None:
+        """Add a node by command: the other way sets a signal's handler, which a thread may not.
+
+        Args:
+            environment: of the node and its workers.
+        """
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=4",
             f"--address={self.address}", "--object-store-memory=80000000",
         ]  # fmt: skip
         quiet = subprocess.DEVNULL
-        self.late = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+        self.late = subprocess.Popen(
+            command, stdout=quiet, stderr=quiet, start_new_session=True,
+            env=os.environ | environment,
+        )  # fmt: skip
 
     @staticmethod
     def raylet(node: Any) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -281,14 +283,14 @@ def test_the_driver_is_interrupted_while_it_waits(hub: Hub, nodes: Nodes, store:
     """What the handler of a signal raises comes through Ray as it is."""
 
     def stop(*_: Any) -> None:
-        raise Interrupted("SIGUSR1")
+        raise Interrupted("SIGTERM")
 
-    before = signal.signal(signal.SIGUSR1, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        with pytest.raises(Interrupted, match="SIGUSR1"):
-            analysed(hub, nodes, store, lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            analysed(hub, nodes, store, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGTERM, before)
     assert len(tiles(store)) >= 3
 
 
@@ -338,3 +340,92 @@ def test_a_node_that_does_not_see_the_store_is_named(
         analysed(hub, nodes, store)
     assert raised.value.exit_code == 2
     assert tiles(store) == []
+
+
+class WhereItRuns(TileFolder):
+    """A store that is what the environment of a node makes of it."""
+
+    def __reduce__(self) -> Any:
+        plain = TileFolder.__new__(TileFolder)
+        plain.__dict__.update(self.__dict__)
+        return _where_it_runs, (pickle.dumps(plain),)
+
+
+def _where_it_runs(stored: bytes) -> TileFolder:
+    kind = os.environ.get("TEST_NODE")
+    if kind == "without the program":
+        raise ModuleNotFoundError("No module named 'pipeline'")
+    found = pickle.loads(stored)
+    if kind == "without the store":
+        found._folder = Folder(found._folder.root + "-elsewhere")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("without the store", r"node [\d.]+: --store .* is not the driver's: it is left out"),
+        ("without the program", "a worker cannot start: .*No module named 'pipeline'.*left out"),
+    ],
+)
+def test_a_late_node_that_fails_its_check_is_left_out(
+    hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str, kind: str, message: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """It is named, once, and the others go on."""
+    monkeypatch.setattr("pipeline.analysis.TileFolder", WhereItRuns)
+
+    def join(nodes: Nodes) -> None:
+        hub.bytes_per_s = 1e6  # the job is not over before the node is there
+        nodes.join_late(TEST_NODE=kind)
+        deadline = time.monotonic() + 30
+        while "left out" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        hub.bytes_per_s = None
+
+    summary = analysed(hub, nodes, store, join)
+    assert summary.complete
+    told = [record.getMessage() for record in caplog.records if record.name == "pipeline"]
+    assert len([line for line in told if re.match(message, line)]) == 1, told
+    assert everything(store) == undisturbed
+
+
+def test_workers_that_no_node_has_room_for_are_announced(
+    hub: Hub, nodes: Nodes, store: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Another job holds all CPUs; when it has gone the work begins."""
+    monkeypatch.setattr(pool, "ROOM_S", 1.0)
+    script = (
+        "import ray, sys\n"
+        f"ray.init(address={nodes.address!r}, log_to_driver=False)\n"
+        "@ray.remote(num_cpus=4)\n"
+        "class Other:\n"
+        "    def here(self): ...\n"
+        "others = [Other.remote() for _ in range(2)]\n"
+        "ray.get([other.here.remote() for other in others])\n"
+        "print('full', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def leave_when_announced() -> None:
+        while "no node has 4 CPU free" not in caplog.text and not over.is_set():
+            time.sleep(0.05)
+        other.kill()
+
+    over = threading.Event()
+    thread = threading.Thread(target=leave_when_announced)
+    try:
+        assert other.stdout is not None and b"full" in other.stdout.readline()
+        thread.start()
+        assert analysed(hub, nodes, store).complete
+    finally:
+        over.set()
+        other.kill()
+        other.communicate()
+    thread.join()
+    assert "0 workers at work, others wait: no node has 4 CPU free" in caplog.text

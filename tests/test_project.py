@@ -17,6 +17,7 @@ import pytest
 import jobs
 import pipeline
 from jobs import cli
+from jobs.console import Invocation, outcome
 from pipeline.errors import HallmarksError, quoted
 from pipeline.planning.request import Request
 from tests.suites import trajectory, write_suite
@@ -112,14 +113,10 @@ def test_bad_requests_write_nothing(
 ) -> None:
     """Exit 2, one line and a hint, no traceback, no store."""
 
-    monkeypatch.setattr("jobs.analyze.stop_on_signals", lambda: None)  # they are the tests' own
-
     def refused(*arguments: object) -> tuple[str, str]:
         """Run the command in this process (a new one takes two seconds); return what it prints."""
         monkeypatch.setattr("sys.argv", ["hallmarks", "analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 2, arguments
+        assert outcome(cli.hallmarks, Invocation()) == 2, arguments
         return capfd.readouterr()
 
     store = tmp_path / "store"

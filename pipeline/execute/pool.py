@@ -9,15 +9,16 @@ it answers and proves that it sees what it needs; more are started as nodes join
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 
-from pipeline.errors import HallmarksError, StoreUnusable, TileLost
+from pipeline.errors import HallmarksError, RequestError, StoreUnusable, TileLost
 from pipeline.execute.addresses import (
     Begun,
     FrontDesk,
@@ -30,12 +31,23 @@ from pipeline.execute.addresses import (
 )
 from pipeline.execute.admission import Admission
 from pipeline.execute.metrics import Metrics
-from pipeline.execute.ray import Layout, result, wait
+from pipeline.execute.ray import (
+    Layout,
+    NotStarted,
+    assure_here,
+    has_room,
+    node_of,
+    outside,
+    result,
+    wait,
+    working_nodes,
+)
 from pipeline.execute.schedule import Lost, Schedule
 from pipeline.execute.tasks import TaskBlocks
 from pipeline.execute.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
+from pipeline.signals import uninterrupted
 from pipeline.sources.base import Access
 from pipeline.sources.waiting import announce
 
@@ -43,8 +55,12 @@ MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: s
 NO_PROGRESS_S = 120.0
 """Without a byte read, a slice computed or a sign of life: the slowest range that is worth waiting for, of
 1 MiB over a link of 1 MB/s that 32 readers share, takes 32 s."""
+ROOM_S = 15.0
+"""For a worker to start: with torch from a cold file system it takes most of that. Then it is told why."""
+_ANNOUNCE_EVERY_S = 60.0
 _FOR_TASKS = 8  # threads of a worker that answer those who pull for it
 _POLL_S = 5.0  # a worker without questions says so after this
+_log = logging.getLogger("pipeline")
 _TICK_S = 1.0  # at least so often the loop looks at joining nodes and silent workers
 
 
@@ -85,17 +101,16 @@ class _Actor:
         )
         self._metrics = Metrics(plan.run)
 
-    def prove(self, proof: Proof) -> None:
-        """Raise what is wrong with this node, naming it."""
-        node = ray.util.get_node_ip_address()
+    def prove(self, proof: Proof) -> tuple[str, StoreUnusable | None]:
+        """Return which node this is, and what is wrong with it."""
+        context, node = ray.get_runtime_context(), ray.util.get_node_ip_address()
         try:
             self._worker.prove(proof.files)
             proof.sink.prove(node)
         except HallmarksError as error:
-            raise StoreUnusable(
-                f"node {node}: {error.message}",
-                error.hint or "store and local checkpoints must be on every node",
-            ) from None
+            hint = error.hint or "store and local checkpoints must be on every node"
+            return context.get_node_id(), StoreUnusable(f"node {node}: {error.message}", hint)
+        return context.get_node_id(), None
 
     def run(self, index: int, turn: int) -> Receipt:
         self._addresses.tell(Begun(index))
@@ -167,7 +182,7 @@ class RayPool:
         self,
         plan: Plan,
         sink: Sink,
-        shape: Callable[[], Layout],
+        shape: Callable[[Collection[str]], Layout],
         calls: int,
         memory: Memory,
         proof: Proof,
@@ -176,29 +191,32 @@ class RayPool:
         """Prepare; nothing starts yet.
 
         Args:
-            shape: how many workers the cluster has room for now; asked again as nodes may join.
+            shape: how many workers the cluster has room for now, without some nodes; asked again as
+                nodes may join.
             calls: tiles that an actor has in hand at once, computing or pulling.
             proof: what every worker must find on its node.
             verified: files whose hashes are checked; each actor takes its share of them.
         """
         self._calls, self._proof, self._shape = calls, proof, shape
-        first = shape()
+        first = shape(())
         self._shares = first.workers if verified else 0
         """Of the files to verify: then the number of workers stays."""
         self._unverified = set(range(self._shares))
+        self._needs = {"CPU": first.threads, "GPU": first.gpus}
         with_groups: Any = ray.remote  # its types do not know of them
-        remote = with_groups(concurrency_groups={"tasks": _FOR_TASKS})(_Actor).options(
-            num_cpus=first.threads,
-            num_gpus=first.gpus,
-            max_concurrency=self._calls + 2,  # and one call for questions, one for answers
-            scheduling_strategy="SPREAD" if first.pull == "tasks" else None,
-            max_restarts=0,
-            max_task_retries=0,
-        )
+        actor = with_groups(concurrency_groups={"tasks": _FOR_TASKS})(_Actor)
+        options = {
+            "num_cpus": first.threads,
+            "num_gpus": first.gpus,
+            "max_concurrency": calls + 2,  # and one call for questions, one for answers
+            "scheduling_strategy": "SPREAD" if first.pull == "tasks" else None,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
         shared = ray.put(plan)
         for_tasks = [shared] if first.pull == "tasks" else []
         self._admission, self._store_bytes = Admission(), first.store_bytes
-        self._start = lambda share: remote.remote(
+        self._start = lambda share: actor.options(**options, **outside(self._left_out)).remote(
             shared, sink, first.device, first.threads, memory,
             verified[share :: self._shares or 1], for_tasks, first.sharers,
         )  # fmt: skip
@@ -206,12 +224,15 @@ class RayPool:
         self._handles: list[_Handle] = []
         self._pending: dict[Any, tuple[_Handle, str, int]] = {}  # call → whose, what, which tile
         self._looked = 0.0
+        self._passed = False  # a node, its check
+        self._left_out: list[str] = []  # nodes that did not
+        self._begun, self._announced = time.monotonic(), -_ANNOUNCE_EVERY_S
 
     def run(self, tiles: list[int], desk: FrontDesk) -> Iterator[Receipt | Lost]:
         """Yield each tile's outcome as it comes; workers' questions are answered meanwhile.
 
         Raises:
-            StoreUnusable: a node does not see the store, or local checkpoints.
+            StoreUnusable: no node sees the store and local checkpoints.
             SourceChanged: a file is not what was planned, or not what was published.
         """
         schedule = Schedule(tiles, self._calls)
@@ -230,20 +251,31 @@ class RayPool:
                 ray.kill(handle.actor)
 
     def _step(self, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
-        """Hand tiles over, and see to whatever has happened by then."""
-        self._grow()
-        while (handed := schedule.next(time.monotonic())) is not None:
-            handle, tile = handed
-            assert isinstance(handle, _Handle)
-            if len(schedule.tiles_of(handle)) == 1:
-                handle.progressed = time.monotonic()  # it was idle until now
-            self._pending[handle.actor.run.remote(tile, next(handle.turns))] = handle, "run", tile
-        for call in self._returned():
-            yield from self._take(call, schedule, desk)
-        yield from self._end_the_silent(schedule)
-        for worker, number in self._admission.admitted(self._store_bytes):
-            assert isinstance(worker, _Handle)
-            self._reply(worker, number, True)
+        """Hand tiles over, and see to whatever has happened by then.
+
+        A signal is waited for in `wait` alone: in others of its calls, Ray catches what a handler
+        raises, and takes it for an error of the worker's.
+        """
+        with uninterrupted():
+            self._grow()
+            while (handed := schedule.next(time.monotonic())) is not None:
+                handle, tile = handed
+                assert isinstance(handle, _Handle)
+                if len(schedule.tiles_of(handle)) == 1:
+                    handle.progressed = time.monotonic()  # it was idle until now
+                self._pending[handle.actor.run.remote(tile, next(handle.turns))] = (
+                    handle,
+                    "run",
+                    tile,
+                )
+        returned = self._returned()
+        with uninterrupted():
+            outcomes = [out for call in returned for out in self._take(call, schedule, desk)]
+            outcomes += self._end_the_silent(schedule)
+            for worker, number in self._admission.admitted(self._store_bytes):
+                assert isinstance(worker, _Handle)
+                self._reply(worker, number, True)
+        yield from outcomes
 
     def _grow(self) -> None:
         """Start the workers that the cluster has room for by now."""
@@ -251,14 +283,34 @@ class RayPool:
         if now - self._looked < _TICK_S:
             return
         self._looked = now
+        assure_here()
+        wanted: Collection[int] = sorted(self._unverified)
+        try:
+            shape = self._shape(self._left_out)
+        except RequestError:
+            pass  # what the first workers needed has left the cluster; it may come back
+        else:
+            self._store_bytes = shape.store_bytes
+            wanted = wanted if self._shares else range(shape.workers)
         shares = {handle.share for handle in self._handles}
-        shape = self._shape()
-        self._store_bytes = shape.store_bytes
-        for share in range(self._shares or shape.workers):
-            if share not in shares:
-                handle = _Handle(self._start(share), share, now)
-                self._handles.append(handle)
-                self._pending[handle.actor.prove.remote(self._proof)] = handle, "prove", -1
+        lacking = [share for share in wanted if share not in shares]
+        for share in lacking[: max(0, len(wanted) - len(self._handles))]:
+            handle = _Handle(self._start(share), share, now)
+            self._handles.append(handle)
+            self._pending[handle.actor.prove.remote(self._proof)] = handle, "prove", -1
+        self._announce(now)
+
+    def _announce(self, now: float) -> None:
+        """Say that workers wait for room, if they do."""
+        waiting = [handle for handle in self._handles if not handle.ready]
+        ready = len(self._handles) - len(waiting)
+        patient = now - min((handle.progressed for handle in waiting), default=self._begun) < ROOM_S
+        if patient or (ready and not waiting) or now < self._announced + _ANNOUNCE_EVERY_S:
+            return
+        if not has_room(self._needs, self._left_out):
+            self._announced = now
+            needs = " and ".join(f"{n:g} {name}" for name, n in self._needs.items() if n)
+            _log.warning("%d workers at work, others wait: no node has %s free", ready, needs)
 
     def _returned(self) -> list[Any]:
         """Return the calls that have ended, as soon as there is one, or none after a tick."""
@@ -273,12 +325,16 @@ class RayPool:
             return  # of an actor that was dropped meanwhile
         handle, what, tile = self._pending.pop(call)
         outcome = self._outcome(call)
-        if isinstance(outcome, TileLost):
+        if isinstance(outcome, NotStarted) and (node := node_of(handle.actor)):
+            self._leave_out(handle, node, outcome)
+        elif isinstance(outcome, TileLost):
             yield from self._bury(handle, schedule, outcome.message)
         elif what == "prove":
-            if isinstance(outcome, HallmarksError):
-                raise outcome
-            handle.ready = True
+            node, wrong = outcome
+            if wrong is not None:
+                self._leave_out(handle, node, wrong)
+                return
+            self._passed = handle.ready = True
             schedule.join(handle)
             self._pending[handle.actor.questions.remote()] = handle, "questions", -1
         elif what == "questions":
@@ -287,6 +343,7 @@ class RayPool:
             if isinstance(outcome, HallmarksError):
                 raise outcome
             self._unverified.discard(handle.share)
+            yield from self._drop(handle, schedule, "done")  # another may need its room
         elif isinstance(outcome, HallmarksError):
             if (lost := schedule.failed(handle, tile, outcome)) is not None:
                 yield lost
@@ -354,12 +411,29 @@ class RayPool:
                 f"{self._deaths} workers died in a row with no tile finished: {why}",
                 "is --memory more than the machine has? finished tiles are kept",
             )
+        yield from self._drop(handle, schedule, why)
+
+    def _leave_out(self, handle: _Handle, node: str, wrong: HallmarksError) -> None:
+        """Do without a node that lacks what a worker needs, unless there is no other."""
+        if node not in self._left_out:
+            self._left_out.append(node)
+            others = self._passed or working_nodes(self._left_out)
+            if not others:
+                raise wrong
+            _log.warning("%s: it is left out (%s)", wrong.message, wrong.hint)
+        self._forget(handle)
+
+    def _drop(self, handle: _Handle, schedule: Schedule, why: str) -> Iterator[Lost]:
+        """End a worker that had tiles, or may have."""
+        self._forget(handle)
+        if handle.ready:
+            yield from schedule.leave(handle, why)
+
+    def _forget(self, handle: _Handle) -> None:
         ray.kill(handle.actor)
         self._handles.remove(handle)
         self._admission.forget(handle)
         self._pending = {c: held for c, held in self._pending.items() if held[0] is not handle}
-        if handle.ready:
-            yield from schedule.leave(handle, why)
 
     @staticmethod
     def _outcome(call: Any) -> Any:

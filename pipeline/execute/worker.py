@@ -6,7 +6,6 @@ held at once decide nothing about its bits.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -238,8 +237,3 @@ def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
         row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize]
         for row, dtype in zip(block, dtypes, strict=True)
     ]
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

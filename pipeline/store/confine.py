@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import duckdb
 
 from pipeline.errors import QueryError
-from pipeline.planning.memory import total_memory
+from pipeline.planning.machine import total_memory
 
 _FIRST = {
     "autoinstall_known_extensions": False,

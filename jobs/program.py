@@ -1,0 +1,146 @@
+"""What holds from a program's first moment to its last: its streams, signals, and its last word.
+
+Nothing is imported here that takes time: the first import of `jobs` comes here (`jobs/__init__.py`), and
+what follows, click, rich and torch, takes a second in which a signal may come, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+from jobs import witness
+
+INTERRUPTED = 130
+_ERRORS = "backslashreplace"  # names and tables have characters that ASCII lacks
+END_S = 60.0
+"""For an interrupted job to end by itself: a last estimate takes seconds, Ray's end three. An exception
+raised by a signal may be lost in a library that catches all, or in a call that does not return."""
+
+_running = False
+_kept = ""  # what is told of an interrupted command beside the signal's name
+
+
+def begin() -> None:
+    """Make the standard streams usable, and a signal the end, in one line.
+
+    A descriptor that the caller has closed would be given to the next file that is opened, and
+    what a library prints there would be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not isinstance(sys.stdout, _Output):
+        kind = {
+            "encoding": sys.stdout.encoding,
+            "line_buffering": sys.stdout.line_buffering,
+            "write_through": sys.stdout.write_through,
+        }
+        sys.stdout = sys.__stdout__ = _Output(sys.stdout.detach(), errors=_ERRORS, **kind)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=_ERRORS)
+    _on_signals(_leave_at_once)
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output, whose failures are told from all others.
+
+    Raises:
+        HallmarksError: it cannot be written.
+        BrokenPipeError: its reader has gone, who is not to be told.
+    """
+
+    def write(self, text: str, /) -> int:
+        with told_if_refused():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with told_if_refused():
+            super().flush()
+
+
+@contextlib.contextmanager
+def told_if_refused() -> Iterator[None]:
+    """Tell failures to write standard output from all others: see `_Output`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from pipeline.errors import HallmarksError
+
+        raise HallmarksError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """Nothing has begun yet."""
+    del frame
+    _tell(number)
+    leave(INTERRUPTED)
+
+
+def raise_on_signals() -> None:
+    """Make SIGINT and SIGTERM end the command: the line at once, then what is needed to end well.
+
+    A second signal ends the process without waiting; so does END_S after the first.
+    """
+    global _running
+    _running = True
+    _on_signals(_stop)
+
+
+def resumable() -> None:
+    """Have it told, however the command ends too early, that it can go on."""
+    global _kept
+    _kept = "finished tiles are kept; rerun the same command to resume"
+    if _running:  # else this is somebody else's process
+        witness.watch(
+            "error: the process was ended from outside: killed, perhaps for lack of memory, or by Ray"
+            f" after its node on this machine or its head had died\nhint: {_kept}\n"
+        )
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    from pipeline.errors import Interrupted
+
+    del frame
+    _on_signals(_stop_now)
+    _tell(number)
+    late = threading.Timer(END_S, leave, [INTERRUPTED])
+    late.daemon = True
+    late.start()
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    leave(INTERRUPTED)
+
+
+def _on_signals(handler: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+
+def _tell(number: int) -> None:
+    line = f"interrupted ({signal.Signals(number).name}){_kept and ': ' + _kept}\n"
+    if os.isatty(2):
+        line = "\n" + line  # the terminal has shown ^C, or a bar
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        os.write(2, line.encode())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once. Threads may still wait for a read; nothing of theirs is worth it."""
+    witness.dismiss()
+    os._exit(code)
