@@ -5,6 +5,7 @@ Results go to standard output, everything else to standard error. Errors are one
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -28,7 +30,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from pipeline.errors import HallmarksError, Interrupted
+from pipeline.errors import DamagedRun, HallmarksError, Interrupted, printable
 from pipeline.planning.memory import show_size
 
 if TYPE_CHECKING:  # commands that compute nothing do without torch
@@ -43,8 +45,11 @@ LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 def run(command: click.Command) -> NoReturn:
     """Run a command to its exit code (docs/contract.md, §1)."""
     debug = "--debug" in sys.argv
+    _prepare_streams()
+    warnings.showwarning = _show_warning
     try:
         code = command.main(standalone_mode=False)
+        _flush()  # what cannot be written is an error of this command's
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
@@ -66,10 +71,50 @@ def run(command: click.Command) -> NoReturn:
     sys.exit(code or 0)
 
 
+def _prepare_streams() -> None:
+    """Make what is closed read as empty and swallow all, and show what an encoding lacks as escapes.
+
+    A closed descriptor would be that of the next file opened, which then gets what is printed.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  # for as long as the process lives
+    errors = {
+        sys.stdin: "surrogateescape"
+    }  # as in arguments: what is no text is found where it is used
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors.get(stream, "backslashreplace"))
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, DamagedRun):  # others are for developers
+        click.echo(f"warning: {printable(message)}", err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return what lines are printed on: as they are, without markup, and folded nowhere."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def say(screen: Console, text: str, style: str | None = None, end: str = "\n") -> None:
+    """Print one line, or the beginning of one; whatever text there is in it stays in it."""
+    screen.print(printable(text), style=style, end=end)
+
+
 def _report(message: str, hint: str, code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {printable(hint)}", err=True)
     return code
 
 
@@ -92,13 +137,13 @@ class Result:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Send whatever a library prints on standard output to standard error meanwhile."""
-        sys.stdout.flush()
+        _flush()
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
         try:
             yield
         finally:
-            sys.stdout.flush()
+            _flush()
             os.dup2(self._descriptor, 1)
             os.close(self._descriptor)
             self._descriptor = 1
@@ -152,7 +197,7 @@ class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._done = self._total = self._resumed = 0
@@ -225,4 +270,4 @@ class JobProgress:
             self._bar = None
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.errors import RequestError, quoted
+from pipeline.errors import RequestError, StoreUnusable, quoted
 from pipeline.planning.request import check_run_name
-from pipeline.store.folder import Entry, Folder
+from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS, part_path, row_path, with_run
 
 _ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -66,19 +66,21 @@ def contents(folder: Folder) -> Contents:
         StoreUnusable: the storage does not answer.
     """
     found = _Found()
-    for entry, data in _rows(folder):
-        directory = entry.path.split("/")[1]
-        run = directory.removeprefix("run=")
-        if entry.path != row_path(run):
+    entries = [entry.path for entry in folder.entries("runs")]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        read = {path: pool.submit(_read, folder, path) for path in entries}
+    for path, data in read.items():
+        run = path.split("/")[1].removeprefix("run=")
+        if path != row_path(run):
             continue  # a stray file
         try:
             check_run_name(run)
-            if data is not None:  # else removed meanwhile
-                found.add(run, _row(data))
+            if (row := data.result()) is not None:  # else removed meanwhile
+                found.add(run, _row(row))
         except RequestError:
             found.damaged[quoted(run)] = "a run cannot have this name"
         except _Damaged as error:
-            found.damaged[run] = f"{entry.path} {error}"
+            found.damaged[run] = f"{path} {error}"
     rows = pa.Table.from_pylist(found.rows, schema=with_run("runs"))
     return Contents(rows, found.parts, found.damaged)
 
@@ -109,7 +111,10 @@ class _Found:
 
 def trouble(folder: Folder, part: Part) -> str | None:
     """Return what is wrong with a file, which is read as a whole, or None."""
-    data = folder.read(part.path)
+    try:
+        data = _read(folder, part.path)
+    except _Damaged as error:
+        return str(error)
     if data is None:
         return "is gone"
     if len(data) != part.size:
@@ -137,11 +142,13 @@ def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def _rows(folder: Folder) -> list[tuple[Entry, bytes | None]]:
-    entries = folder.entries("runs")
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        read = pool.map(lambda entry: folder.read(entry.path), entries)
-        return list(zip(entries, read, strict=True))
+def _read(folder: Folder, path: str) -> bytes | None:
+    try:
+        return folder.read(path)
+    except StoreUnusable:
+        if folder.remote:
+            raise
+        raise _Damaged("cannot be read") from None  # by its owner's leave, or a link
 
 
 def _names_a_file(file: dict[str, Any] | None) -> bool:
