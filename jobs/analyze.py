@@ -30,6 +30,7 @@ from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
 from pipeline.results import Summary
+from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 
 _FINDINGS_SHOWN = 8
@@ -79,7 +80,7 @@ def analyze(**options: Any) -> int:
 def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
     stop_on_signals()
-    _check_store_of_job(options["store"])
+    _check_store(options["store"])
     progress = JobProgress()
     where, resources, fresh = options["store"], resources_from(options), options["fresh"]
     try:
@@ -92,8 +93,12 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
         progress.close()
 
 
-def _check_store_of_job(store: str) -> None:
-    """Refuse a relative store in a submitted job: its working directory is a copy that Ray removes."""
+def _check_store(store: str) -> None:
+    """Refuse what cannot be a store, before anything is read.
+
+    A relative one of a submitted job neither: its working directory is a copy that Ray removes.
+    """
+    Folder(store)
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in store and not Path(store).is_absolute():
         raise RequestError(

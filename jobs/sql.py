@@ -70,7 +70,7 @@ def _piped() -> str:
 
 def _unicode(text: str) -> str:
     """Return what was typed as UTF-8 where the locale knows ASCII only."""
-    with contextlib.suppress(UnicodeDecodeError):  # no text at all: refused later
+    with contextlib.suppress(UnicodeError):  # no text at all: refused later
         return text if text.isascii() else os.fsencode(text).decode()
     return text
 

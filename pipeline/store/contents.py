@@ -75,10 +75,12 @@ def contents(folder: Folder) -> Contents:
             continue  # a stray file
         try:
             check_run_name(run)
-            if (row := data.result()) is not None:  # else removed meanwhile
-                found.add(run, _row(row))
         except RequestError:
             found.damaged[quoted(run)] = "a run cannot have this name"
+            continue
+        try:
+            if (row := data.result()) is not None:  # else removed meanwhile
+                found.add(run, _row(row))
         except _Damaged as error:
             found.damaged[run] = f"{path} {error}"
     rows = pa.Table.from_pylist(found.rows, schema=with_run("runs"))
