@@ -169,7 +169,7 @@ def test_a_run_whose_name_is_a_statement(
         assert done.returncode in (0, 3), done.stderr
         assert "COPY" not in done.stdout
         assert "a run cannot have this name" in done.stderr
-    assert os.listdir(work) == []
+    assert list(work.iterdir()) == []
 
 
 def outside(store: Path) -> Path:

@@ -86,7 +86,7 @@ def test_what_will_not_do_is_refused(
     Path("loop").symlink_to("loop")
     with pytest.raises(StoreUnusable, match=said):
         pipeline.open_store(name)
-    assert sorted(os.listdir()) == ["file", "loop"]
+    assert sorted(map(str, Path().iterdir())) == ["file", "loop"]
 
 
 def test_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,4 +94,4 @@ def test_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     for command in (("analyze", "demo/nowhere", "--executor", "local"), ("status",)):
         assert "--store is empty" in refused(hallmarks(*command, "--store", ""))
-    assert os.listdir() == []
+    assert list(Path().iterdir()) == []

@@ -104,6 +104,7 @@ class Store:
         self.damaged: dict[str, str] = {}
         """What was left out so far, by run, and why."""
         self._connection = duckdb.connect()
+        self._connection.execute("SET enable_progress_bar = false")  # it goes to standard output
         if self._folder.remote:
             # DuckDB cannot know how many rows Arrow will bring, and would keep the largest table in
             # memory to join the others to it; in the order in which they are written, the views do
@@ -295,4 +296,5 @@ def _refused(error: duckdb.Error) -> QueryError:
 
 def _one_line(error: Exception) -> str:
     text = str(error).partition("Detail: Python exception")[0]  # Arrow's: a traceback of ours
+    text = text.partition("Possible solutions")[0]  # of which none is allowed
     return " ".join(text.split())[:400]
