@@ -49,7 +49,7 @@ def run(command: click.Command) -> NoReturn:
     warnings.showwarning = _show_warning
     try:
         code = command.main(standalone_mode=False)
-        _flush()  # what cannot be written is an error of this command's
+        sys.stdout.flush()  # what cannot be written is an error of this command's
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
@@ -81,24 +81,24 @@ def _prepare_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115  # for as long as the process lives
-    errors = {
-        sys.stdin: "surrogateescape"
-    }  # as in arguments: what is no text is found where it is used
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  # as long as the process lives
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream, errors in (
+        (
+            sys.stdin,
+            "surrogateescape",
+        ),  # as in arguments: what is no text is refused where it is used
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors.get(stream, "backslashreplace"))
-
-
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
+            stream.reconfigure(errors=errors)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     if issubclass(category, DamagedRun):  # others are for developers
-        click.echo(f"warning: {printable(message)}", err=True)
+        _tell("warning", str(message))
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -112,10 +112,14 @@ def say(screen: Console, text: str, style: str | None = None, end: str = "\n") -
 
 
 def _report(message: str, hint: str, code: int) -> int:
-    click.echo(f"error: {printable(message)}", err=True)
+    _tell("error", message)
     if hint:
-        click.echo(f"hint: {printable(hint)}", err=True)
+        _tell("hint", hint)
     return code
+
+
+def _tell(what: str, text: str) -> None:
+    print(f"{what}: {printable(text)}", file=sys.stderr)
 
 
 def _usage_hint(error: click.ClickException) -> str:
@@ -137,13 +141,13 @@ class Result:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Send whatever a library prints on standard output to standard error meanwhile."""
-        _flush()
+        sys.stdout.flush()
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
         try:
             yield
         finally:
-            _flush()
+            sys.stdout.flush()
             os.dup2(self._descriptor, 1)
             os.close(self._descriptor)
             self._descriptor = 1

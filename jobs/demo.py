@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from jobs.analyze import analyze
-from jobs.console import run, stop_on_signals
+from jobs.console import console, run, say, stop_on_signals
 from jobs.language_model import train
 from jobs.options import debug_option
 
@@ -28,19 +30,20 @@ def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
     """Train a small language model for about 40 checkpoints and analyse how its weights moved."""
     del debug
     stop_on_signals()
+    screen = console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="hallmarks-demo-") as folder:
         checkpoints = Path(folder) / "demo"
-        click.echo("training a small language model on the Python language reference …", err=True)
-        train(checkpoints, on_checkpoint=_told)
+        say(screen, "training a small language model on the Python language reference …")
+        train(checkpoints, on_checkpoint=partial(_told, screen))
         arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
         return context.invoke(
             analyze, **analyze.make_context("analyze", [*arguments, "--fresh"]).params
         )
 
 
-def _told(step: int, loss: float) -> None:
+def _told(screen: Console, step: int, loss: float) -> None:
     if step == 0 or step >= 100:
-        click.echo(f"  step {step:>5}  loss {loss:.3f}", err=True)
+        say(screen, f"  step {step:>5}  loss {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def _json(columns: list[str], rows: _Rows) -> None:
     start = "["
     for row in rows:
         found = dict(zip(names, map(_finite, row), strict=True))
-        click.echo(start + json.dumps(found, default=str), nl=False)
+        print(start + json.dumps(found, default=str), end="")
         start = ", "
-    click.echo("[]" if start == "[" else "]")
+    print("[]" if start == "[" else "]")
 
 
 def _markdown(columns: list[str], rows: _Rows) -> None:
@@ -117,10 +117,10 @@ def _markdown(columns: list[str], rows: _Rows) -> None:
             "| " + " | ".join(re.sub(r"[\\|<]|\](?=\()", r"\\\g<0>", cell) for cell in cells) + " |"
         )
 
-    click.echo(line(map(printable, columns)))
-    click.echo(line("---" for _ in columns))
+    print(line(map(printable, columns)))
+    print(line("---" for _ in columns))
     for row in rows:
-        click.echo(line(map(_cell, row)))
+        print(line(map(_cell, row)))
 
 
 def _cell(value: Any) -> str:

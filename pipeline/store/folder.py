@@ -239,7 +239,9 @@ def _directory(root: str) -> str:
         found.encode()
         is_file = Path(found).exists() and not Path(found).is_dir()
     except UnicodeEncodeError:
-        raise StoreUnusable(f"--store {quoted(root)}: its path is not UTF-8", cure) from None
+        raise StoreUnusable(
+            f"--store {quoted(root)}: its path is not UTF-8 in this locale", cure
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:  # no right, a loop of links, a NUL
         raise StoreUnusable(f"--store {quoted(root)}: {type(error).__name__}", cure) from None
     if is_file:
