@@ -7,6 +7,7 @@ noticed before it gives a figure.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -98,9 +99,7 @@ class _Found:
         attempt, files = row["attempt"], row["files"]
         if not _ATTEMPT.fullmatch(attempt or ""):
             raise _Damaged("names no attempt")
-        if files is None:
-            raise _Damaged("is of an earlier version, and names no files")
-        if not all(map(_names_a_file, files)):
+        if files is None or not all(map(_names_a_file, files)):
             raise _Damaged("names files of no table")
         numbers: dict[str, int] = defaultdict(int)
         for file in files:
@@ -162,18 +161,32 @@ def _names_a_file(file: dict[str, Any] | None) -> bool:
     )
 
 
+def sealed(row: pa.Table) -> pa.Table:
+    """Return the row of a run with its own digest in it."""
+    place = row.column_names.index("digest")
+    return row.set_column(place, "digest", [[_digest_of_row(row.to_pylist()[0])]])
+
+
+def _digest_of_row(values: dict[str, Any]) -> str:
+    """Return the digest of a row's columns, whatever they are, but for that of the digest."""
+    others = {name: value for name, value in values.items() if name != "digest"}
+    return digest(json.dumps(others, sort_keys=True, default=str).encode())
+
+
 def _row(data: bytes) -> dict[str, Any]:
     """Return the row that a file of `runs` holds, with exactly today's columns."""
     schema = SCHEMAS["runs"]
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        names = [name for name in schema.names if name in file.schema_arrow.names]
         if file.metadata.num_rows != 1:
             raise ValueError("one row")
-        row = file.read(names).cast(pa.schema([schema.field(name) for name in names]))
-        values = row.to_pylist()[0]
-    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError, OverflowError):
-        raise _Damaged("is damaged") from None
+        row = file.read()
+        if row["digest"].to_pylist() != [_digest_of_row(row.to_pylist()[0])]:
+            raise ValueError("digest")
+        names = [name for name in schema.names if name in row.column_names]
+        values = row.select(names).cast(pa.schema(map(schema.field, names))).to_pylist()[0]
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError):
+        raise _Damaged("is damaged, or of an earlier version") from None
     return dict.fromkeys(schema.names) | values
 
 

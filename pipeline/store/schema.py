@@ -32,6 +32,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("complete", pa.bool_()),
             ("settings", pa.string()),
             ("files", pa.list_(_file)),
+            ("digest", pa.string()),
         ]
     ),
     "checkpoints": pa.schema(

@@ -24,7 +24,7 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
-from pipeline.store.contents import digest
+from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS, part_path, row_path
 
@@ -85,7 +85,7 @@ class RunWriter:
         row = {name: [run_row.get(name)] for name in SCHEMAS["runs"].names}
         row["attempt"] = [self.attempt]
         row["files"] = [list(chain.from_iterable(self._files.values()))]
-        data = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
+        data = _parquet(sealed(pa.table(row, schema=SCHEMAS["runs"])), "runs")
         self._folder.replace(row_path(self._run), data)
         self._remove(lambda name: not name.startswith(self.attempt))
 
