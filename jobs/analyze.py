@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -11,7 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.audit import findings_of, print_finding, told
-from jobs.console import EXIT_INCOMPLETE, JobProgress, Result, one_object, run
+from jobs.console import (
+    EXIT_INCOMPLETE,
+    JobProgress,
+    Result,
+    console,
+    one_object,
+    run,
+    say,
+)
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from jobs.program import resumable
 from pipeline.analysis import analyze as run_analysis
@@ -21,6 +30,7 @@ from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
 from pipeline.results import Summary
+from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 
 _FINDINGS_SHOWN = 8
@@ -75,7 +85,7 @@ def analyze(**options: Any) -> int:
 def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
     resumable()
-    _check_store_of_job(options["store"])
+    _check_store(options["store"])
     progress = JobProgress()
     where, resources = options["store"], resources_from(options)
     how: dict[str, Any] = {"progress": progress}
@@ -88,8 +98,12 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
         progress.close()
 
 
-def _check_store_of_job(store: str) -> None:
-    """Refuse a relative store in a submitted job: its working directory is a copy that Ray removes."""
+def _check_store(store: str) -> None:
+    """Refuse what cannot be a store, before anything is read.
+
+    A relative one of a submitted job neither: its working directory is a copy that Ray removes.
+    """
+    Folder(store)
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in store and not Path(store).is_absolute():
         raise RequestError(
@@ -99,18 +113,18 @@ def _check_store_of_job(store: str) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    store = Store(summary.store)
-    where = f"WHERE run = '{summary.run}' AND scope = 'model'"
+    screen, store = console(), Store(summary.store)
+    where = "WHERE run = ? AND scope = 'model'"
     columns = "indicator, value, stderr, null_value, differs_from_null"
-    rows = store.sql(f"SELECT {columns} FROM indicators {where}").fetchall()
+    rows = store.sql(f"SELECT {columns} FROM indicators {where}", [summary.run]).fetchall()
     values = {indicator: rest for indicator, *rest in rows}
     # a floor of 90 degrees hides every angle, larger ones too
     below, angles, mean_below = store.sql(
         f"SELECT count_if(noise_floor_deg >= least(update_angle_deg, {FLOOR_REACHED_DEG})),"
         " count(update_angle_deg),"
         f" avg(noise_floor_deg) >= least(avg(update_angle_deg), {FLOOR_REACHED_DEG})"
-        f" FROM path {where}"
+        f" FROM path {where}",
+        [summary.run],
     ).fetchall()[0]
     sampled = any(error for _, error, _, _ in values.values())
     errors = ["std. error"] if sampled else []
@@ -130,11 +144,12 @@ def _print_summary(summary: Summary) -> None:
     )
     for cells, words in lines:
         table.add_row(*cells, *([words] if said else []))
-    console.print(table)
+    screen.print(table)
     if below:
-        console.print(
+        say(
+            screen,
             f"{below} of {angles} update angles lie under the noise floor: rounding alone can make"
-            " them"
+            " them",
         )
     if summary.recomputed:
         state = "figures made again from stored sums: nothing was read"
@@ -147,31 +162,32 @@ def _print_summary(summary: Summary) -> None:
     if summary.fraction < 1:
         state += f"; {summary.fraction:.3%} of the weights"
     start = "" if summary.first_step is None else f" from step {summary.first_step:,}"
-    console.print(
+    say(
+        screen,
         f"{summary.checkpoints} checkpoints{start}, {summary.parameters:,} weights in {summary.tensors}"
-        f" tensors; {state}"
+        f" tensors; {state}",
     )
     for reason in summary.lost:
-        console.print(f"incomplete: {reason}", markup=False)
-    _print_findings(console, store, summary)
-    console.print(f"results: {summary.store}", markup=False)
-    console.print(
-        f'ask: hallmarks sql --store {summary.store} "SELECT layer, component, value FROM'
+        say(screen, f"incomplete: {reason}")
+    _print_findings(screen, store, summary)
+    say(screen, f"results: {summary.store}")
+    say(
+        screen,
+        f'ask: hallmarks sql --store {quote(summary.store)} "SELECT layer, component, value FROM'
         " indicators WHERE scope = 'layer_component' AND indicator = 'relative_mds'\"",
-        markup=False,
     )
 
 
-def _print_findings(console: Console, store: Store, summary: Summary) -> None:
+def _print_findings(screen: Console, store: Store, summary: Summary) -> None:
     rows = findings_of(store, summary.run)
-    console.print(f"findings: {told(rows)}")
+    say(screen, f"findings: {told(rows)}")
     for row in rows[:_FINDINGS_SHOWN]:
-        print_finding(console, row)
+        print_finding(screen, row)
     if len(rows) > _FINDINGS_SHOWN:
         more = len(rows) - _FINDINGS_SHOWN
-        console.print(
-            f"… and {more} more: hallmarks audit --store {summary.store} --run {summary.run}",
-            markup=False,
+        say(
+            screen,
+            f"… and {more} more: hallmarks audit --store {quote(summary.store)} --run {summary.run}",
         )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from rich.console import Console
 
-from jobs.console import EXIT_INCOMPLETE, run
+from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, quoted
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -27,25 +25,31 @@ def audit(store: str, name: str | None, strict: bool, debug: bool) -> int:
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
     if name is not None and name not in runs:
-        raise RequestError(f"no run {name} in {store}", f"there are: {', '.join(runs)}")
-    console = Console(soft_wrap=True, highlight=False)
-    errors = 0
+        raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
+    screen = console()
+    errors, damaged = 0, bool(opened.damaged)
     for each in runs if name is None else [name]:
         rows = findings_of(opened, each)
+        if (why := opened.trouble(each)) is not None:
+            damaged = True
+            rows.insert(
+                0, ("error", "damaged", f"{why}; the command that made the run makes it again")
+            )
         errors += sum(severity == "error" for severity, _, _ in rows)
-        console.print(f"run {each}: {told(rows)}", markup=False)
+        say(screen, f"run {each}: {told(rows)}")
         for row in rows:
-            print_finding(console, row)
-    return EXIT_INCOMPLETE if strict and errors else 0
+            print_finding(screen, row)
+    return EXIT_INCOMPLETE if damaged or (strict and errors) else 0
 
 
 def findings_of(store: Store, run_name: str) -> list[tuple[str, str, str]]:
     """Return severity, kind and message of every finding of a run, the severest first."""
-    rows: list[tuple[Any, ...]] = store.sql(
-        "SELECT severity, kind, message FROM findings"
-        f" WHERE run = '{run_name}' ORDER BY kind, k NULLS LAST, message"
-    ).fetchall()
-    return sorted(((s, k, m) for s, k, m in rows), key=lambda row: SEVERITIES.index(row[0]))
+    _, rows = store.rows(
+        "SELECT severity, kind, message FROM findings WHERE run = ? AND list_contains(?, severity)"
+        " ORDER BY list_position(?, severity), kind, k NULLS LAST, message",
+        [run_name, list(SEVERITIES), list(SEVERITIES)],
+    )
+    return [(severity, kind, message) for severity, kind, message in rows]
 
 
 def told(rows: list[tuple[str, str, str]]) -> str:
@@ -57,11 +61,11 @@ def told(rows: list[tuple[str, str, str]]) -> str:
     return ", ".join(words) or "nothing found"
 
 
-def print_finding(console: Console, row: tuple[str, str, str]) -> None:
+def print_finding(screen: Console, row: tuple[str, str, str]) -> None:
     """Print one finding on a line."""
     severity, kind, message = row
-    console.print(f"{severity:<8}", style=_COLOURS[severity], end="")
-    console.print(f"{kind}: {message}", markup=False)
+    say(screen, f"{severity:<8}", style=_COLOURS[severity], end="")
+    say(screen, f"{kind}: {message}")
 
 
 if __name__ == "__main__":

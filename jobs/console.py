@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from rich.progress import (
 
 from jobs import program
 from jobs.internal_error import told, traceback_of
-from pipeline.errors import HallmarksError, Interrupted
+from pipeline.errors import DamagedRun, HallmarksError, Interrupted, printable
 from pipeline.planning.memory import show_size
 
 if TYPE_CHECKING:  # commands that compute nothing do without torch
@@ -56,6 +57,7 @@ def run(command: click.Command) -> NoReturn:
     program.raise_on_signals()
     invocation = Invocation()
     _show_notes()
+    warnings.showwarning = _show_warning
     threading.excepthook = lambda thread: _internal(thread.exc_value, invocation)
     program.leave(outcome(command, invocation))
 
@@ -109,28 +111,40 @@ class _Notes(logging.Handler):
     """Shows what the job logs, such as why it waits, a line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"note: {record.getMessage()}", err=True)
+        with contextlib.suppress(OSError):
+            _tell("note", record.getMessage())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, DamagedRun):  # others are for developers
+        _tell("warning", str(message))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return what lines are printed on: as they are, without markup, and folded nowhere."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def say(screen: Console, text: str, style: str | None = None, end: str = "\n") -> None:
+    """Print one line, or the beginning of one; whatever text there is in it stays in it."""
+    screen.print(printable(text), style=style, end=end)
 
 
 def _report(message: str, hint: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody is there to be told
-        click.echo(f"error: {message}", err=True)
+        _tell("error", message)
         if hint:
-            click.echo(f"hint: {hint}", err=True)
+            _tell("hint", hint)
     return code
+
+
+def _tell(what: str, text: str) -> None:
+    print(f"{what}: {printable(text)}", file=sys.stderr)
 
 
 def _usage_hint(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     return f"{context.command_path} --help" if context is not None else ""
-
-
-class _Notes(logging.Handler):
-    """Shows what the job logs, such as why it waits, a line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            click.echo(f"note: {record.getMessage()}", err=True)
 
 
 class Result:
@@ -177,7 +191,7 @@ class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._done = self._total = self._resumed = 0
@@ -253,4 +267,4 @@ class JobProgress:
             self._bar = None
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)

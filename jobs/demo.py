@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from jobs.analyze import analyze
-from jobs.console import run
+from jobs.console import console, run, say
 from jobs.language_model import train
 from jobs.options import debug_option
 
@@ -27,10 +29,11 @@ from jobs.options import debug_option
 def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
     """Train a small language model for about 40 checkpoints and analyse how its weights moved."""
     del debug
+    screen = console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="hallmarks-demo-") as folder:
         checkpoints = Path(folder) / "demo"
-        click.echo("training a small language model on the Python language reference …", err=True)
-        train(checkpoints, on_checkpoint=_told)
+        say(screen, "training a small language model on the Python language reference …")
+        train(checkpoints, on_checkpoint=partial(_told, screen))
         arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
         # its checkpoints lie elsewhere each time
         arguments += ["--fresh", "--replace"]
@@ -38,9 +41,9 @@ def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
         return context.invoke(analyze, **analyzing.params)
 
 
-def _told(step: int, loss: float) -> None:
+def _told(screen: Console, step: int, loss: float) -> None:
     if step == 0 or step >= 100:
-        click.echo(f"  step {step:>5}  loss {loss:.3f}", err=True)
+        say(screen, f"  step {step:>5}  loss {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
 
-from jobs.console import Result, one_object, run
+from jobs.console import Result, console, one_object, run
+from jobs.console import say as print_line
 from jobs.options import requests_from, resources_from, selection_and_resources
 from pipeline.analysis import worker_memory
 from pipeline.planning.machine import available_cores
@@ -90,10 +90,10 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
 
 
 def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    screen = console()
 
     def say(label: str, text: str) -> None:
-        console.print(f"{label:<12} {text}", markup=False)
+        print_line(screen, f"{label:<12} {text}")
 
     say("run", made.run)
     say("source", made.source)

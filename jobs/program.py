@@ -49,6 +49,8 @@ def begin() -> None:
         sys.stdout = sys.__stdout__ = _Output(sys.stdout.detach(), errors=_ERRORS, **kind)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=_ERRORS)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as in arguments: what is no text is refused
+        sys.stdin.reconfigure(errors="surrogateescape")  # where it is used
     _on_signals(_leave_at_once)
 
 

@@ -6,9 +6,8 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console
 
-from jobs.console import Result, run
+from jobs.console import Result, console, run, say
 from jobs.options import debug_option, json_option, store_option
 from pipeline.errors import StoreUnusable
 from pipeline.planning.memory import show_size
@@ -43,10 +42,10 @@ def status(store: str, as_json: bool, debug: bool) -> int:
         runs = [entry for entry in runs if entry["run"] not in under_way]
         Result().print_json({"runs": [*runs, *map(as_dict, under_way.values())]})
         return 0
-    console = Console(soft_wrap=True, highlight=False)
+    screen = console()
     for name in sorted(finished.keys() | under_way.keys()):
         record = under_way.get(name)
-        console.print(f"{name}: {_told(record) if record else finished[name]}", markup=False)
+        say(screen, f"{name}: {_told(record) if record else finished[name]}")
     return 0
 
 

@@ -101,7 +101,7 @@ def open_store(path: Address = "hallmarks-store", *, confined: bool = True) -> S
 
     Args:
         confined: queries read this store and nothing else, and write nothing; False allows all that
-            DuckDB can do, such as joins with data frames and other files.
+            DuckDB can do, such as joins with other files.
 
     Warns:
         DamagedRun: a run, or a table of it, is left out, since files are gone or damaged.

@@ -246,7 +246,9 @@ def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Su
     stored, run = Store(work.store), [plan.run]
     columns = "fraction, device, plan, complete, figures"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
-    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT) or not stored.whole(plan.run):
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+        return None
+    if stored.trouble(plan.run) is not None:
         return None
     values = {
         indicator: (value, stderr)

@@ -12,6 +12,7 @@ import pytest
 
 import pipeline
 from jobs import cli
+from jobs.console import Invocation, outcome
 from pipeline.errors import RequestError
 from pipeline.planning.request import Resources
 from tests.suites import trajectory, write_suite
@@ -144,11 +145,8 @@ def test_the_command_line_says_the_same(
     option, value = shlex.split(line)
     store = tmp_path / "store"
     error = refused(suite, store, **{option[2:].replace("-", "_"): value})
-    monkeypatch.setattr("jobs.analyze.stop_on_signals", lambda: None)  # they are the tests' own
     command = ["hallmarks", "analyze", str(suite), "--store", str(store)]
     monkeypatch.setattr("sys.argv", [*command, *(["--executor", "local"] if option != "--executor" else []), option, value])  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert outcome(cli.hallmarks, Invocation()) == 2
     said = capfd.readouterr().err.splitlines()
     assert said == [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]

@@ -7,6 +7,7 @@ noticed before it gives a figure.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.errors import RequestError, quoted
+from pipeline.errors import RequestError, StoreUnusable, quoted
 from pipeline.planning.request import check_run_name
 from pipeline.store.attempts import attempt_of, is_bar, part_path, row_path
-from pipeline.store.folder import Entry, Folder
+from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS, with_run
 
 _REQUESTS = 16
@@ -65,14 +66,18 @@ def contents(folder: Folder) -> Contents:
         StoreUnusable: the storage does not answer.
     """
     found = _Found()
-    for run, (attempt, data) in _rows(folder).items():
+    for run, (path, data) in _rows(folder).items():
         try:
             check_run_name(run)
-            found.add(run, attempt, _row(data))
         except RequestError:
             found.damaged[quoted(run)] = "a run cannot have this name"
+            continue
+        try:
+            if isinstance(data, _Damaged):
+                raise data
+            found.add(run, attempt_of(path), _row(data))
         except _Damaged as error:
-            found.damaged[run] = f"{row_path(run, attempt)} {error}"
+            found.damaged[run] = f"{path} {error}"
     rows = pa.Table.from_pylist(found.rows, schema=with_run("runs"))
     return Contents(rows, found.parts, found.damaged)
 
@@ -88,9 +93,7 @@ class _Found:
         files = row["files"]
         if row["attempt"] != attempt:
             raise _Damaged("is another attempt's")
-        if files is None:
-            raise _Damaged("is of an earlier version, and names no files")
-        if not all(map(_names_a_file, files)):
+        if files is None or not all(map(_names_a_file, files)):
             raise _Damaged("names files of no table")
         numbers: dict[str, int] = defaultdict(int)
         for file in files:
@@ -103,7 +106,10 @@ class _Found:
 
 def trouble(folder: Folder, part: Part) -> str | None:
     """Return what is wrong with a file, which is read as a whole, or None."""
-    data = folder.read(part.path)
+    try:
+        data = _read(folder, part.path)
+    except _Damaged as error:
+        return str(error)
     if data is None:
         return "is gone"
     if len(data) != part.size:
@@ -131,27 +137,41 @@ def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def _rows(folder: Folder) -> dict[str, tuple[str, bytes]]:
-    """Return the attempt that counts of every run, and the file that holds its row."""
+def _rows(folder: Folder) -> dict[str, tuple[str, bytes | _Damaged]]:
+    """Return the file that holds the row of every run, by run, and its contents."""
     while True:
-        entries = [entry for entry in folder.entries("runs") if _is_of_a_run(entry)]
+        paths = [path for path in folder.list("runs") if _is_of_a_run(path)]
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            read = list(pool.map(lambda entry: folder.read(entry.path), entries))
+            read = list(pool.map(lambda path: _tried(folder, path), paths))
         if None not in read:
             break  # else one was removed meanwhile, and another counts
     found = {}
-    for entry, data in zip(entries, read, strict=True):  # in the order in which they count
-        if data is not None and not is_bar(data):
-            run = entry.path.split("/")[1].removeprefix("run=")
-            found[run] = attempt_of(entry.path), data
+    for path, data in zip(paths, read, strict=True):  # in the order in which they count
+        if data is not None and not (isinstance(data, bytes) and is_bar(data)):
+            found[path.split("/")[1].removeprefix("run=")] = path, data
     return found
 
 
-def _is_of_a_run(entry: Entry) -> bool:
+def _is_of_a_run(path: str) -> bool:
     """Return False of a stray file."""
-    _, directory, *_ = [*entry.path.split("/"), ""]
-    run, attempt = directory.removeprefix("run="), attempt_of(entry.path)
-    return bool(attempt) and entry.path == row_path(run, attempt)
+    run, attempt = [*path.split("/"), ""][1].removeprefix("run="), attempt_of(path)
+    return bool(attempt) and path == row_path(run, attempt)
+
+
+def _tried(folder: Folder, path: str) -> bytes | _Damaged | None:
+    try:
+        return _read(folder, path)
+    except _Damaged as error:
+        return error
+
+
+def _read(folder: Folder, path: str) -> bytes | None:
+    try:
+        return folder.read(path)
+    except StoreUnusable:
+        if folder.remote:
+            raise
+        raise _Damaged("cannot be read") from None  # by its owner's leave, or a link
 
 
 def _names_a_file(file: dict[str, Any] | None) -> bool:
@@ -163,18 +183,32 @@ def _names_a_file(file: dict[str, Any] | None) -> bool:
     )
 
 
+def sealed(row: pa.Table) -> pa.Table:
+    """Return the row of a run with its own digest in it."""
+    place = row.column_names.index("digest")
+    return row.set_column(place, "digest", [[_digest_of_row(row.to_pylist()[0])]])
+
+
+def _digest_of_row(values: dict[str, Any]) -> str:
+    """Return the digest of a row's columns, whatever they are, but for that of the digest."""
+    others = {name: value for name, value in values.items() if name != "digest"}
+    return digest(json.dumps(others, sort_keys=True, default=str).encode())
+
+
 def _row(data: bytes) -> dict[str, Any]:
     """Return the row that a file of `runs` holds, with exactly today's columns."""
     schema = SCHEMAS["runs"]
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        names = [name for name in schema.names if name in file.schema_arrow.names]
         if file.metadata.num_rows != 1:
             raise ValueError("one row")
-        row = file.read(names).cast(pa.schema([schema.field(name) for name in names]))
-        values = row.to_pylist()[0]
-    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError, OverflowError):
-        raise _Damaged("is damaged") from None
+        row = file.read()
+        if row["digest"].to_pylist() != [_digest_of_row(row.to_pylist()[0])]:
+            raise ValueError("digest")
+        names = [name for name in schema.names if name in row.column_names]
+        values = row.select(names).cast(pa.schema(map(schema.field, names))).to_pylist()[0]
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError):
+        raise _Damaged("is damaged, or of an earlier version") from None
     return dict.fromkeys(schema.names) | values
 
 

@@ -209,12 +209,15 @@ def _directory(root: str) -> str:
     try:
         found = str(Path(root).resolve())
         found.encode()
-        if Path(found).exists() and not Path(found).is_dir():
-            raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
+        is_file = Path(found).exists() and not Path(found).is_dir()
     except UnicodeEncodeError:
-        raise StoreUnusable(f"--store {quoted(root)}: its path is not UTF-8", cure) from None
+        raise StoreUnusable(
+            f"--store {quoted(root)}: its path is not UTF-8 in this locale", cure
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:  # no right, a loop of links, a NUL
         raise StoreUnusable(f"--store {quoted(root)}: {type(error).__name__}", cure) from None
+    if is_file:
+        raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
     # DuckDB takes every path for a pattern; what escapes *, ? and [ does not go with \\
     if "\\" in found and any(sign in found for sign in "*?["):
         raise StoreUnusable(

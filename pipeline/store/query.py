@@ -104,6 +104,7 @@ class Store:
         self.damaged: dict[str, str] = {}
         """What was left out so far, by run, and why."""
         self._connection = duckdb.connect()
+        self._connection.execute("SET enable_progress_bar = false")  # it goes to standard output
         if self._folder.remote:
             # DuckDB cannot know how many rows Arrow will bring, and would keep the largest table in
             # memory to join the others to it; in the order in which they are written, the views do
@@ -128,7 +129,10 @@ class Store:
             QueryError: DuckDB refused it, or it is more than a question.
         """
         try:
+            query.encode()
             return self._ask(query, parameters)
+        except UnicodeEncodeError:
+            raise QueryError("query refused: it is not UTF-8") from None
         except duckdb.CatalogException as error:
             if self._made.issuperset(_STATEMENTS):
                 raise _refused(error) from None
@@ -150,10 +154,13 @@ class Store:
             raise QueryError("the query gives no rows", "ask with SELECT, FROM, SHOW or DESCRIBE")
         return relation
 
-    def whole(self, run: str) -> bool:
-        """True if the store has this run, and every file of it is as it was written."""
-        parts = [[p for p in each if p.run == run] for each in self._contents.parts.values()]
-        return self._contents.attempt(run) is not None and not any(map(self._troubles, parts))
+    def trouble(self, run: str) -> str | None:
+        """Return what is wrong with a file of a run, all of which are looked at, or None."""
+        for parts in self._contents.parts.values():
+            found = self._troubles([part for part in parts if part.run == run])
+            for part, why in found.items():
+                return f"{part.path} {why}"
+        return None
 
     def _make(self, names: Iterable[str]) -> None:
         """Make the views of these names, and what they need, unless they are there."""
@@ -289,4 +296,5 @@ def _refused(error: duckdb.Error) -> QueryError:
 
 def _one_line(error: Exception) -> str:
     text = str(error).partition("Detail: Python exception")[0]  # Arrow's: a traceback of ours
+    text = text.partition("Possible solutions")[0]  # of which none is allowed
     return " ".join(text.split())[:400]

@@ -34,6 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("settings", pa.string()),
             ("selection", pa.string()),
             ("files", pa.list_(_file)),
+            ("digest", pa.string()),
         ]
     ),
     "checkpoints": pa.schema(

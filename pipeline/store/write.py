@@ -25,7 +25,7 @@ from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures
 from pipeline.reduce.groups import Key
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
-from pipeline.store.contents import digest
+from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
 
@@ -86,7 +86,7 @@ class RunWriter:
         files = list(chain.from_iterable(self._files.values()))
         own = {"attempt": self._attempt, "files": files}
         row = {name: [(run_row | own).get(name)] for name in SCHEMAS["runs"].names}
-        self._row = _parquet(pa.table(row, schema=SCHEMAS["runs"]), "runs")
+        self._row = _parquet(sealed(pa.table(row, schema=SCHEMAS["runs"])), "runs")
 
     def commit(self) -> None:
         """Write the row of `runs`: from here on this attempt counts. May be tried again.

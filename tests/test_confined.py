@@ -1,0 +1,177 @@
+"""A query reads the store's files and nothing else, and writes nothing, unless it is let."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.errors import QueryError
+from tests.suites import trajectory, write_suite
+from tests.test_store_objects import hallmarks, refused, rows
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("confined")
+    suite = write_suite(folder / "suite", {"layers.0.w.weight": trajectory("walk", 6, 3000, 0.1)})
+    pipeline.analyze(str(suite), str(folder / "store"), executor="local", run="r")
+    return folder / "store"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, empty but for a file of the user's."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("secret\n1\n")
+    Path("mine.parquet").write_bytes(b"PAR1")
+    monkeypatch.setenv("SECRET", "hf_secret")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+REFUSED = [
+    "COPY (SELECT 1) TO 'out.csv'",
+    "COPY (SELECT 1) TO '{file}'",
+    "COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
+    "EXPLAIN (FORMAT json, ANALYZE) COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
+    "explain/**/analyze/**/copy (SELECT 1) to '{file}' (USE_TMP_FILE false)",
+    "SELECT 1; COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
+    "PREPARE p AS COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false); EXECUTE p",
+    "CREATE TABLE t AS SELECT 1; COPY t TO 'out.parquet'",
+    "EXPORT DATABASE 'out'",
+    "IMPORT DATABASE 'out'",
+    "ATTACH 'out.duckdb'",
+    "ATTACH '{file}'",
+    "ATTACH ':memory:' AS other",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "LOAD '/tmp/any.so'",
+    "FROM 'mine.csv'",
+    "FROM read_csv('mine.csv')",
+    "FROM read_text('mine.csv')",
+    "FROM read_blob('/etc/passwd')",
+    "FROM glob('*')",
+    "FROM sniff_csv('mine.csv')",
+    "FROM parquet_metadata('mine.parquet')",
+    "FROM read_json('mine.csv')",
+    "FROM read_text('{store}/views.sql')",
+    "FROM read_text('{store}/../suite/step0/model.safetensors')",
+    "CREATE MACRO f(a) AS TABLE FROM read_text(a); FROM f('mine.csv')",
+    "FROM 'http://localhost:9/x.parquet'",
+    "FROM read_text('s3://bucket/x')",
+    "CREATE PERSISTENT SECRET s (TYPE http)",
+    "SET threads = 1",
+    "RESET threads",
+    "SET enable_external_access = true",
+    "SET lock_configuration = false",
+    "SET allowed_paths = ['mine.csv']",
+    "PRAGMA enable_profiling = 'json'",
+    "PRAGMA threads = 1",
+    "CALL enable_logging(storage = 'file', storage_path = 'logs')",
+    "CALL enable_profiling(save_location = 'profile.json')",
+    "SELECT getenv('SECRET')",
+    "FROM secret_frame",
+    "CHECKPOINT",
+    "VACUUM",
+    "FROM duckdb_extensions()",
+    "SELECT nothing FROM runs",
+    "",
+]
+
+
+@pytest.mark.parametrize("query", REFUSED)
+def test_refused(query: str, store: Path, work: Path) -> None:
+    """Nothing has happened to any file, and the store still answers."""
+    (file,) = store.glob("findings/run=r/*.parquet")
+    before = contents(work), contents(store)
+    secret_frame = pipeline.open_store(str(store)).sql("SELECT 1").to_arrow_table()
+    opened = pipeline.open_store(str(store))
+    with pytest.raises(QueryError):
+        list(opened.rows(query.format(file=file, store=store))[1])
+    assert (contents(work), contents(store)) == before and len(secret_frame) == 1
+    assert len(rows(opened, "FROM runs")) == 1
+
+
+ALLOWED = [
+    "FROM runs",
+    "SHOW TABLES",
+    "DESCRIBE similarity",
+    "SUMMARIZE indicators",
+    "EXPLAIN SELECT * FROM path",
+    "EXPLAIN ANALYZE SELECT * FROM path",
+    "WITH a AS (FROM runs) FROM a",
+    "PIVOT indicators ON indicator USING first(value) GROUP BY scope",
+    "SELECT count(*) FROM query_table('simi' || 'larity')",
+    "CREATE TEMP TABLE t AS FROM runs; FROM t",
+    "CREATE MACRO twice(x) AS x * 2; SELECT twice(value) FROM indicators",
+    'SELECT a.run FROM Runs a JOIN "checkpoints" USING (run)',
+    "VALUES (1)",
+]
+
+
+@pytest.mark.parametrize("query", ALLOWED)
+def test_allowed(query: str, store: Path) -> None:
+    assert len(rows(pipeline.open_store(str(store)), query)) > 0
+
+
+def test_nothing_is_told_of_the_user(store: Path, work: Path) -> None:
+    settings = rows(pipeline.open_store(str(store)), "SELECT * FROM duckdb_settings()")
+    assert str(Path.home()) not in repr(settings) or str(Path.home()) == "/"
+    assert "hf_secret" not in repr(settings)
+
+
+def test_unconfined(store: Path, work: Path) -> None:
+    """For who asks for it."""
+    opened = pipeline.open_store(str(store), confined=False)
+    query = "SELECT run, secret FROM 'mine.csv' JOIN runs ON true"
+    assert opened.sql(query).fetchall() == [("r", 1)]
+    query = "COPY (SELECT run FROM runs) TO 'out.csv'"
+    assert "hint: --unconfined" in (done := hallmarks("sql", "--store", store, query)).stderr
+    assert refused(done).endswith("COPY is no question about a store")
+    assert hallmarks("sql", "--store", store, "--unconfined", query).returncode == 0
+    assert Path("out.csv").read_text() == "run\nr\n"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT sum(length(repeat('x', 1_000_000_000 + range::INT))) FROM range(64)",
+        "SELECT string_agg(repeat('x', 100_000_000), '') FROM range(1000)",
+        "FROM range(1_000_000_000_000) ORDER BY hash(range) LIMIT 1 OFFSET 900_000_000_000",
+    ],
+)
+def test_memory_is_bounded(query: str, store: Path, work: Path) -> None:
+    """With the machine's memory said to be 1 GiB: texts that a query makes count, too."""
+    program = (
+        "import pipeline.store.confine as c; c.total_memory = lambda: 1 << 30\n"
+        "from jobs.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "sql", "--store", str(store), query]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Out of Memory" in refused(done)
+    assert len(contents(work)) == 2  # nothing was put aside
+
+
+def test_answers_as_json(store: Path) -> None:
+    query = (
+        "SELECT 1 AS name, 2 AS name, 3 AS name, 4 AS name_1, 'inf'::DOUBLE AS a, 'nan'::FLOAT AS b,"
+        " [1, 'nan'::DOUBLE] AS c, {'x': '-inf'::DOUBLE} AS d, NULL AS e"
+    )
+    done = hallmarks("sql", "--store", store, "--format", "json", query)
+    assert done.stdout.count("\n") == 1 and "Infinity" not in done.stdout
+    (found,) = json.loads(done.stdout)
+    assert [found.pop(key) for key in list(found)[:4]] == [1, 2, 3, 4]
+    assert found == {"a": None, "b": None, "c": [1, None], "d": {"x": None}, "e": None}
+    done = hallmarks("sql", "--store", store, "--format", "json", "FROM runs WHERE false")
+    assert json.loads(done.stdout) == []
+    done = hallmarks("sql", "--store", store, "SELECT 1 AS name, 2 AS name")
+    assert done.stdout.count("name") == 2
