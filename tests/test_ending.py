@@ -167,7 +167,9 @@ def test_terminals_that_know_ascii_only(
 ) -> None:
     store = tmp_path / "store"
     command = f"hallmarks analyze {suite} --store {store} --executor local"
-    done = shell(f"{command} && hallmarks sql --store {store} \"SELECT 'ü…' AS ü\"", **environment)
+    done = shell(
+        f'{command} && hallmarks sql --store {store} "SELECT chr(8230) AS x"', **environment
+    )
     assert done.returncode == 0, done.stderr
     done = shell(f"hallmarks plan {tmp_path}/nö", **environment)
     assert done.returncode == 2 and done.stderr.startswith("error: ")
