@@ -7,7 +7,7 @@ from rich.console import Console
 
 from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
-from pipeline.errors import RequestError, quoted
+from pipeline.errors import RequestError
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -25,7 +25,7 @@ def audit(store: str, name: str | None, strict: bool, debug: bool) -> int:
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
     if name is not None and name not in runs:
-        raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
+        raise RequestError(f"no run {name} in {store}", f"there are: {', '.join(runs)}")
     screen = console()
     errors, damaged = 0, bool(opened.damaged)
     for each in runs if name is None else [name]:
