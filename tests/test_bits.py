@@ -161,7 +161,7 @@ def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> 
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130
-        assert "the same command goes on" in errors
+        assert "rerun the same command to resume" in errors
         assert "Traceback" not in errors
     assert not (tmp_path / "runs").exists()
     yield tmp_path
@@ -239,7 +239,7 @@ def test_ray_is_interrupted_in_time(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "rerun the same command to resume" in errors
     assert "Traceback" not in errors
 
 
