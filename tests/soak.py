@@ -133,7 +133,7 @@ def check(ended: Ended) -> None:
         assert len(lines) == 1 and not ended.output, told
     else:
         # whoever is killed leaves a line by the process that watches it, if there was one by then
-        assert ended.code == 130 and not lines or ended.code == -signal.SIGKILL, told
+        assert (ended.code == 130 and not lines) or ended.code == -signal.SIGKILL, told
         assert len(lines) < 2 and not ended.output, told
 
 
