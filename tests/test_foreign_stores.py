@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.errors import DamagedRun, StoreUnusable
+from pipeline.errors import DamagedRun, StoreFailed, StoreUnusable
 from pipeline.store.schema import SCHEMAS
 from tests.suites import trajectory, write_suite
 from tests.test_store_objects import VIEWS, everything, hallmarks, refused, rows
@@ -204,14 +204,17 @@ def intact(folder: Path) -> bool:
         "runs",
     ],
 )
-def test_links_lead_nowhere(place: str, store: Path, suite: Path) -> None:
+def test_links_lead_nowhere(
+    place: str, store: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing outside a store is removed or written, whoever made the store."""
+    monkeypatch.setattr("pipeline.analysis.PAUSES_S", ())
     folder = outside(store)
     link = store / place
     shutil.rmtree(link, ignore_errors=True)
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(folder)
-    with pytest.raises(StoreUnusable, match="is a link"):
+    with pytest.raises((StoreUnusable, StoreFailed), match="is a link"):
         analyze(suite, store, "r", fresh=True)
     assert intact(folder)
     hallmarks("status", "--store", store)
