@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -30,7 +30,7 @@ from pathlib import Path
 import pipeline
 from pipeline import analysis
 from pipeline.analysis import analyze
-from pipeline.errors import DamagedRun, HallmarksError, Interrupted
+from pipeline.errors import DamagedRun, HallmarksError, Interrupted, StoreUnusable
 from pipeline.planning.request import Request, Resources
 from pipeline.store.folder import Folder
 from pipeline.store.progress import records
@@ -137,7 +137,8 @@ class Fuzz:
             lacks = views != expected
             known = any(f"run {run} " in each for each in named) or not self.looks_whole(run)
             assert not lacks or known, f"run {run} is left out without a word"
-        records(Folder(str(self.store)))
+        with contextlib.suppress(StoreUnusable):  # a link
+            records(Folder(str(self.store)))
         self.rerun(rng.choice(RUNS))
         assert [file.name for file in self.outside.iterdir()] == ["precious"]
         assert (self.outside / "precious").read_text() == "mine"
@@ -232,7 +233,7 @@ def _json(data: bytearray, rng: random.Random) -> bytes:
     try:
         found = json.loads(bytes(data))
         found[rng.choice(sorted(found))] = rng.choice(values)
-    except (ValueError, AttributeError, TypeError, IndexError):
+    except (ValueError, AttributeError, TypeError, IndexError, RecursionError):
         found = rng.choice([*values, {"id": 1, "host": [], "pid": "x", "renewed": "y"}])
     return rng.choice((json.dumps(found).encode(), b"[" * 100_000, b'{"a":' * 50_000, b""))
 
@@ -307,6 +308,7 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="only this one")
     options = parser.parse_args()
     started = time.monotonic()
+    analysis.PAUSES_S = (0.001,) * 3  # a link in a store does not pass
     fuzz = Fuzz(options.directory, options.seed)
     fuzz.case(-1) if options.case is None else None  # everything is imported before it is measured
     held = Path("/proc/self/statm").read_text().split()
@@ -315,9 +317,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     count = 0
     while time.monotonic() - started < options.seconds or not count:
-        signal.alarm(SECONDS)
-        fuzz.case(count if options.case is None else options.case)
-        signal.alarm(0)
+        number = count if options.case is None else options.case
+        print(f"seed {options.seed}, case {number}", flush=True)  # the last is the one that hung
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        fuzz.case(number)
+        faulthandler.cancel_dump_traceback_later()
         count += 1
         if options.case is not None:
             break

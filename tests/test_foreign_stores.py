@@ -75,6 +75,7 @@ FAULTS = {
     "empty": lambda file: os.truncate(file, 0),
     "a bit flipped": flip,
     "another's": lambda file: shutil.copy(file_of(file.parents[2], "groups", "r"), file),
+    "a table without rows": lambda file: shutil.copy(file_of(file.parents[2], "findings", "r"), file),
     "a directory": lambda file: (file.unlink(), file.mkdir()),
     "a link": lambda file: (file.rename(file.parents[3] / "moved"), file.symlink_to("../../../moved")),
 }  # fmt: skip
@@ -94,6 +95,9 @@ def test_a_damaged_run_is_named_and_blocks_no_other(
     known = {view for view, each in of_run(found, "x").items() if each}
     if fault in ("gone", "a directory", "a link") and table == "runs":
         assert (known, said) == (set(), set())  # there is no such run
+        return
+    if not said:  # a row has its own digest: of a bit that decides no value nobody need know
+        assert (table, found) == ("runs", expected)
         return
     assert len(said) == 1 and said.pop().startswith(f"run x is left out: {table}/run=x/")
     assert all(of_run(found, "x")[view] in ([], of_run(expected, "x")[view]) for view in VIEWS)

@@ -17,6 +17,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS
 
 _TABLES = sorted(SCHEMAS.keys() - {"runs"})
+_BAR = b"hallmarks.bar"
 _ATTEMPT = re.compile(r"(\d{10})\.(\d{5}|final)")
 
 
@@ -49,15 +50,18 @@ def attempt_of(path: str) -> str:
 def bar(folder: Folder, run: str, token: int) -> None:
     """Keep whoever held a lease from ending the run, unless it has: its row is there, and is empty."""
     sink = pa.BufferOutputStream()
-    pq.write_table(SCHEMAS["runs"].empty_table(), sink)
+    pq.write_table(SCHEMAS["runs"].with_metadata({_BAR: b""}).empty_table(), sink)
     folder.create(row_path(run, final(token)), sink.getvalue().to_pybytes())
 
 
 def is_bar(data: bytes) -> bool:
-    """Return True if a file that should hold a row keeps an attempt from having one."""
+    """Return True if a file that should hold a row keeps an attempt from having one.
+
+    It says so itself: a file without rows may also be a damaged row, or that of another table.
+    """
     try:
-        return pq.read_metadata(pa.BufferReader(data)).num_rows == 0
-    except (pa.ArrowException, OSError):
+        return _BAR in (pq.read_schema(pa.BufferReader(data)).metadata or {})
+    except (pa.ArrowException, OSError, ValueError):
         return False
 
 
