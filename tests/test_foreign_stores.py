@@ -229,7 +229,8 @@ def test_a_store_may_be_named_by_a_link(store: Path) -> None:
 
 RECORD = {
     "run": "c", "state": "reading", "tiles": 9, "tiles_done": 4, "tiles_lost": 1, "bytes": 900,
-    "bytes_done": 400, "workers": 2, "host": "there", "pid": 7, "started": 0.0, "renewed": 0.0,
+    "bytes_done": 400, "workers": 2, "token": 1, "host": "there", "pid": 7, "started": 0.0,
+    "renewed": 0.0,
 }  # fmt: skip
 
 
