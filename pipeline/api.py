@@ -8,7 +8,8 @@ from typing import Any, TypedDict, Unpack
 
 from pipeline.analysis import analyze as run_analysis
 from pipeline.analysis import analyze_joint as run_joint_analysis
-from pipeline.planning.options import check_known, flag, text, texts
+from pipeline.planning.options import check_known, flag, texts
+from pipeline.planning.options import path as path_text
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.results import Summary
@@ -72,7 +73,7 @@ def analyze(
     check_known(options, Options.__annotations__)
     request, resources = _request(source, options), _resources(options)
     fresh, may_replace = _flags(options)
-    where = text("--store", store)
+    where = path_text("--store", store)
     return run_analysis(request, where, resources, fresh=fresh, replace=may_replace)
 
 
@@ -92,7 +93,7 @@ def analyze_joint(
     own: Mapping[str, Any] = {name: value for name, value in options.items() if name != "run"}
     requests = [_request(source, own) for source in texts("SOURCE", sources)]
     resources, (fresh, may_replace) = _resources(options), _flags(options)
-    where = text("--store", store)
+    where = path_text("--store", store)
     return run_joint_analysis(requests, run, where, resources, fresh=fresh, replace=may_replace)
 
 
@@ -109,7 +110,7 @@ def open_store(path: Address = "hallmarks-store", *, confined: bool = True) -> S
     Raises:
         StoreUnusable: there is no store, or no finished run in it.
     """
-    return Store(text("--store", path), confined=confined)
+    return Store(path_text("--store", path), confined=confined)
 
 
 def _request(source: Any, options: Mapping[str, Any]) -> Request:

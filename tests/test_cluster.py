@@ -365,7 +365,11 @@ def _where_it_runs(stored: bytes) -> TileFolder:
     ("kind", "message"),
     [
         ("without the store", r"node [\d.]+: --store .* is not the driver's: it is left out"),
-        ("without the program", "a worker cannot start: .*No module named 'pipeline'.*left out"),
+        pytest.param(
+            "without the program",
+            "a worker cannot start: .*No module named 'pipeline'.*left out",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_late_node_that_fails_its_check_is_left_out(
@@ -390,6 +394,7 @@ def test_a_late_node_that_fails_its_check_is_left_out(
     assert everything(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_workers_that_no_node_has_room_for_are_announced(
     hub: Hub, nodes: Nodes, store: str, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -213,7 +213,8 @@ def assert_true_sums(suite: Suite, kept: Kept) -> None:
             continue  # where a checkpoint is absent by pieces: tests/test_accuracy.py
         truth = increment_gram(rows)
         lengths = np.sqrt(np.diagonal(truth))
-        assert np.all(np.abs(found.increments - truth) <= 6e-7 * np.outer(lengths, lengths))
+        # 3e-7 to 6.2e-7 were seen, by processor and kernel of the BLAS
+        assert np.all(np.abs(found.increments - truth) <= 8e-7 * np.outer(lengths, lengths))
 
 
 def test_true_sums(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)]), 9]
+    "every", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)]), 25]
 )
 def test_object_storage_fails_at_every_request_of_the_end(
     suite: Path, proxy: Proxy, undisturbed: dict[str, list], every: int,

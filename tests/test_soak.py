@@ -1,4 +1,4 @@
-"""Random faults: see tests/soak.py. Two in `make test`, two hundred in `make test-all`."""
+"""Random faults: see tests/soak.py. One in `make test`, two hundred in `make test-all`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.nodes import two_nodes
 LOCAL, ON_RAY = 150, 50
 
 
-def test_a_few_faults(tmp_path: Path) -> None:
-    """The seed is fixed: the machinery of the soak works, on a directory and on object storage."""
+def test_a_fault(tmp_path: Path) -> None:
+    """The seed is fixed: the machinery of the soak works."""
     with soak.soak(tmp_path, 5) as made:
-        soak.run(made, range(1, 3))
+        soak.run(made, range(2, 3))  # on object storage
 
 
 @pytest.mark.slow

@@ -71,10 +71,18 @@ def steps(option: str, value: Any) -> StepRange:
     return value if isinstance(value, StepRange) else StepRange.parse(value)
 
 
+def path(option: str, value: Any) -> str:
+    """Return a path as text; whether it will do is for its user to say."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise RequestError(f"{option}: expected text, found {quoted(value)}")
+    return found
+
+
 def text(option: str, value: Any) -> str:
     """Return a text that is not empty, or the path that a path object names."""
-    found = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(found, str) or not found:
+    found = path(option, value)
+    if not found:
         raise RequestError(f"{option}: expected text, found {quoted(value)}")
     try:
         found.encode()
