@@ -94,10 +94,11 @@ class Trial:
     rng: random.Random
     environment: dict[str, str]
     ended: list[Ended] = field(default_factory=list)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, number: int = 0, at: int = 0) -> subprocess.Popen[str]:
         """Start the job; it sends itself a signal at the `at`-th answer of its store."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [
                 *(sys.executable, "-c", PROGRAM, f"{number},{at},{self.rng.randrange(1 << 30)}"),
                 *("analyze", *self.job.sources, "--store", self.store, "--run", "r", "--json"),
@@ -105,6 +106,8 @@ class Trial:
             ],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for a job, and check how it ends."""
@@ -377,6 +380,8 @@ class Soak:
                 f"seed {self._seed}, trial {number}: {name}, {where}, {job.name}, {options}\n{error}\n{told}"
             ) from None
         finally:
+            for process in trial.started:
+                process.kill()
             if os.path.ismount(store):
                 subprocess.run(["umount", "-l", store], check=True)
         self.counts[name, where, tuple(sorted({each.code for each in trial.ended[:-1]}))] += 1
@@ -433,7 +438,8 @@ def soak(folder: Path, seed: int) -> Iterator[Soak]:
 
 def run(made: Soak, numbers: range, nodes: Nodes | None = None) -> None:
     """Do these trials: without a cluster in this process's way, with one on it."""
-    executor = f"--address {nodes.address}" if nodes else "--executor local"
+    # each node has room for one job: where two run at once, one may be stopped for good
+    executor = f"--max-workers 1 --address {nodes.address}" if nodes else "--executor local"
     both = LOCAL | cluster_faults(nodes) if nodes else LOCAL
     for number in numbers:
         in_bucket = number % 3 == 2
