@@ -22,7 +22,6 @@ from pipeline.execute.life import Life
 from pipeline.execute.placement import choose_pull, on_cpus, on_gpus
 from pipeline.planning.machine import available_cores, total_memory
 
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")  # an address may hold a password
 CONNECT_S = 10.0
 """For a machine to accept a connection: beyond, it is not there, or a firewall swallows packets."""
 NODE_START_S = 30
