@@ -104,9 +104,9 @@ def client(source: str) -> dict[str, Any]:
 
 def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, int]:
     """Return addresses; file, start and length of each range; how many readers; the longest range."""
-    from pipeline.analysis import worker_memory
     from pipeline.execute import worker
     from pipeline.execute.addresses import InProcess
+    from pipeline.executor import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources

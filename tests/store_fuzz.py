@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pipeline
-from pipeline import analysis
+from pipeline import job
 from pipeline.analysis import analyze
 from pipeline.errors import DamagedRun, HallmarksError, Interrupted, StoreUnusable
 from pipeline.planning.request import Request, Resources
@@ -308,11 +308,10 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="only this one")
     options = parser.parse_args()
     started = time.monotonic()
-    analysis.PAUSES_S = (0.001,) * 3  # a link in a store does not pass
     fuzz = Fuzz(options.directory, options.seed)
     fuzz.case(-1) if options.case is None else None  # everything is imported before it is measured
     held = Path("/proc/self/statm").read_text().split()
-    analysis.PAUSES_S = ()  # a store that fails here does so for good
+    job.PAUSES_S = ()  # a store that fails here does so for good
     limit = int(held[5]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     count = 0

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import results
+from pipeline import snapshots
 from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute import pool
 from pipeline.numerics.partial import TileResult
@@ -219,9 +219,9 @@ def test_a_worker_is_stopped(
 
 
 PROGRAM = """
-from pipeline import results
+from pipeline import snapshots
 from pipeline.planning import tiles
-results.SNAPSHOT_AFTER_S, tiles.MIN_TILE_BYTES = 0, 1 << 20
+snapshots.SNAPSHOT_AFTER_S, tiles.MIN_TILE_BYTES = 0, 1 << 20
 from jobs.cli import main
 main()
 """
@@ -266,7 +266,7 @@ def test_a_driver_is_killed_and_another_cluster_goes_on(
     assert left["state"] == "reading" and left["pid"] == driver.pid
     [estimated] = asked()
     kept = len(tiles(store))
-    assert not estimated["complete"] and kept >= results.LEAST_TILES
+    assert not estimated["complete"] and kept >= snapshots.LEAST_TILES
     again = hallmarks(*analyze)
     output, errors = again.communicate()
     assert again.returncode == 0, errors

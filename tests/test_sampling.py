@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import pipeline
 from jobs.analyze import analyze
-from pipeline import results
+from pipeline import results, snapshots
 from pipeline.analysis import analyze as run_analysis
 from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import Interrupted, StoreUnusable
@@ -256,7 +256,7 @@ class Stopping:
 def test_a_run_that_is_not_finished_can_be_asked(
     suite: Path, whole: Store, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "SNAPSHOT_AFTER_S", 0.0)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_AFTER_S", 0.0)
     # the norm would be a tile of its own, maybe the last, and no estimate is shown without it
     request = Request(str(suite), run="r", exclude=("norm",))
     store, progress = str(tmp_path / "store"), Stopping(12)
@@ -286,8 +286,8 @@ def test_tensors_that_are_not_reached_are_null(
     suite: Path, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a group of one role is estimated from what of it has been read."""
-    monkeypatch.setattr(results, "SNAPSHOT_AFTER_S", 0.0)
-    monkeypatch.setattr(results.Snapshots, "_enough", lambda self, done: len(done) == 5)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_AFTER_S", 0.0)
+    monkeypatch.setattr(snapshots.Snapshots, "_enough", lambda self, done: len(done) == 5)
     store, progress = str(tmp_path / "store"), Stopping(6)
     resources = Resources(executor="local", threads=1)
     with pytest.raises(Interrupted):
@@ -303,7 +303,7 @@ def test_tensors_that_are_not_reached_are_null(
 def test_a_finished_run_is_not_replaced_by_an_estimate(
     suite: Path, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "SNAPSHOT_AFTER_S", 0.0)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_AFTER_S", 0.0)
     store, progress = str(tmp_path / "store"), Stopping(1000)
     run_analysis(Request(str(suite), run="r", fraction=0.05), store, LOCAL)
     before = tables(Store(store))

@@ -1,0 +1,125 @@
+"""Where tiles are worked through: in this process, or on Ray; and with how much memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from pipeline.errors import (
+    PlanDoesNotFit,
+    StoreUnusable,
+)
+from pipeline.execute.addresses import FrontDesk, InProcess
+from pipeline.execute.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.local import run_local
+from pipeline.execute.schedule import Lost
+from pipeline.execute.verify import published
+from pipeline.execute.worker import Receipt, Worker
+from pipeline.planning.machine import available_cores, total_memory
+from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
+from pipeline.planning.plan import Plan
+from pipeline.planning.request import Resources
+from pipeline.sources.base import Access, Source
+from pipeline.store.tiles import TileFolder
+
+_MOST_TASKS_A_WORKER = 16
+"""Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
+one block, so that fewer would leave CPUs of other nodes idle (benchmarks/results/pull.md)."""
+_FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
+
+
+Outcomes = Iterator[Receipt | Lost]
+WorkThrough = Callable[[list[int], TileFolder], Outcomes]
+"""Works through tiles, by their numbers in the plan, into a folder of results."""
+
+
+@contextlib.contextmanager
+def executor(
+    plan: Plan, source: Source, resources: Resources
+) -> Iterator[tuple[WorkThrough, int, str]]:
+    """Yield how to work through tiles, on how many workers, and the executor's name.
+
+    The plan is checked against the memory before anything is written.
+    """
+
+    addresses = InProcess(plan, source, resources.cache)
+    verified = published(plan) if resources.verify else []
+    if resources.executor == "local":
+        device = choose_device(resources.device)
+        most = THREADS_OF_A_CARD if device == "cuda" else available_cores()
+        threads = resources.threads or min(most, available_cores())
+        calls = threads + source.waits
+        memory = worker_memory(plan, resources, calls)
+
+        def work_here(tiles: list[int], sink: TileFolder) -> Outcomes:
+            worker = Worker(plan, sink, addresses, device, threads, memory, verified)
+            return run_local(worker, calls, tiles)
+
+        yield work_here, 1, "local"
+        return
+
+    # Ray takes a second to import: not for those who do without it.
+    from pipeline.execute.admission import largest_block
+    from pipeline.execute.pool import Proof, RayPool
+    from pipeline.execute.ray import layout, ray_session
+
+    pull = "actor" if resources.verify else resources.pull
+    with ray_session(resources.address, pull):
+        room = partial(layout, resources.device, resources.max_workers, pull, source.waits)
+        shape = room()
+        tasks = shape.pull == "tasks"
+        ahead = min(shape.pulling, _MOST_TASKS_A_WORKER) if tasks else source.waits
+        calls = shape.threads + ahead
+        largest = largest_block(shape.store_bytes) if tasks else None
+        memory = worker_memory(plan, resources, calls, shape.together, largest)
+
+        def work_there(tiles: list[int], sink: TileFolder) -> Outcomes:
+            sink.mark()
+            pool = RayPool(
+                plan, sink, room, calls, memory, Proof(sink, local_files(plan, source)), verified
+            )
+            try:
+                yield from pool.run(tiles, FrontDesk(addresses))
+            finally:
+                with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
+                    sink.unmark()
+
+        yield work_there, shape.workers, "ray"
+
+
+def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:
+    """Return access to some files, if they lie in a directory, that every node must see too."""
+    if source.waits:
+        return ()
+    every = -(-len(plan.files) // _FILES_PROVEN)
+    return tuple(source.access(file) for file in plan.files[::every])
+
+
+def worker_memory(
+    plan: Plan,
+    resources: Resources,
+    calls: int,
+    workers: int = 1,
+    largest_block: int | None = None,
+) -> Memory:
+    """Return how one worker with `calls` tiles in hand spends its budget.
+
+    Args:
+        workers: how many share a machine.
+        largest_block: what an object store takes, if blocks travel through one.
+
+    Raises:
+        PlanDoesNotFit: the budget, the machine or the store is too small.
+    """
+    total, on_ray = total_memory(), resources.executor == "ray"
+    budget = resources.memory or default_budget(total, workers, on_ray)
+    memory = project(plan.tensors, plan.tiles, budget, calls, largest_block)
+    if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
+        raise PlanDoesNotFit(
+            f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"
+            f" {show_size(idle_bytes(1, on_ray))} of an idle process, and this machine or container"
+            f" has {show_size(total)}",
+            "leave --memory out, or raise the limit",
+        )
+    return memory
