@@ -34,13 +34,13 @@ def environment() -> None:
     """The token among the variables that the job's workers get."""
     import ray
 
-    init = ray.init
+    init, token = ray.init, os.environ["HF_TOKEN"]
     ray.init = lambda *args, **options: init(
-        *args, **options, runtime_env={"env_vars": {"HF_TOKEN": os.environ["HF_TOKEN"]}}
+        *args, **options, runtime_env={"env_vars": {"HF_TOKEN": token}}
     )
-    from pipeline.execute import ray as executor
+    from pipeline.execute import life
 
-    executor._SECRETS = ()
+    life._SECRETS = ()
 
 
 def quoted_errors() -> None:
