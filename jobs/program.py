@@ -1,7 +1,7 @@
 """What holds from a program's first moment to its last: its streams, signals, and its last word.
 
-Nothing is imported here that takes time: the first import of `jobs` comes here (`jobs/__init__.py`), and
-what follows, click, rich and torch, takes a second in which a signal may come, too.
+Nothing is imported here that takes time: the first import of `jobs` comes here (`jobs/__init__.py`, where a
+signal is the end, in one line), and what follows, click, rich and torch, takes a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _kept = ""  # what is told of an interrupted command beside the signal's name
 
 
 def begin() -> None:
-    """Make the standard streams usable, and a signal the end, in one line.
+    """Make the standard streams usable.
 
     A descriptor that the caller has closed would be given to the next file that is opened, and
     what a library prints there would be written into that file.
@@ -51,7 +51,6 @@ def begin() -> None:
         sys.stderr.reconfigure(errors=_ERRORS)
     if isinstance(sys.stdin, io.TextIOWrapper):  # as in arguments: what is no text is refused
         sys.stdin.reconfigure(errors="surrogateescape")  # where it is used
-    _on_signals(_leave_at_once)
 
 
 class _Output(io.TextIOWrapper):
@@ -82,13 +81,6 @@ def told_if_refused() -> Iterator[None]:
         from pipeline.errors import HallmarksError
 
         raise HallmarksError(f"standard output cannot be written: {error.strerror}") from None
-
-
-def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    """Nothing has begun yet."""
-    del frame
-    _tell(number)
-    leave(INTERRUPTED)
 
 
 def raise_on_signals() -> None:

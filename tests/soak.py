@@ -153,6 +153,7 @@ def sends_itself(number: int) -> Disturbance:
 def is_sent(number: int) -> Disturbance:
     def disturb(trial: Trial) -> None:
         process = trial.start()
+        waiting(lambda: hears(process), process)  # the interpreter's own first moments are its own
         time.sleep(trial.rng.uniform(0.0, 5.0))
         process.send_signal(number)
         trial.end(process)
@@ -316,6 +317,15 @@ def cluster_faults(nodes: Nodes) -> dict[str, Disturbance]:
 def waiting(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not condition() and process.poll() is None:
         time.sleep(0.01)
+
+
+def hears(process: subprocess.Popen[str]) -> bool:
+    """Return True once a process has a handler for SIGTERM."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt"):
+                return bool(int(line.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+    return False
 
 
 @contextlib.contextmanager
