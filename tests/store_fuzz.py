@@ -117,7 +117,7 @@ class Fuzz:
         done = [mutate(self.store, self.outside, rng) for _ in range(rng.choice((1, 1, 1, 2, 5)))]
         try:
             self.check(rng)
-        except BaseException:
+        except BaseException:  # a limit of memory or time, too: the case is named
             print(f"seed {self.seed}, case {number}: {done}", file=sys.stderr)
             raise
 
@@ -330,6 +330,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BaseException:
+    except BaseException:  # an ordinary exit would wait for the threads of a job that was cut off
         traceback.print_exc()
         os._exit(1)

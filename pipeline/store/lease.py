@@ -63,7 +63,7 @@ class Lease:
         try:
             while not self._taken():
                 pass
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves this process without the lease
             _held.discard(self._id)
             raise
         threading.Thread(target=self._renew, daemon=True, name="lease").start()
