@@ -37,8 +37,8 @@ Read = Callable[[int, memoryview], None]
 
 def reader(url: str, size: int) -> Read:
     """This project's."""
-    from pipeline.sources.http import UrlAccess
-    from pipeline.sources.transport import Transport
+    from pipeline.transport.connections import Transport
+    from pipeline.transport.http import UrlAccess
 
     nobody: Any = None  # needed at the desk only when an address is refused
     transport, access = Transport(nobody), UrlAccess("the file", size, url)

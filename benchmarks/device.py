@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pipeline.execute import device
-from pipeline.execute.addresses import InProcess
-from pipeline.execute.local import run_local
-from pipeline.execute.schedule import Lost
-from pipeline.execute.worker import Worker
-from pipeline.numerics.gram import one_thread_products
-from pipeline.numerics.partial import TileResult
-from pipeline.numerics.pieces import PIECE
+from pipeline.execute.drive.local import run_local
+from pipeline.execute.drive.schedule import Lost
+from pipeline.execute.work import device
+from pipeline.execute.work.addresses import InProcess
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
+from pipeline.statistics.gram import one_thread_products
+from pipeline.statistics.partial import TileResult
+from pipeline.statistics.pieces import PIECE
 
 
 class Kept:

@@ -20,11 +20,11 @@ from unittest.mock import patch
 import ray
 
 from benchmarks.memory import resident
-from pipeline.execute.addresses import FrontDesk
-from pipeline.execute.pool import Proof, RayPool
-from pipeline.execute.ray import Layout
-from pipeline.execute.schedule import Schedule
-from pipeline.execute.worker import Receipt
+from pipeline.execute.drive.schedule import Schedule
+from pipeline.execute.ray.pool import Proof, RayPool
+from pipeline.execute.ray.session import Layout
+from pipeline.execute.work.addresses import FrontDesk
+from pipeline.execute.work.worker import Receipt
 from pipeline.planning.tiles import Fragment, Tile
 
 ACTORS = 2

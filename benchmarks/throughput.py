@@ -59,7 +59,7 @@ class Watch:
 
 def job(source: str) -> dict[str, Any]:
     """Analyse in this process; return times and CPU times."""
-    from pipeline.analysis import analyze
+    from pipeline.job.analyze import analyze
     from pipeline.planning.request import Request, Resources
 
     watch = Watch()
@@ -78,7 +78,7 @@ def job(source: str) -> dict[str, Any]:
 
 def client(source: str) -> dict[str, Any]:
     """Read in this process what the job would read, and do nothing with it."""
-    from pipeline.sources.transport import Transport
+    from pipeline.transport.connections import Transport
 
     addresses, ranges, readers, longest = ranges_of_job(source)
     transport, of_thread = Transport(addresses), threading.local()
@@ -104,9 +104,9 @@ def client(source: str) -> dict[str, Any]:
 
 def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, int]:
     """Return addresses; file, start and length of each range; how many readers; the longest range."""
-    from pipeline.execute import worker
-    from pipeline.execute.addresses import InProcess
-    from pipeline.executor import worker_memory
+    from pipeline.execute.work import worker
+    from pipeline.execute.work.addresses import InProcess
+    from pipeline.job.executor import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources

@@ -23,13 +23,13 @@ from jobs.console import (
 )
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from jobs.program import resumable
-from pipeline.analysis import analyze as run_analysis
-from pipeline.analysis import analyze_joint
 from pipeline.errors import RequestError
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
+from pipeline.job.analyze import analyze as run_analysis
+from pipeline.job.analyze import analyze_joint
+from pipeline.job.results import Summary
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
-from pipeline.results import Summary
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 

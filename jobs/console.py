@@ -36,9 +36,9 @@ from pipeline.errors import DamagedRun, HallmarksError, Interrupted, printable
 from pipeline.planning.memory import show_size
 
 if TYPE_CHECKING:  # commands that compute nothing do without torch
-    from pipeline.execute.schedule import Lost
+    from pipeline.execute.drive.schedule import Lost
+    from pipeline.job.results import Summary
     from pipeline.planning.plan import Plan
-    from pipeline.results import Summary
 
 EXIT_INCOMPLETE = 3
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any, TypedDict, Unpack
 
-from pipeline.analysis import analyze as run_analysis
-from pipeline.analysis import analyze_joint as run_joint_analysis
+from pipeline.job.analyze import analyze as run_analysis
+from pipeline.job.analyze import analyze_joint as run_joint_analysis
+from pipeline.job.results import Summary
 from pipeline.planning.options import check_known, flag, texts
 from pipeline.planning.options import path as path_text
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
-from pipeline.results import Summary
 from pipeline.store.query import Store
 
 Address = str | PathLike[str]

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline.sources import object_client
+from pipeline.transport import object_client
 
 SECRETS = ("canarySecretKey", "canarySessionToken")
 

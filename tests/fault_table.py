@@ -90,10 +90,10 @@ class Bench:
         Raises:
             HallmarksError: a tile failed for good, or a file changed.
         """
-        from pipeline.execute.addresses import InProcess
-        from pipeline.execute.local import run_local
-        from pipeline.execute.schedule import Lost
-        from pipeline.execute.worker import Worker
+        from pipeline.execute.drive.local import run_local
+        from pipeline.execute.drive.schedule import Lost
+        from pipeline.execute.work.addresses import InProcess
+        from pipeline.execute.work.worker import Worker
         from pipeline.planning.memory import project
         from pipeline.sources.hub import HubRepository
         from tests.test_bits import Kept

@@ -15,7 +15,7 @@ def object_store() -> None:
     """Addresses handed over through the object store."""
     import ray
 
-    from pipeline.execute import addresses
+    from pipeline.execute.work import addresses
 
     answer = addresses.FrontDesk.answer
     kept = []
@@ -38,14 +38,14 @@ def environment() -> None:
     ray.init = lambda *args, **options: init(
         *args, **options, runtime_env={"env_vars": {"HF_TOKEN": token}}
     )
-    from pipeline.execute import life
+    from pipeline.execute.ray import life
 
     life._SECRETS = ()
 
 
 def quoted_errors() -> None:
     """An error that quotes the address that failed."""
-    from pipeline.sources import http
+    from pipeline.transport import http
 
     def refuse(self: Any, response: Any) -> None:
         raise http.ReadError(f"{self._access.url}: HTTP {response.status}")

@@ -35,9 +35,9 @@ import sys
 sys.argv[0] = "hallmarks"
 from jobs.cli import main
 import os, random, signal, sys, time
-from pipeline import job, snapshots
+from pipeline.job import job, snapshots
 from pipeline.planning import tiles
-from pipeline.sources import limits
+from pipeline.transport import limits
 from pipeline.store import folder, lease
 tiles.MIN_TILE_BYTES = 1 << 18
 job.PAUSES_S = (0.1, 0.2, 0.4, 0.8)

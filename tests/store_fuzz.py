@@ -28,9 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pipeline
-from pipeline import job
-from pipeline.analysis import analyze
 from pipeline.errors import DamagedRun, HallmarksError, Interrupted, StoreUnusable
+from pipeline.job import job
+from pipeline.job.analyze import analyze
 from pipeline.planning.request import Request, Resources
 from pipeline.store.folder import Folder
 from pipeline.store.progress import records

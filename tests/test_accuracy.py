@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 import pipeline
 from pipeline.checkpoint.names import position
 from pipeline.errors import QueryError
-from pipeline.numerics.gram import LEAST_IN_FLOAT32
+from pipeline.statistics.gram import LEAST_IN_FLOAT32
 from pipeline.store.query import Store
 from tests import reference
 from tests.reference import Matrix

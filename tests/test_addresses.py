@@ -15,7 +15,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound
-from pipeline.execute.addresses import (
+from pipeline.execute.work.addresses import (
     FILES_A_QUESTION,
     FrontDesk,
     InProcess,
@@ -27,8 +27,8 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources import hub_addresses
 from pipeline.sources.base import Source
-from pipeline.sources.http import DIRECT_BYTES, ThroughDriver, UrlAccess
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
+from pipeline.transport.http import DIRECT_BYTES, ThroughDriver, UrlAccess
 from tests import fault_table
 from tests.fault_table import NAME, impatient
 from tests.hub import Fault, Hub
@@ -177,7 +177,7 @@ def test_large_ones_are_read_without_a_token_or_not_at_all(
 ) -> None:
     repository = hub.repositories[NAME]
     repository.direct = True
-    monkeypatch.setattr("pipeline.sources.http.DIRECT_BYTES", 1_000_000)
+    monkeypatch.setattr("pipeline.transport.http.DIRECT_BYTES", 1_000_000)
     monkeypatch.setenv("HF_TOKEN", hub.token)
     plan, source = make_plan(Request(NAME))
     with at_work(plan, source) as (remote, _):

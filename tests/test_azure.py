@@ -25,8 +25,8 @@ from obstore.store import from_url
 from pipeline.errors import SourceChanged, StoreUnusable
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources import object_client
 from pipeline.store.folder import Folder
+from pipeline.transport import object_client
 from tests.suites import trajectory, write_suite
 from tests.test_objects import dots
 

@@ -23,13 +23,13 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import snapshots
 from pipeline.errors import Interrupted, StoreUnusable
-from pipeline.execute import pool
-from pipeline.numerics.partial import TileResult
+from pipeline.execute.ray import pool
+from pipeline.job import snapshots
+from pipeline.job.results import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.results import Summary
+from pipeline.statistics.partial import TileResult
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
 from tests import buckets
@@ -219,7 +219,7 @@ def test_a_worker_is_stopped(
 
 
 PROGRAM = """
-from pipeline import snapshots
+from pipeline.job import snapshots
 from pipeline.planning import tiles
 snapshots.SNAPSHOT_AFTER_S, tiles.MIN_TILE_BYTES = 0, 1 << 20
 from jobs.cli import main
@@ -307,11 +307,11 @@ def test_a_tile_that_kills_is_given_up_and_no_other(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.analysis.TileFolder", Deadly)
+    monkeypatch.setattr("pipeline.job.analyze.TileFolder", Deadly)
     summary = analysed(hub, nodes, store)
     assert not summary.complete
     assert len(summary.lost) == 1 and summary.lost[0].startswith("tile 5: a worker died")
-    monkeypatch.setattr("pipeline.analysis.TileFolder", TileFolder)
+    monkeypatch.setattr("pipeline.job.analyze.TileFolder", TileFolder)
     summary = analysed(hub, nodes, store)
     assert summary.complete and summary.resumed_tiles == len(make_plan(Request(NAME))[0].tiles) - 1
     assert everything(store) == undisturbed
@@ -333,7 +333,7 @@ def _elsewhere(root: str, mark: str) -> TileFolder:
 def test_a_node_that_does_not_see_the_store_is_named(
     hub: Hub, nodes: Nodes, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.analysis.TileFolder", Elsewhere)
+    monkeypatch.setattr("pipeline.job.analyze.TileFolder", Elsewhere)
     with pytest.raises(
         StoreUnusable, match=r"^node [\d.]+: --store .* is not the driver's"
     ) as raised:
@@ -377,7 +377,7 @@ def test_a_late_node_that_fails_its_check_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """It is named, once, and the others go on."""
-    monkeypatch.setattr("pipeline.analysis.TileFolder", WhereItRuns)
+    monkeypatch.setattr("pipeline.job.analyze.TileFolder", WhereItRuns)
 
     def join(nodes: Nodes) -> None:
         hub.bytes_per_s = 1e6  # the job is not over before the node is there

@@ -23,9 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoint.roles import Part
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
-from pipeline.execute import device as device_module
-from pipeline.execute.addresses import InProcess
-from pipeline.execute.device import (
+from pipeline.execute.drive.local import run_local
+from pipeline.execute.drive.schedule import Lost
+from pipeline.execute.work import device as device_module
+from pipeline.execute.work.addresses import InProcess
+from pipeline.execute.work.device import (
     Device,
     affordable_window,
     choose_device,
@@ -34,19 +36,17 @@ from pipeline.execute.device import (
     ran_out_of_memory,
     windows,
 )
-from pipeline.execute.local import run_local
-from pipeline.execute.schedule import Lost
-from pipeline.execute.worker import Worker
-from pipeline.numerics import gram
-from pipeline.numerics.gram import TORCH_DTYPES, one_thread_products
-from pipeline.numerics.partial import PartialGram, TileResult
-from pipeline.numerics.pieces import PIECE
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.planning.slices import slices
 from pipeline.planning.tiles import Fragment, Tile
 from pipeline.sources.base import Source
+from pipeline.statistics import gram
+from pipeline.statistics.gram import TORCH_DTYPES, one_thread_products
+from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.statistics.pieces import PIECE
 from pipeline.store.tiles import encode
 from tests.reference import increment_gram
 from tests.suites import trajectory
@@ -162,7 +162,7 @@ def copying(patch: pytest.MonkeyPatch, times: float) -> list[Device]:
         made[-1].window = int(times * made[-1].least) // 64 * 64
         return made[-1]
 
-    patch.setattr("pipeline.execute.worker.Device", make)
+    patch.setattr("pipeline.execute.work.worker.Device", make)
     return made
 
 

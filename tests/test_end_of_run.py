@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import analysis
-from pipeline.analysis import analyze
 from pipeline.errors import HallmarksError, StoreFailed
+from pipeline.job import analyze as analysis
+from pipeline.job.analyze import analyze
+from pipeline.job.results import Summary
 from pipeline.planning.request import Request, Resources
-from pipeline.results import Summary
 from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS
 from tests import buckets
@@ -164,8 +164,8 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture
 def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.0001)
-    monkeypatch.setattr("pipeline.job.PAUSES_S", ())
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.0001)
+    monkeypatch.setattr("pipeline.job.job.PAUSES_S", ())
     with Proxy(moto).serve() as found:
         yield found
 
@@ -298,7 +298,7 @@ def test_the_store_is_moved_away_and_back(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is away nothing is put in its place, and the job waits for it for a while."""
-    monkeypatch.setattr("pipeline.job.PAUSES_S", (0,) * 4)
+    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0,) * 4)
     store, away = tmp_path / "store", tmp_path / "away"
     tries = 0
 
@@ -325,7 +325,7 @@ def test_the_store_is_moved_away_and_back(
 def test_the_store_is_moved_away_for_good(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.job.PAUSES_S", (0, 0))
+    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0, 0))
     store, away = tmp_path / "store", tmp_path / "away"
     with pytest.raises(StoreFailed, match="is gone") as raised:
         analysed(suite, store, Told(lambda: store.rename(away)))
@@ -358,7 +358,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_finished(
     suite: Path, small_disk: Path, undisturbed: dict[str, list]
 ) -> None:
     ballast, store = filled(small_disk), small_disk / "store"
-    process = job(suite, store, "import pipeline.job as j; j.PAUSES_S = (0, 0)")
+    process = job(suite, store, "import pipeline.job.job as j; j.PAUSES_S = (0, 0)")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
     assert errors.count("trying again in 0 s") == 2
@@ -376,7 +376,7 @@ def test_room_is_made_while_the_job_waits(
     suite: Path, small_disk: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ballast, store = filled(small_disk), small_disk / "store"
-    monkeypatch.setattr("pipeline.job.PAUSES_S", (0, 0))
+    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0, 0))
 
     class Making(Told):
         def note(self, text: str) -> None:
@@ -393,8 +393,8 @@ def test_room_is_made_while_the_job_waits(
 def test_estimates_that_fail_say_so_once(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.snapshots.SNAPSHOT_AFTER_S", 0.0)
-    monkeypatch.setattr("pipeline.snapshots.LEAST_TILES", 1)
+    monkeypatch.setattr("pipeline.job.snapshots.SNAPSHOT_AFTER_S", 0.0)
+    monkeypatch.setattr("pipeline.job.snapshots.LEAST_TILES", 1)
     store = tmp_path / "store"
     store.mkdir()
     (store / "similarity").write_text("a file where a directory should be")

@@ -81,7 +81,7 @@ def test_a_signal_at_work(
     program = (
         "import os, time\n"
         f"import jobs.{command}\n"
-        "from pipeline import analysis\n"
+        "from pipeline.job import analyze as analysis\n"
         "def make_plan(request):\n"
         "    os.write(2, b'here\\n')\n"
         "    time.sleep(60)\n"
@@ -97,7 +97,7 @@ def test_a_signal_at_work(
 
 def test_a_process_that_is_killed_leaves_a_word(suite: Path, tmp_path: Path) -> None:
     program = (
-        "import os, time\nfrom pipeline import analysis\n"
+        "import os, time\nfrom pipeline.job import analyze as analysis\n"
         "def make_plan(request):\n    os.write(2, b'here\\n')\n    time.sleep(60)\n"
         f"analysis.make_plan = make_plan\n{IN_ONE}\n"
     )
@@ -178,7 +178,7 @@ def test_terminals_that_know_ascii_only(
 def broken(raised: str) -> str:
     """Return a program in which planning fails in a way that nobody thought of."""
     return (
-        "from pipeline import analysis\n"
+        "from pipeline.job import analyze as analysis\n"
         f"def make_plan(request):\n    raise {raised}\n"
         f"analysis.make_plan = make_plan\n{IN_ONE}\n"
     )

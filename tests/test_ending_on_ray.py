@@ -185,7 +185,7 @@ def test_something_else_is_there(suite: str, tmp_path: Path) -> None:
         kept: list[socket.socket] = []
         threading.Thread(target=lambda: kept.append(server.accept()[0]), daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        short = "from pipeline.execute import ray\nray.START_S = 3.0\n"
+        short = "from pipeline.execute.ray import session\nsession.START_S = 3.0\n"
         *_, error, hint = refused(suite, tmp_path / "store", address, short + IN_ONE)
     assert error == f"error: no Ray cluster at '{address}': no answer within 3 s"
     assert hint == "hint: check --address and RAY_ADDRESS, or leave both out"

@@ -20,8 +20,8 @@ import pipeline
 from pipeline.errors import HallmarksError, ReadError
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.http import ThroughDriver, UrlAccess
 from pipeline.sources.hub import HubRepository
+from pipeline.transport.http import ThroughDriver, UrlAccess
 from tests import canary
 from tests.conftest import serving
 from tests.hub import Authority, Fault, Hub
@@ -165,7 +165,7 @@ def test_a_password_in_the_endpoint(
 def test_errors_do_not_show_a_password_in_the_endpoint(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     hub.password = f"me:{PASSWORD}"
     with serving(hub):
         shown = constants.ENDPOINT.replace(f"me:{PASSWORD}@", "")

@@ -20,11 +20,11 @@ from huggingface_hub import HfApi
 
 import pipeline
 from pipeline.errors import FormatError, HallmarksError, ReadError, SourceNotFound
-from pipeline.planning.learnt import cache_file
 from pipeline.planning.plan import make_plan
+from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
-from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub import HubRepository
+from pipeline.transport.http import UrlAccess
 from tests.hub import Fault, Hub
 from tests.hub.faults import Action
 from tests.test_bits import everything
@@ -41,7 +41,7 @@ def hub(served_hub: Hub, trained: dict[str, Path], monkeypatch: pytest.MonkeyPat
         repository.commit_folder(trained["neox-f16"] / f"step{step}", branch=f"step{step}")
     repository.branches["main"] = repository.branches["step12"]
     repository.tag("v1", repository.branches["step0"])
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     return served_hub
 
 

@@ -16,8 +16,8 @@ import pipeline
 from pipeline.errors import HallmarksError, SourceNotFound
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub_cache import CachedAccess
+from pipeline.transport.http import UrlAccess
 from tests import fault_table
 from tests.fault_table import CHECKPOINTS, NAME
 from tests.hub import Hub
@@ -95,8 +95,8 @@ def test_on_another_machine_the_cache_is_not_there(hub: Hub, cache: Path) -> Non
     expected = source.read(plan.files[0], 1000, 2000)
     (blob,) = blobs(cache)
     blob.rename(blob.with_name("elsewhere"))
-    from pipeline.execute.addresses import InProcess
-    from pipeline.sources.transport import Transport
+    from pipeline.execute.work.addresses import InProcess
+    from pipeline.transport.connections import Transport
 
     addresses = InProcess(plan, source)
     buffer = bytearray(1000)

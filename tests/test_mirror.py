@@ -201,7 +201,7 @@ def test_the_whole_file_is_refused_and_not_read(
     mirror: str, monkeypatch: pytest.MonkeyPatch, name: str, path: str, stop: int | None
 ) -> None:
     """Also where the whole file was asked for: the answer says neither how long nor what it is."""
-    monkeypatch.setattr("pipeline.sources.http.WHOLE_BYTES", 10)
+    monkeypatch.setattr("pipeline.transport.http.WHOLE_BYTES", 10)
     source = HubRepository(name)
     file = file_of(source, "step2", path)
     received = []

@@ -17,14 +17,14 @@ import pytest
 
 import pipeline
 from pipeline.errors import HallmarksError, ReadError, SourceChanged, TransientReadError
-from pipeline.execute.addresses import InProcess
-from pipeline.planning.learnt import cache_file
+from pipeline.execute.work.addresses import InProcess
 from pipeline.planning.plan import make_plan
+from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
-from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub import HubRepository
-from pipeline.sources.limits import Limits, pause_s, windows
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
+from pipeline.transport.http import UrlAccess
+from pipeline.transport.limits import Limits, pause_s, windows
 from tests import fault_table
 from tests.fault_table import NAME, Bench, Outcome, impatient
 from tests.hub import Fault, Hub
@@ -151,7 +151,7 @@ def test_a_large_file_that_comes_whole_is_refused_unread(
     plan, source = make_plan(Request(NAME))
     access, size = source.access(plan.files[0]), plan.files[0].size
     transport = Transport(InProcess(plan, source))
-    monkeypatch.setattr("pipeline.sources.http.WHOLE_BYTES", size - 1)
+    monkeypatch.setattr("pipeline.transport.http.WHOLE_BYTES", size - 1)
     hub.reset()
     hub.bytes_per_s = 1e6  # the file takes more than two seconds
     hub.faults.add(Fault("ignore_range"))
@@ -356,7 +356,7 @@ def test_a_lost_tile_names_its_bytes(hub: Hub, tmp_path: Path) -> None:
 def test_the_hub_is_asked_again(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     expected, _ = make_plan(Request(NAME))
     cache_file().unlink()
     hub.reset()

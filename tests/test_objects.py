@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources import object_client
+from pipeline.transport import object_client
 from tests import buckets
 from tests.suites import trajectory, write_suite
 
@@ -142,10 +142,10 @@ def test_a_listing_without_an_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Given up after a stated time, and announced before."""
-    monkeypatch.setattr("pipeline.sources.object_client.QUESTION_S", 0.5)
+    monkeypatch.setattr("pipeline.transport.object_client.QUESTION_S", 0.5)
     for module in ("waiting", "object_client"):
         monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.2)
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     with (
         answering(200, LISTING, monkeypatch),
         pytest.raises(TransientReadError, match=r"s3://b: no answer for 0.5 s"),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RequestError
-from pipeline.execute.placement import on_cpus, on_gpus
-from pipeline.execute.ray import layout
+from pipeline.execute.drive.placement import on_cpus, on_gpus
+from pipeline.execute.ray.session import layout
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=300)
 Nodes = list[dict[str, float]]

@@ -44,7 +44,7 @@ def test_imports_go_one_way() -> None:
         ("pipeline/planning/tiles.py", "import ray"),
         ("pipeline/planning/tiles.py", "import torch"),
         ("pipeline/numerics/path.py", "from pipeline.store import folder"),
-        ("pipeline/checkpoint/names.py", "from pipeline.numerics import pieces"),
+        ("pipeline/checkpoint/names.py", "from pipeline.numerics import path"),
     ],
 )
 def test_the_import_rules_can_fail(module: str, line: str, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from obstore.store import from_url
 
 import pipeline
 from pipeline.errors import HallmarksError, TransientReadError
+from pipeline.job.results import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.results import Summary
-from pipeline.sources import object_client
-from pipeline.sources.proxies import proxy_of
+from pipeline.transport import object_client
+from pipeline.transport.proxies import proxy_of
 from tests import buckets
 from tests.conftest import serving
 from tests.hub import Authority, Hub, Proxy
@@ -138,7 +138,7 @@ def test_a_proxy_that_refuses_is_named(
 
 
 def test_a_proxy_that_is_not_there_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

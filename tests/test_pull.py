@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import HallmarksError, PlanDoesNotFit, RequestError
-from pipeline.execute import admission
-from pipeline.execute.admission import Admission, largest_block
-from pipeline.execute.placement import choose_pull
+from pipeline.execute.drive import admission
+from pipeline.execute.drive.admission import Admission, largest_block
+from pipeline.execute.drive.placement import choose_pull
+from pipeline.job.results import Summary
 from pipeline.planning.memory import project
-from pipeline.results import Summary
 from tests.conftest import serving
 from tests.fault_table import bytes_sent
 from tests.hub import Fault, Hub

@@ -14,9 +14,9 @@ import pytest
 
 import pipeline
 from pipeline.errors import RequestError
+from pipeline.job.results import Summary
 from pipeline.planning.plan import run_name
 from pipeline.planning.request import Request
-from pipeline.results import Summary
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 

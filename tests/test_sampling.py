@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 import pipeline
 from jobs.analyze import analyze
-from pipeline import results, snapshots
-from pipeline.analysis import analyze as run_analysis
 from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import Interrupted, StoreUnusable
+from pipeline.job import results, snapshots
+from pipeline.job.analyze import analyze as run_analysis
+from pipeline.job.results import Summary
 from pipeline.planning import tiles
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan, make_plan
@@ -34,7 +35,6 @@ from pipeline.planning.sample import (
     draw_within,
 )
 from pipeline.planning.tiles import elements, everything, fragment_bytes
-from pipeline.results import Summary
 from pipeline.store.query import Store
 from tests.sampling import Sampled, synthetic
 from tests.suites import trajectory, write_suite
@@ -327,7 +327,7 @@ def test_figures_are_made_again_without_reading_weights(
         assert again.already_complete and not again.recomputed and again.bytes_read == 0
         with monkeypatch.context() as patch:
             patch.setattr(results, "FIGURES_FORMAT", results.FIGURES_FORMAT + 1)
-            patch.setattr("pipeline.execute.worker.Worker.run", None)  # whoever reads fails
+            patch.setattr("pipeline.execute.work.worker.Worker.run", None)  # whoever reads fails
             again = run_analysis(request, store, LOCAL)
         assert again.recomputed and again.bytes_read == 0 and again.complete
         assert tables(Store(store)) == before

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ReadError, SourceChanged, TransientReadError
-from pipeline.execute.schedule import MAX_DEATHS, MAX_FAILURES, Schedule
+from pipeline.execute.drive.schedule import MAX_DEATHS, MAX_FAILURES, Schedule
 
 
 @given(

@@ -17,11 +17,11 @@ from obstore.store import from_url
 
 import pipeline
 from pipeline.errors import QueryError, StoreUnusable
-from pipeline.sources import object_client
 from pipeline.store.folder import Folder
 from pipeline.store.progress import records
 from pipeline.store.query import Store
 from pipeline.store.schema import SCHEMAS
+from pipeline.transport import object_client
 from tests import buckets
 from tests.buckets import SECRETS, Proxy
 from tests.suites import trajectory, write_suite
@@ -48,7 +48,7 @@ def proxy(moto: str) -> Iterator[Proxy]:
 def store(proxy: Proxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a store that is not there yet, in a bucket that is."""
     url = f"{buckets.named('stores', proxy.endpoint, monkeypatch)}/{request.node.name}"
-    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     proxy.requests.clear()
     return url
 

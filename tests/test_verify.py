@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pipeline
 from pipeline.errors import Corrupted, RequestError
-from pipeline.execute.worker import Worker
+from pipeline.execute.work.worker import Worker
 from tests import fault_table
 from tests.fault_table import NAME, bytes_sent
 from tests.hub import Fault, Hub

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import AccessExpired, ReadError, TransientReadError
-from pipeline.execute.addresses import InProcess, Waiting
+from pipeline.execute.work.addresses import InProcess, Waiting
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources import waiting
 from pipeline.sources.hub import HubRepository
-from pipeline.sources.limits import Limits, pause_s
-from pipeline.sources.transport import Transport
+from pipeline.transport import waiting
+from pipeline.transport.connections import Transport
+from pipeline.transport.limits import Limits, pause_s
 from tests import fault_table
 from tests.fault_table import NAME, impatient
 from tests.hub import Fault, Hub
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 def hub(served_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     fault_table.fill(served_hub, tmp_path / "suite")
     monkeypatch.setattr("pipeline.sources.hub_session.SILENCE_S", 0.5)
-    monkeypatch.setattr("pipeline.sources.transport._ANSWER_S", 0.5)
+    monkeypatch.setattr("pipeline.transport.connections._ANSWER_S", 0.5)
     monkeypatch.setattr("pipeline.sources.hub_session._limits", Limits())
     waiting._announced.clear()
     with impatient():

@@ -14,7 +14,7 @@ from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leav
 from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents
-from pipeline.planning.learnt import Learnt
+from pipeline.planning.plan_cache import Learnt
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.sources.base import File, Source

@@ -13,7 +13,7 @@ from pipeline.checkpoint.distributed import METADATA, read_distributed
 from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
 from pipeline.errors import FormatError, quoted
-from pipeline.planning.learnt import Learnt
+from pipeline.planning.plan_cache import Learnt
 from pipeline.planning.select import Selected
 from pipeline.sources.base import Candidate, File, Source
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
-from pipeline.numerics.pieces import PIECE
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.slices import ROW_ALIGNMENT, width
 from pipeline.planning.tiles import Tile, results
+from pipeline.statistics.pieces import PIECE
 
 IDLE_BYTES = 300 << 20
 """What a process with torch, numpy and pyarrow takes before it has read anything (measured:

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.errors import PlanDoesNotFit, RequestError
-from pipeline.numerics.pieces import CHUNK, PIECE
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.gaps import Gap
 from pipeline.planning.memory import show_size
@@ -33,6 +32,7 @@ from pipeline.planning.tiles import (
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
+from pipeline.statistics.pieces import CHUNK, PIECE
 
 RESULT_FORMAT = 4
 """Raised when the arithmetic or the result files change: results of before are not taken up."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.numerics.pieces import PIECE
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.tiles import Fragment, Tile
+from pipeline.statistics.pieces import PIECE
 
 ROW_ALIGNMENT = 64
 

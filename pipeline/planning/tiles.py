@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part
-from pipeline.numerics.pieces import CHUNK
 from pipeline.planning.align import AlignedTensor
+from pipeline.statistics.pieces import CHUNK
 
 MIN_TILE_BYTES = 64 << 20
 """A tile reads at least this much, so that what a tile costs beside its work (a call, a file: a few

@@ -13,14 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.numerics.partial import PartialGram, TileResult
-from pipeline.numerics.rounding import energies
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.planning.tiles import elements
 from pipeline.reduce.estimate import Estimate, Stratum
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key, Member, members
+from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.statistics.rounding import energies
 
 LEAST_CHECKPOINTS_FOR_THREADS = 128
 """With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups

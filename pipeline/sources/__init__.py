@@ -10,8 +10,8 @@ from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
 from pipeline.sources.hub import HUB_NAME, HubRepository
 from pipeline.sources.manifest import SUFFIXES, Manifest
-from pipeline.sources.object_client import SCHEMES
 from pipeline.sources.objects import ObjectStorage
+from pipeline.transport.object_client import SCHEMES
 
 
 def open_source(text: str, layout: str = "auto") -> Source:

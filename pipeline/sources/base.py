@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pipeline.checkpoint.names import Position, position
 from pipeline.sources.plain import is_hash
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
 
 _TELLS_NOTHING = re.compile(
     r"checkpoints?|ckpts?|models?|weights|outputs?|out|results?|runs?|logs|snapshots?|saves?|saved"

@@ -14,7 +14,7 @@ from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
 from pipeline.sources.base import Candidate, File, telling_name
 from pipeline.sources.plain import is_plain
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
 
 
 class FileState(NamedTuple):

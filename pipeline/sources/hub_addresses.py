@@ -15,11 +15,11 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
 from pipeline.errors import ReadError, SourceChanged, quoted
 from pipeline.sources.base import Access, File
-from pipeline.sources.http import UrlAccess
 from pipeline.sources.hub_cache import CachedAccess, HubCache
 from pipeline.sources.hub_client import HubClient
-from pipeline.sources.transport import Transport, host_of, without_password
-from pipeline.sources.waiting import announce
+from pipeline.transport.connections import Transport, host_of, without_password
+from pipeline.transport.http import UrlAccess
+from pipeline.transport.waiting import announce
 
 ADDRESS_LIFE_S = 3600.0
 """Assumed where an address does not say, or says that it is over: what the Hub signs

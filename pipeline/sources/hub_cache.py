@@ -23,7 +23,7 @@ from pipeline.sources.base import File
 from pipeline.sources.directory import FileState, LocalAccess
 from pipeline.sources.hub_client import Entry
 from pipeline.sources.plain import inside, is_hash
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
 
 _PIECE_BYTES = 16 << 20  # of a file that is kept: what is held of it at once
 

@@ -29,9 +29,9 @@ from pipeline.errors import HallmarksError, SourceNotFound, TransientReadError, 
 from pipeline.sources import hub_session
 from pipeline.sources.hub_errors import Errors
 from pipeline.sources.hub_session import Session
-from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
-from pipeline.sources.proxies import basic, proxy_of
-from pipeline.sources.waiting import ANNOUNCED_S, announce
+from pipeline.transport.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
+from pipeline.transport.proxies import basic, proxy_of
+from pipeline.transport.waiting import ANNOUNCED_S, announce
 from pipeline.version import VERSION
 
 _ATTEMPTS = 5

@@ -21,9 +21,9 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, quoted
-from pipeline.sources.limits import TRANSIENT
-from pipeline.sources.proxies import HINT, refusal
-from pipeline.sources.transport import untrusted
+from pipeline.transport.connections import untrusted
+from pipeline.transport.limits import TRANSIENT
+from pipeline.transport.proxies import HINT, refusal
 
 
 class Errors:

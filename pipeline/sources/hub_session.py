@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from huggingface_hub import get_session
 
 from pipeline.errors import ReadError, RequestError, TransientReadError, quoted
-from pipeline.sources.limits import (
+from pipeline.transport.connections import host_of
+from pipeline.transport.limits import (
     LONGEST_PAUSE_S,
     TRANSIENT,
     Headers,
@@ -28,9 +29,8 @@ from pipeline.sources.limits import (
     server_time,
     too_long,
 )
-from pipeline.sources.proxies import PORTS, proxy_of
-from pipeline.sources.transport import host_of
-from pipeline.sources.waiting import ANNOUNCED_S, Signs, announce, answered, rest
+from pipeline.transport.proxies import PORTS, proxy_of
+from pipeline.transport.waiting import ANNOUNCED_S, Signs, announce, answered, rest
 
 SILENCE_S = 30.0
 """To the headers of an answer, and from there to its end. A page of 1,000 files has 300 KB: 10 KB/s."""

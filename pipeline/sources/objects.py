@@ -18,8 +18,8 @@ from pipeline.errors import (
     quoted,
 )
 from pipeline.sources.base import Candidate, File
-from pipeline.sources.object_client import Trouble, ask
-from pipeline.sources.transport import Transport
+from pipeline.transport.connections import Transport
+from pipeline.transport.object_client import Trouble, ask
 
 _Answer = TypeVar("_Answer")
 

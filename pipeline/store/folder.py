@@ -18,7 +18,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from pipeline.errors import StoreUnusable, quoted
-from pipeline.sources.object_client import GET_SILENCE, SCHEMES, Trouble, ask
+from pipeline.transport.object_client import GET_SILENCE, SCHEMES, Trouble, ask
 
 _PUT_SILENCE = "1min"
 """The client counts the time that it sends for, too: 50 MB of similarities at 1 MB/s."""

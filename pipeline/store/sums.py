@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.errors import FormatError, StoreUnusable
-from pipeline.numerics.partial import PartialGram, TileResult
 from pipeline.reduce.groups import Member
 from pipeline.reduce.reduce import PartSums
+from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import decode, encode
 

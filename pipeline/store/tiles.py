@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from pipeline.checkpoint.outside import counts
 from pipeline.errors import FormatError, StoreFailed, StoreUnusable
-from pipeline.numerics.partial import PartialGram, TileResult
+from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.store.folder import Folder
 
 _ABOUT = "hallmarks"

@@ -22,7 +22,7 @@ from pipeline.checkpoint.pickles import load
 from pipeline.checkpoint.safetensors import MAX_RUNS
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError
-from pipeline.numerics.gram import TORCH_DTYPES
+from pipeline.statistics.gram import TORCH_DTYPES
 
 KINDS = ["zip", "legacy"]
 FLOATS = [

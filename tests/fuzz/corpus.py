@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch.distributed.checkpoint import save as save_distributed
 
-from pipeline.numerics.partial import PartialGram, TileResult
+from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.store.tiles import encode
 from tests.hub import Hub
 

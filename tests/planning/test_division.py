@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import NothingMatches, PlanDoesNotFit, RequestError
-from pipeline.numerics.pieces import CHUNK, PIECE, piece_bounds
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.memory import project, show_size
 from pipeline.planning.options import parse_size
@@ -20,6 +19,7 @@ from pipeline.planning.select import select
 from pipeline.planning.slices import slices, spans
 from pipeline.planning.tiles import divide, everything
 from pipeline.sources.base import Candidate
+from pipeline.statistics.pieces import CHUNK, PIECE, piece_bounds
 
 COUNT = 3
 sizes = st.integers(1, 5) | st.integers(1, 4 * CHUNK) | st.sampled_from([PIECE, CHUNK, CHUNK + 1])

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from pipeline.errors import HallmarksError, ReadError
 from pipeline.planning.plan import Plan
 from pipeline.sources.base import Access, Source
-from pipeline.sources.http import UrlAccess
-from pipeline.sources.waiting import announce
+from pipeline.transport.http import UrlAccess
+from pipeline.transport.waiting import announce
 
 QUESTIONS_AT_ONCE = 8
 """Threads of the driver that wait for the Hub: an address takes about 0.1 s there."""

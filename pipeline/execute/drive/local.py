@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.schedule import Lost, Schedule
-from pipeline.execute.worker import Receipt, Worker
+from pipeline.execute.drive.schedule import Lost, Schedule
+from pipeline.execute.work.worker import Receipt, Worker
 
 _HERE = "this process"
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Interrupted
-from pipeline.execute.addresses import Addresses
+from pipeline.execute.work.addresses import Addresses
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Slice, spans
 from pipeline.sources.base import Access
-from pipeline.sources.transport import Count, Transport
+from pipeline.transport.connections import Count, Transport
 
 _READERS = 32  # threads that wait for network reads, shared by all slices that a process pulls
 _CALLS_A_READER = 4  # at least, of one slice: so that none is left with most of the work

@@ -10,12 +10,12 @@ from pipeline.errors import (
     PlanDoesNotFit,
     StoreUnusable,
 )
-from pipeline.execute.addresses import FrontDesk, InProcess
-from pipeline.execute.device import THREADS_OF_A_CARD, choose_device
-from pipeline.execute.local import run_local
-from pipeline.execute.schedule import Lost
-from pipeline.execute.verify import published
-from pipeline.execute.worker import Receipt, Worker
+from pipeline.execute.drive.local import run_local
+from pipeline.execute.drive.schedule import Lost
+from pipeline.execute.work.addresses import FrontDesk, InProcess
+from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.work.verify import published
+from pipeline.execute.work.worker import Receipt, Worker
 from pipeline.planning.machine import available_cores, total_memory
 from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
 from pipeline.planning.plan import Plan
@@ -60,9 +60,9 @@ def executor(
         return
 
     # Ray takes a second to import: not for those who do without it.
-    from pipeline.execute.admission import largest_block
-    from pipeline.execute.pool import Proof, RayPool
-    from pipeline.execute.ray import layout, ray_session
+    from pipeline.execute.drive.admission import largest_block
+    from pipeline.execute.ray.pool import Proof, RayPool
+    from pipeline.execute.ray.session import layout, ray_session
 
     pull = "actor" if resources.verify else resources.pull
     with ray_session(resources.address, pull):

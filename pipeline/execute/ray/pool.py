@@ -19,19 +19,10 @@ from typing import Any
 import ray
 
 from pipeline.errors import HallmarksError, RequestError, StoreUnusable, TileLost
-from pipeline.execute.addresses import (
-    Begun,
-    FrontDesk,
-    Left,
-    Paused,
-    Question,
-    Remote,
-    Room,
-    Waiting,
-)
-from pipeline.execute.admission import Admission
-from pipeline.execute.metrics import Metrics
-from pipeline.execute.ray import (
+from pipeline.execute.drive.admission import Admission
+from pipeline.execute.drive.schedule import Lost, Schedule
+from pipeline.execute.ray.metrics import Metrics
+from pipeline.execute.ray.session import (
     Layout,
     NotStarted,
     assure_here,
@@ -42,14 +33,23 @@ from pipeline.execute.ray import (
     wait,
     working_nodes,
 )
-from pipeline.execute.schedule import Lost, Schedule
-from pipeline.execute.tasks import TaskBlocks
-from pipeline.execute.worker import Receipt, Sink, Worker
+from pipeline.execute.ray.tasks import TaskBlocks
+from pipeline.execute.work.addresses import (
+    Begun,
+    FrontDesk,
+    Left,
+    Paused,
+    Question,
+    Remote,
+    Room,
+    Waiting,
+)
+from pipeline.execute.work.worker import Receipt, Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.signals import uninterrupted
 from pipeline.sources.base import Access
-from pipeline.sources.waiting import announce
+from pipeline.transport.waiting import announce
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
 NO_PROGRESS_S = 120.0

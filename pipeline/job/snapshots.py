@@ -12,11 +12,11 @@ from dataclasses import replace
 import pyarrow
 
 from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
-from pipeline.numerics.partial import TileResult
+from pipeline.job.results import Summary, Work, write_runs
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.reduce.reduce import estimated_sums
-from pipeline.results import Summary, Work, write_runs
+from pipeline.statistics.partial import TileResult
 from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease

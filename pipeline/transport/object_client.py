@@ -23,8 +23,8 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from pipeline.errors import HallmarksError, RequestError
-from pipeline.sources.limits import backoff_s
-from pipeline.sources.waiting import ANNOUNCED_S, Signs, announce, answered
+from pipeline.transport.limits import backoff_s
+from pipeline.transport.waiting import ANNOUNCED_S, Signs, announce, answered
 
 SCHEMES = ("s3://", "gs://", "az://")
 

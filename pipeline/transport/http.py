@@ -24,10 +24,10 @@ from pipeline.errors import (
     TransientReadError,
     quoted,
 )
-from pipeline.sources.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
-from pipeline.sources.proxies import HINT, refusal
-from pipeline.sources.transport import Response, Transport, host_of, untrusted
-from pipeline.sources.waiting import ANNOUNCED_S
+from pipeline.transport.connections import Response, Transport, host_of, untrusted
+from pipeline.transport.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
+from pipeline.transport.proxies import HINT, refusal
+from pipeline.transport.waiting import ANNOUNCED_S
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Access

@@ -18,15 +18,15 @@ from pipeline.errors import (
     StoreUnusable,
     TileLost,
 )
-from pipeline.execute.schedule import MAX_FAILURES, Lost
-from pipeline.execute.verify import published
-from pipeline.execute.worker import Receipt
-from pipeline.executor import WorkThrough
-from pipeline.numerics.partial import TileResult
+from pipeline.execute.drive.schedule import MAX_FAILURES, Lost
+from pipeline.execute.work.verify import published
+from pipeline.execute.work.worker import Receipt
+from pipeline.job.executor import WorkThrough
+from pipeline.job.results import Summary, Work, Written, write_runs
+from pipeline.job.snapshots import Snapshots
 from pipeline.planning.plan import Plan
 from pipeline.reduce.reduce import group_sums, sums_of_tiles
-from pipeline.results import Summary, Work, Written, write_runs
-from pipeline.snapshots import Snapshots
+from pipeline.statistics.partial import TileResult
 from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease

@@ -12,14 +12,14 @@ from pipeline.errors import (
     RequestError,
     StoreUnusable,
 )
-from pipeline.execute.verify import published
-from pipeline.executor import executor
-from pipeline.job import Job, Patience, Progress, commit, settle
+from pipeline.execute.work.verify import published
+from pipeline.job.executor import executor
+from pipeline.job.job import Job, Patience, Progress, commit, settle
+from pipeline.job.results import Summary, Work, Written, stored_summary, write_runs
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import members
 from pipeline.reduce.reduce import group_sums
-from pipeline.results import Summary, Work, Written, stored_summary, write_runs
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder

@@ -18,8 +18,8 @@ from ray._private.utils import resolve_object_store_memory  # of the memory that
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.errors import HallmarksError, RequestError, TileLost, quoted
-from pipeline.execute.life import Life
-from pipeline.execute.placement import choose_pull, on_cpus, on_gpus
+from pipeline.execute.drive.placement import choose_pull, on_cpus, on_gpus
+from pipeline.execute.ray.life import Life
 from pipeline.planning.machine import available_cores, total_memory
 
 CONNECT_S = 10.0

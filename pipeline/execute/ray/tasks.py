@@ -21,9 +21,9 @@ import numpy as np
 import ray
 
 from pipeline.errors import TileLost, TransientReadError
-from pipeline.execute.addresses import FILES_A_QUESTION, Kept, Left, Remote, Room
-from pipeline.execute.pull import Block, Counters, Puller
-from pipeline.execute.ray import result
+from pipeline.execute.ray.session import result
+from pipeline.execute.work.addresses import FILES_A_QUESTION, Kept, Left, Remote, Room
+from pipeline.execute.work.pull import Block, Counters, Puller
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of

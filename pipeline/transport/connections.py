@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from pipeline.errors import ReadError, quoted
-from pipeline.sources.proxies import PORTS, Proxy, proxy_of
+from pipeline.transport.proxies import PORTS, Proxy, proxy_of
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:

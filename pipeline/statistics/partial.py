@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.numerics.rounding import COARSEST_FIRST, NUM_SUMS
+from pipeline.statistics.rounding import COARSEST_FIRST, NUM_SUMS
 
 DIGEST_WORDS = 2  # 128 bits: among 10⁸ digests a false equality has a chance of about 1e-23
 

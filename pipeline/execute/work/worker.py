@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.addresses import Addresses
-from pipeline.execute.device import Device, Lane, pieces_of
-from pipeline.execute.pull import Block, Blocks, Counters, Places, Puller
-from pipeline.execute.verify import Turn, Verifier
-from pipeline.numerics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
-from pipeline.numerics.partial import TileResult
+from pipeline.execute.work.addresses import Addresses
+from pipeline.execute.work.device import Device, Lane, pieces_of
+from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
+from pipeline.execute.work.verify import Turn, Verifier
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices
 from pipeline.planning.tiles import files_of, results
 from pipeline.sources.base import Access
+from pipeline.statistics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
+from pipeline.statistics.partial import TileResult
 
 
 @dataclass(frozen=True, slots=True)

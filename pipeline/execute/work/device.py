@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
-from pipeline.execute.pull import Block
-from pipeline.numerics.gram import SHORT_SUM, TORCH_DTYPES, PartAccumulator, Scratch, decoded
-from pipeline.numerics.pieces import PIECE, piece_bounds
+from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.memory import scratch_bytes, show_size
 from pipeline.planning.slices import ROW_ALIGNMENT, Placed, width
+from pipeline.statistics.gram import SHORT_SUM, TORCH_DTYPES, PartAccumulator, Scratch, decoded
+from pipeline.statistics.pieces import PIECE, piece_bounds
 
 SHARE_OF_FREE = 0.5
 """Of a card's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pipeline.checkpoint.roles import Part
 from pipeline.numerics.joint import parents
-from pipeline.numerics.partial import DIGEST_WORDS, PartialGram
-from pipeline.numerics.pieces import CHUNK, PIECE
-from pipeline.numerics.rounding import (
+from pipeline.statistics.partial import DIGEST_WORDS, PartialGram
+from pipeline.statistics.pieces import CHUNK, PIECE
+from pipeline.statistics.rounding import (
     COARSEST_FIRST,
     MIN_SAMPLED,
     NUM_SUMS,

@@ -11,13 +11,13 @@ from typing import Any
 from pipeline.findings.finding import Finding, counts
 from pipeline.findings.judge import findings
 from pipeline.findings.observe import Observations
-from pipeline.numerics.gram import one_thread_products
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.reduce.figures import Figures, GroupSums
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import reduce
 from pipeline.signals import uninterrupted
+from pipeline.statistics.gram import one_thread_products
 from pipeline.store.attempts import counting
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store, views_sql

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.execute.pull import Counters
+from pipeline.execute.work.pull import Counters
 
 COUNTERS = {
     "bytes_pulled": "Bytes of weights that were read",

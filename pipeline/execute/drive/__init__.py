@@ -1,0 +1,1 @@
+"""Who gets which tile when, without an engine."""

@@ -1,0 +1,1 @@
+"""What one process does with a tile: pull, compute, verify."""

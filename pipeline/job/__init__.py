@@ -1,0 +1,1 @@
+"""One job: what is requested, who executes it, estimates, figures, the written run."""

@@ -1,0 +1,1 @@
+"""What is computed of a part while its bytes are read: one module a statistic."""

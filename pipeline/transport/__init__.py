@@ -1,0 +1,1 @@
+"""Bytes over a network: connections, retries, rate limits, proxies."""
