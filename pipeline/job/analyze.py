@@ -18,7 +18,7 @@ from pipeline.job.job import Job, Patience, Progress, commit, settle
 from pipeline.job.results import Summary, Work, Written, stored_summary, write_runs
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import members
+from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import group_sums
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
@@ -90,8 +90,8 @@ def _analyze(
     plans = (*plan.alone(), plan)
     if not may_replace:
         refuse_to_replace(folder, plans)
-    sums = SumFolder(folder, plan.run, plan.digest)
-    tiles = TileFolder(folder, plan.run, plan.digest)
+    sums = SumFolder(folder, plan.run, plan.digest, plan.specs)
+    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
     nothing = Work(store, resources.executor, 0, already_complete=True)
     if resources.verify and plan.sampled:
         raise RequestError(
@@ -165,7 +165,8 @@ def _recomputed(
     started: float,
 ) -> Written:
     """Write runs again from their stored sums."""
-    plan, devices = plans[-1], set[str]()
+    plan = plans[-1]
+    grouped = grouping(plan)
 
     def check() -> None:
         for lease in leases:
@@ -174,12 +175,13 @@ def _recomputed(
     return write_runs(
         plans,
         [final(lease.token) for lease in leases],
-        group_sums(plan, sums.read(members(plan), devices)),
+        grouped,
+        group_sums(plan, grouped, sums.read),
         folder,
         replace(nothing, recomputed=True),
         final=True,
         tiles_done={tile.index for tile in plan.tiles},
-        devices=devices,
+        devices=sums.devices,
         started=started,
         check=check,
         ready=check,

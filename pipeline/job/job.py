@@ -24,9 +24,13 @@ from pipeline.execute.work.worker import Receipt
 from pipeline.job.executor import WorkThrough
 from pipeline.job.results import Summary, Work, Written, write_runs
 from pipeline.job.snapshots import Snapshots
+from pipeline.planning.memory import results_ahead
 from pipeline.planning.plan import Plan
-from pipeline.reduce.reduce import group_sums, sums_of_tiles
-from pipeline.statistics.partial import TileResult
+from pipeline.reduce.groups import grouping
+from pipeline.reduce.parts import sums_of_parts
+from pipeline.reduce.reduce import group_sums
+from pipeline.statistics.parts import Sums
+from pipeline.statistics.statistic import part_bytes
 from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
@@ -231,35 +235,29 @@ class Job:
         if self._progress:
             self._progress.reducing()
         self._renew("reducing", now=True)
-        devices: set[str] = set()
         gone: set[int] = set()
-
-        def result(name: str) -> TileResult | None:
-            if self._names[name] in self._lost:
-                return None
-            found = self._tiles.get(name)
-            if found is None:
-                gone.add(self._names[name])
-            else:
-                devices.add(found.device)
-            return found
+        self._sums.write(sums_of_parts(self._plan, self._results(gone)))
+        if gone:
+            self._forget(gone)
+            raise _Gone
 
         def ready() -> None:
             for lease in self._leases:
                 lease.check()
-            if gone:
-                self._forget(gone)
-                raise _Gone
             if not self._lost:
                 self._sums.seal()
 
-        parts = sums_of_tiles(self._plan, result)
-        if not self._lost:
-            parts = self._sums.kept(parts, devices)
+        grouped = grouping(self._plan)
+        lost = {
+            fragment.tensor
+            for number in self._lost
+            for fragment in self._plan.tiles[number].fragments
+        }
         return write_runs(
             self._plans,
             [final(lease.token) for lease in self._leases],
-            group_sums(self._plan, parts),
+            grouped,
+            group_sums(self._plan, grouped, self._sums.read, frozenset(lost)),
             self._folder,
             replace(
                 self._work,
@@ -272,11 +270,21 @@ class Job:
             ),
             final=True,
             tiles_done=set(self._done),
-            devices=devices,
+            devices=self._sums.devices,
             started=self._started,
             check=self._assure,
             ready=ready,
         )
+
+    def _results(self, gone: set[int]) -> Iterator[tuple[int, Sums | None]]:
+        """Yield the results of all tiles, in order; `gone` gets those that should be there."""
+        each = part_bytes(self._plan.statistics, len(self._plan.checkpoints))
+        ahead = results_ahead(self._plan.tiles, self._plan.tensors, each)
+        for number, sums in self._tiles.results(self._plan.tiles, ahead):
+            self._assure()
+            if sums is None and number not in self._lost:
+                gone.add(number)
+            yield number, sums
 
     def _forget(self, gone: set[int]) -> None:
         """Have tiles done again whose results are gone, unless that has happened too often."""

@@ -13,11 +13,11 @@ from pipeline.findings.judge import findings
 from pipeline.findings.observe import Observations
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
-from pipeline.reduce.figures import Figures, GroupSums
-from pipeline.reduce.groups import Key, members, sort_key
-from pipeline.reduce.reduce import reduce
+from pipeline.reduce.figures import Figures
+from pipeline.reduce.groups import Grouping
+from pipeline.reduce.reduce import OfGroups, reduce
 from pipeline.signals import uninterrupted
-from pipeline.statistics.gram import one_thread_products
+from pipeline.statistics.piece import one_thread_products
 from pipeline.store.attempts import counting
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store, views_sql
@@ -108,7 +108,8 @@ class Written:
 def write_runs(
     plans: Sequence[Plan],
     attempts: Sequence[str],
-    sums: Iterable[tuple[list[Key], GroupSums | None]],
+    grouped: Grouping,
+    sums: Iterable[OfGroups],
     folder: Folder,
     work: Work,
     *,
@@ -124,7 +125,8 @@ def write_runs(
     Args:
         plans: what each path of a plan is alone, if it has several, and last the plan itself.
         attempts: the name of the attempt at each of them.
-        sums: of all groups of the plan.
+        grouped: the groups of the plan.
+        sums: of all of them.
         final: False of an estimate from the tiles read so far.
         tiles_done: numbers of the tiles that the sums are of.
         devices: what computed them; may fill while the sums are consumed.
@@ -137,13 +139,13 @@ def write_runs(
         RunWriter(folder, each.run, attempt) for each, attempt in zip(plans, attempts, strict=True)
     ]
     observed = [Observations(each) for each in plans]
-    numbers = _group_numbers(plan)
     summaries, earlier = [], []
     try:
         with one_thread_products():
-            for key, found in reduce(plan, sums, available_cores()):
+            for group, found in reduce(plan, sums, available_cores()):
+                key = grouped.keys[group]
                 for writer, seen, own in zip(writers, observed, (*found.paths, found), strict=True):
-                    writer.add(numbers[key], key, own)
+                    writer.add(group, key, own)
                     seen.add(key, own)
                 check()
         folder.replace("views.sql", views_sql(folder).encode())
@@ -251,11 +253,6 @@ def stored_summary(folder: Folder, plan: Plan, work: Work, started: float) -> Su
         relative_mds_stderr=values["relative_mds"][1],
         findings=found.findings | dict(severities),
     )
-
-
-def _group_numbers(plan: Plan) -> dict[Key, int]:
-    keys = {key for member in members(plan) for key in member.keys}
-    return {key: number for number, key in enumerate(sorted(keys, key=sort_key))}
 
 
 def _run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
 from pipeline.job.results import Summary, Work, write_runs
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
+from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import estimated_sums
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.parts import Sums
 from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
@@ -109,14 +110,16 @@ class Snapshots:
 
     def _make(self, done: Sequence[int], bytes_read: int) -> None:
         started = time.monotonic()
-        devices: set[str] = set()
+        plan, devices = self._plans[-1], set[str]()
+        grouped = grouping(plan)
 
-        def result(name: str) -> TileResult:
-            found = self._tiles.get(name)
-            if found is None:
-                raise StoreUnusable(f"the result of tile {name} is damaged or gone")
-            devices.add(found.device)
-            return found
+        def result(number: int) -> Sums:
+            check()
+            sums = self._tiles.get(plan.tiles[number].name)
+            if sums is None:
+                raise StoreUnusable(f"the result of tile {number} is damaged or gone")
+            devices.add(sums.device)
+            return sums
 
         def check() -> None:
             if self._stopped.is_set():
@@ -130,7 +133,8 @@ class Snapshots:
         written = write_runs(
             self._plans,
             attempts,
-            estimated_sums(self._plans[-1], groups, result),
+            grouped,
+            estimated_sums(plan, grouped, groups, result),
             self._folder,
             replace(self._work, complete=False, bytes_read=bytes_read),
             final=False,
