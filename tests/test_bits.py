@@ -20,7 +20,8 @@ from pipeline.errors import TransientReadError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.addresses import InProcess
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request

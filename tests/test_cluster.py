@@ -26,7 +26,7 @@ import pipeline
 from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute.ray import pool
 from pipeline.job import snapshots
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.statistics.partial import TileResult

@@ -32,14 +32,23 @@ class SumFolder:
         """True if the sums of every part are there."""
         return self._folder.read(f"{self._prefix}/complete") is not None
 
-    def kept(self, parts: Iterable[PartSums], devices: set[str]) -> Iterator[PartSums]:
-        """Pass the sums of every part on, and write them; `devices` is what computed them."""
+    @property
+    def device(self) -> str:
+        """What computed them.
+
+        Raises:
+            StoreUnusable: their first file is damaged or gone.
+        """
+        return self._load(0).device
+
+    def kept(self, parts: Iterable[PartSums], device: str) -> Iterator[PartSums]:
+        """Pass the sums of every part on, and write them; `device` is what computed them."""
         held: dict[tuple[int, int, int], PartialGram] = {}
         num_bytes = number = 0
 
         def write() -> None:
             nonlocal held, num_bytes, number
-            data = encode(TileResult(held, " + ".join(sorted(devices))))
+            data = encode(TileResult(held, device))
             self._folder.replace(self._path(number), data)
             held, num_bytes, number = {}, 0, number + 1
 
@@ -69,7 +78,7 @@ class SumFolder:
         self._folder.delete(complete)
         self._folder.delete([path for path in paths if path not in complete])
 
-    def read(self, everything: Sequence[Member], devices: set[str]) -> Iterator[PartSums]:
+    def read(self, everything: Sequence[Member]) -> Iterator[PartSums]:
         """Yield the sums of every part, in the order in which they were written.
 
         Raises:
@@ -81,7 +90,6 @@ class SumFolder:
             own = (member.tensor, member.part)
             while not any(key[:2] == own for key in held):
                 found = self._load(number)
-                devices.update(found.device.split(" + "))
                 held, number = found.parts, number + 1
             yield member, {key[2]: held[key] for key in sorted(held) if key[:2] == own}
 

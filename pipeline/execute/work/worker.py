@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.work.addresses import Addresses
 from pipeline.execute.work.device import Device, Lane, pieces_of
 from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Turn, Verifier
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
@@ -25,17 +25,6 @@ from pipeline.planning.tiles import files_of, results
 from pipeline.sources.base import Access
 from pipeline.statistics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
 from pipeline.statistics.partial import TileResult
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """A finished tile: its result is in the store."""
-
-    tile: int
-    bytes: int
-    pull_seconds: float
-    gram_seconds: float
-    device: str
 
 
 class Sink(Protocol):
