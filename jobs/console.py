@@ -37,7 +37,7 @@ from pipeline.planning.memory import show_size
 
 if TYPE_CHECKING:  # commands that compute nothing do without torch
     from pipeline.execute.drive.schedule import Lost
-    from pipeline.job.results import Summary
+    from pipeline.job.summary import Summary
     from pipeline.planning.plan import Plan
 
 EXIT_INCOMPLETE = 3

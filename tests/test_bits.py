@@ -15,18 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.statistics.partial import TileResult
 
 from pipeline.errors import TransientReadError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.addresses import InProcess
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.statistics.gram import LEAST_IN_FLOAT32
-from pipeline.statistics.partial import TileResult
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.canary import in_processes

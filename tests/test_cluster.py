@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.statistics.partial import TileResult
 
 import pipeline
 from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute.ray import pool
 from pipeline.job import snapshots
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.statistics.partial import TileResult
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
 from tests import buckets

@@ -14,8 +14,9 @@ from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.addresses import FrontDesk, InProcess
 from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import published
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.machine import available_cores, total_memory
 from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
 from pipeline.planning.plan import Plan

@@ -37,13 +37,21 @@ class SumFolder:
         self._files: dict[tuple[int, int], int] = {}
         """Which file holds a part."""
         self._held: OrderedDict[int, Sums] = OrderedDict()
-        self.devices: set[str] = set()
-        """What computed the sums that were written or read."""
+        self._devices: set[str] = set()
 
     @property
     def complete(self) -> bool:
         """True if the sums of every part are there."""
         return self._number_of_files() > 0
+
+    @property
+    def device(self) -> str:
+        """What computed them.
+
+        Raises:
+            StoreUnusable: their last file is damaged or gone.
+        """
+        return self._load(max(0, self._number_of_files() - 1)).device
 
     def write(self, stacks: Iterable[Sums]) -> None:
         """Write the sums of all parts, in place of what is there; a part must come in one stack."""
@@ -85,7 +93,7 @@ class SumFolder:
             taken = [rows[place][1] for place in targets]
             for name, array in self._load(number).arrays.items():
                 arrays[name][targets] = array[taken]
-        return Sums(tuple(key for _, _, key in rows), arrays, " + ".join(sorted(self.devices)))
+        return Sums(tuple(key for _, _, key in rows), arrays, "")
 
     def seal(self) -> None:
         """Say that all are there."""
@@ -107,17 +115,17 @@ class SumFolder:
         self._forget()
 
     def _forget(self) -> None:
-        self._files, self._held, self.devices = {}, OrderedDict(), set()
+        self._files, self._held, self._devices = {}, OrderedDict(), set()
 
     def _write(self, stacks: Sequence[Sums]) -> None:
         number = len(set(self._files.values()))
         keys = tuple(key for stack in stacks for key in stack.keys)
-        self.devices.update(device for stack in stacks for device in stack.device.split(" + "))
+        self._devices.update(device for stack in stacks for device in stack.device.split(" + "))
         arrays = {
             spec.name: np.concatenate([stack.arrays[spec.name] for stack in stacks])
             for spec in self._specs
         }
-        device = " + ".join(sorted(self.devices))
+        device = " + ".join(sorted(self._devices))
         written = Sums(keys, arrays, device)
         self._folder.replace(self._path(number), encode(written))
         self._files.update(dict.fromkeys((key[:2] for key in keys), number))
@@ -137,7 +145,6 @@ class SumFolder:
                 sums = decode(self._folder.read(path) or b"", self._specs)
             except FormatError:
                 raise self._damaged(path) from None
-            self.devices.update(sums.device.split(" + "))
         self._hold(number, sums)
         return sums
 

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.work.addresses import Addresses
 from pipeline.execute.work.device import Device, Lane, batches
 from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Turn, Verifier
 from pipeline.numerics.joint import parents
 from pipeline.planning.memory import Memory
@@ -27,17 +27,6 @@ from pipeline.sources.base import Access
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import TensorFacts, one_thread_products
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """A finished tile: its result is in the store."""
-
-    tile: int
-    bytes: int
-    pull_seconds: float
-    gram_seconds: float
-    device: str
 
 
 class Sink(Protocol):
