@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint import outside
+from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickle_machine import Machine, Maker, OrderedRecord, Record, Refused
 from pipeline.errors import FormatError, quoted
 
@@ -46,17 +47,8 @@ class TensorRecord(NamedTuple):
     strides: tuple[int, ...]
 
 
-_STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
-    "ByteStorage": "U8", "BoolStorage": "BOOL",
-}  # fmt: skip
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16", "uint32": "U32",
-    "uint64": "U64", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}  # fmt: skip
+_STORAGES = {dtype.storage: dtype.name for dtype in DTYPES.values() if dtype.storage}
+_DTYPES = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
 
 
 def _dict(*arguments: Any) -> OrderedRecord:
