@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 from pipeline.checkpoint.roles import Part
 from pipeline.numerics.joint import parents
 from pipeline.statistics.partial import DIGEST_WORDS, PartialGram
 from pipeline.statistics.pieces import CHUNK, PIECE
 from pipeline.statistics.rounding import (
-    COARSEST_FIRST,
     MIN_SAMPLED,
     NUM_SUMS,
     SAMPLED_EVERY,
@@ -38,12 +38,10 @@ from pipeline.statistics.rounding import (
     represented,
 )
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-_HALF = {name for name, dtype in TORCH_DTYPES.items() if dtype.itemsize <= 2}
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in WEIGHT_DTYPES.items()
+}
+_HALF = {name for name, dtype in WEIGHT_DTYPES.items() if dtype.itemsize <= 2}
 
 LEAST_MEAN_SQUARE = 1e-30
 """Below it squares of single elements near float32's smallest normal number, 1.2e-38: the piece is

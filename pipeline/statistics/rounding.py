@@ -12,12 +12,13 @@ Letters: K checkpoints, M sampled elements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 
 SAMPLED_EVERY = 16  # 1e-3 relative error at 4 % of the product's time (docs/method.md, §1)
 MIN_SAMPLED = 1 << 18
@@ -25,25 +26,9 @@ MIN_SAMPLED = 1 << 18
 than 1 % of error, and they cost nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A number format as far as rounding goes."""
-
-    fraction_bits: int
-    least_exponent: int
-    """Of normal numbers; below it the spacing no longer shrinks."""
-
-
-_FORMATS = {
-    "BF16": _Format(7, -126),
-    "F16": _Format(10, -14),
-    "F32": _Format(23, -126),
-    "F64": _Format(52, -1022),
-    "F8_E4M3": _Format(3, -6),
-    "F8_E5M2": _Format(2, -14),
+_CAST: dict[str, torch.dtype] = {
+    name: getattr(torch, WEIGHT_DTYPES[name].torch) for name in COARSEST_FIRST[:-1]
 }
-COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
-_CAST = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
@@ -54,7 +39,9 @@ def exponent_sums(sample_KM: Tensor, dtypes: Sequence[str]) -> NDArray[np.float6
     """Return (K, NUM_SUMS) sums of squared powers of two of finite values, stored in `dtypes`."""
     power = (sample_KM.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
     wide = torch.linalg.vecdot(power, power)
-    least = [2.0 ** _FORMATS[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes]
+    least = [
+        2.0 ** WEIGHT_DTYPES[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes
+    ]
     if len(set(least)) == 1:
         power.clamp_(min=least[0])
     else:
@@ -111,6 +98,6 @@ def energies(
             stored,
         )
         column = 0 if name in ("BF16", "F32", "F64") else 1
-        ulp_of_one = 2.0 ** -_FORMATS[name].fraction_bits
+        ulp_of_one = 2.0 ** -WEIGHT_DTYPES[name].fraction_bits
         found[rows] = sums[rows, column] * scale * ulp_of_one**2 / 12
     return found
