@@ -17,7 +17,7 @@ from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
 from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, load
-from pipeline.checkpoint.safetensors import MAX_RUNS, Run, StoredTensor
+from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
 from pipeline.errors import FormatError, HallmarksError, quoted
 
@@ -35,11 +35,11 @@ def read_distributed(
     read: Callable[[int, int, int], bytes],
     where: str,
 ) -> dict[str, StoredTensor]:
-    """Return the tensors of a distributed checkpoint; their runs name files by number.
+    """Return the tensors of a distributed checkpoint; their extents name files by number.
 
     Args:
         metadata: contents of `.metadata`.
-        files: path and size of each file of the checkpoint; runs give their index.
+        files: path and size of each file of the checkpoint; extents give their index.
         read: gives the bytes [start, stop) of the file of that index.
         where: the checkpoint's name for error messages.
 
@@ -91,14 +91,14 @@ def read_distributed(
         return number, begin + place.start
 
     try:
-        placed: dict[str, StoredTensor] = {}
-        left = MAX_RUNS
+        stored: dict[str, StoredTensor] = {}
+        left = MAX_EXTENTS
         for name, (key, entry) in tensors.items():
-            placed[name] = _tensor(
+            stored[name] = _tensor(
                 entry, partial(chunk_start, key), f"{where}: {quoted(name)}", left
             )
-            left -= len(placed[name].runs)
-        return placed
+            left -= len(stored[name].extents)
+        return stored
     except HallmarksError:  # of reading, too; some are ValueErrors
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
@@ -137,13 +137,13 @@ def _tensor(
     entry: Record,
     chunk_start: Callable[[tuple[int, ...], str, int], tuple[int, int]],
     where: str,
-    most_runs: int,
+    most_extents: int,
 ) -> StoredTensor:
     shape, dtype = counts(entry["size"]), entry["properties"]["state"][0]  # the rest: in memory
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     itemsize = DTYPES[dtype].itemsize
-    found: list[tuple[Run, int]] = []
+    placed: list[tuple[Extent, int]] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
         inside = len(offsets) == len(sizes) == len(shape) and all(
@@ -154,23 +154,24 @@ def _tensor(
         if 0 in sizes:
             continue
         file, start = chunk_start(offsets, dtype, math.prod(sizes))
-        found += _runs(shape, offsets, sizes, file, start, itemsize, where, most_runs - len(found))
-    found.sort()
+        most = most_extents - len(placed)
+        placed += _extents(shape, offsets, sizes, file, start, itemsize, where, most)
+    placed.sort()
     reached = 0
-    for run, length in found:
-        if run.first != reached:
+    for extent, length in placed:
+        if extent.first != reached:
             raise FormatError(
                 f"{where}: expected chunks that cover it once, found a gap or overlap"
             )
         reached += length
     if reached != math.prod(shape):
         raise FormatError(f"{where}: expected {math.prod(shape):,} values, found {reached:,}")
-    runs = tuple(run for run, _ in found)
-    start = runs[0].start if runs else 0
-    return StoredTensor(dtype, shape, start, start + reached * itemsize, (), runs)
+    extents = tuple(extent for extent, _ in placed)
+    start = extents[0].start if extents else 0
+    return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
 
 
-def _runs(
+def _extents(
     shape: tuple[int, ...],
     offsets: tuple[int, ...],
     sizes: tuple[int, ...],
@@ -179,23 +180,23 @@ def _runs(
     itemsize: int,
     where: str,
     most: int,
-) -> list[tuple[Run, int]]:
-    """Return a chunk's runs of elements that follow each other in the tensor, and their lengths.
+) -> list[tuple[Extent, int]]:
+    """Return the extents of a chunk, and how many elements each has.
 
-    Chunks of rows are one run; chunks of columns one a row.
+    A chunk of rows is one extent; a chunk of columns has one in each row.
     """
     split = max((d for d, n in enumerate(sizes) if n != shape[d]), default=0)
     length = math.prod(sizes[split:])
     count = math.prod(sizes[:split])
     if count > most:
-        raise FormatError(f"{where}: expected at most {MAX_RUNS:,} runs, found more")
+        raise FormatError(f"{where}: expected at most {MAX_EXTENTS:,} extents, found more")
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     base = sum(o * s for o, s in zip(offsets, strides, strict=True))
-    found = []
+    extents = []
     for number in range(count):
         first, left = base, number
         for d in reversed(range(split)):
             first += left % sizes[d] * strides[d]
             left //= sizes[d]
-        found.append((Run(first, file, start + number * length * itemsize), length))
-    return found
+        extents.append((Extent(first, file, start + number * length * itemsize), length))
+    return extents

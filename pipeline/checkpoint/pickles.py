@@ -30,7 +30,7 @@ class StorageType(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """One run of bytes that tensors lie in."""
+    """The bytes that one or several tensors lie in."""
 
     key: str
     dtype: str | None
@@ -210,7 +210,7 @@ def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
     )
 
 
-def extent(record: TensorRecord) -> int:
+def element_span(record: TensorRecord) -> int:
     """Return how many elements lie between a tensor's first and its last, both included."""
     if 0 in record.shape:
         return 0
@@ -218,11 +218,11 @@ def extent(record: TensorRecord) -> int:
     return 1 + sum((length - 1) * stride for length, stride in steps)
 
 
-def runs(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
-    """Return where a tensor with gaps or repetitions lies: (first element, offset) of each run.
+def extents(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
+    """Return (first element, offset) of each extent of a tensor with gaps or repetitions.
 
-    A run is what lies side by side; offsets count elements from the tensor's first. None if that
-    would be single elements, or more runs than `most`.
+    Offsets count elements from the tensor's first. None if extents would be single elements, or
+    more than `most`.
     """
     length, dimension = 1, len(record.shape)
     while dimension and record.strides[dimension - 1] == length:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.outside import counts
+from pipeline.checkpoint.stored import StoredTensor
 from pipeline.errors import FormatError, quoted
 
 LENGTH_BYTES = 8
@@ -27,43 +27,6 @@ METADATA_KEY = "__metadata__"
 
 Read = Callable[[int, int], bytes]
 """Gives the bytes [start, stop) of a file."""
-
-
-MAX_RUNS = 1 << 20
-"""Of all tensors of one file: 100 MB of records, whatever a few bytes of it say; a vocabulary cut by
-columns has 250,000."""
-
-
-class Run(NamedTuple):
-    """Elements of a tensor that lie side by side, up to the next run."""
-
-    first: int
-    """Index of its first element in the tensor."""
-    file: int
-    """Which file it lies in, counted from the file that the tensor is listed with."""
-    start: int
-    """Absolute offset of its first byte."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor lies in its file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    """Absolute offset of the first byte."""
-    stop: int
-    """Absolute offset one past the last byte."""
-    order: tuple[int, ...] = ()
-    """Dimensions by descending stride where that is not their order: a transposed tensor. (-1,)
-    where hardly any two elements lie side by side. Empty for a plain tensor."""
-    runs: tuple[Run, ...] = ()
-    """Where it lies if not in one piece: a slice of a larger tensor, or chunks of several files."""
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
 
 
 def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:

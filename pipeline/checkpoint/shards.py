@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from pipeline.checkpoint.distributed import METADATA, SUFFIX
 from pipeline.checkpoint.json_text import JsonText
-from pipeline.checkpoint.safetensors import Read, StoredTensor, read_header
+from pipeline.checkpoint.safetensors import Read, read_header
+from pipeline.checkpoint.stored import StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError, quoted
 

@@ -18,13 +18,14 @@ from pipeline.checkpoint.pickles import (
     MAX_PICKLE_BYTES,
     Storage,
     TensorRecord,
-    extent,
+    element_span,
+    extents,
     load,
-    runs,
     state_dict,
     storage_order,
 )
-from pipeline.checkpoint.safetensors import MAX_RUNS, Read, Run, StoredTensor
+from pipeline.checkpoint.safetensors import Read
+from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
 from pipeline.checkpoint.zip_directory import Entry, directory
 from pipeline.errors import FormatError, HallmarksError, quoted
 
@@ -228,21 +229,21 @@ def _all_placed(
     records: dict[str, TensorRecord], place: _Place, size: int, where: str
 ) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    left = min(MAX_RUNS, size // 2)  # a run is two elements or more
+    left = min(MAX_EXTENTS, size // 2)  # an extent is two elements or more
     for name, record in records.items():
         found[name] = _placed(name, record, place, where, left)
-        left -= len(found[name].runs)
+        left -= len(found[name].extents)
     return found
 
 
 def _placed(
-    name: str, record: TensorRecord, place: _Place, where: str, most_runs: int
+    name: str, record: TensorRecord, place: _Place, where: str, most_extents: int
 ) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
     begin, end = place(record.storage)
     itemsize = DTYPES[record.dtype].itemsize
     start = begin + record.offset * itemsize
-    stop = start + extent(record) * itemsize
+    stop = start + element_span(record) * itemsize
     if stop > end:
         raise FormatError(
             f"{where}: expected tensor {quoted(name)} within its storage of {end - begin:,} bytes,"
@@ -252,8 +253,8 @@ def _placed(
     if order is not None:
         order = () if order == tuple(sorted(order)) else order
         return StoredTensor(record.dtype, record.shape, start, stop, order)
-    found = runs(record, most_runs)
-    if found is None:
+    offsets = extents(record, most_extents)
+    if offsets is None:
         return StoredTensor(record.dtype, record.shape, start, stop, (-1,))
-    places = tuple(Run(first, 0, start + offset * itemsize) for first, offset in found)
-    return StoredTensor(record.dtype, record.shape, start, stop, (), places)
+    placed = tuple(Extent(first, 0, start + offset * itemsize) for first, offset in offsets)
+    return StoredTensor(record.dtype, record.shape, start, stop, (), placed)

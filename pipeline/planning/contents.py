@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 
 from pipeline.checkpoint.distributed import METADATA, read_distributed
-from pipeline.checkpoint.safetensors import Run, StoredTensor
 from pipeline.checkpoint.shards import read_tensors, weight_files
+from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import FormatError, quoted
 from pipeline.planning.plan_cache import Learnt
 from pipeline.planning.select import Selected
@@ -135,15 +135,17 @@ def _known_tensors(key: str | None, learnt: Learnt) -> dict[str, StoredTensor] |
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Run(*run) for run in runs)
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents)
         )
-        for name, dtype, shape, start, stop, order, runs in known
+        for name, dtype, shape, start, stop, order, extents in known
     }
 
 
 def _learn_tensors(key: str | None, found: dict[str, StoredTensor], learnt: Learnt) -> None:
     if key:
-        rows = ((n, t.dtype, t.shape, t.start, t.stop, t.order, t.runs) for n, t in found.items())
+        rows = (
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents) for n, t in found.items()
+        )
         learnt.put(key, list(rows))
 
 

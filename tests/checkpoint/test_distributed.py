@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from pipeline.checkpoint.distributed import read_distributed
-from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.stored import StoredTensor
 from pipeline.errors import FormatError
 
 STATE = {
@@ -61,7 +61,7 @@ def test_where_tensors_lie(folder: Path) -> None:
     }  # fmt: skip
     place = found["layers.0.w"]
     data = next(folder.glob("*.distcp")).read_bytes()
-    assert [run.first for run in place.runs] == [0]
+    assert [extent.first for extent in place.extents] == [0]
     values = torch.frombuffer(bytearray(data[place.start : place.stop]), dtype=torch.float32)
     assert values.tolist() == list(range(12))
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.safetensors import MAX_HEADER_BYTES, StoredTensor, read_header
+from pipeline.checkpoint.safetensors import MAX_HEADER_BYTES, read_header
+from pipeline.checkpoint.stored import StoredTensor
 from pipeline.errors import FormatError
 
 

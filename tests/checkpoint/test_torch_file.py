@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint.pickles import load
-from pipeline.checkpoint.safetensors import MAX_RUNS
+from pipeline.checkpoint.stored import MAX_EXTENTS
 from pipeline.checkpoint.torch_file import read_torch_file
 from pipeline.errors import FormatError
 from pipeline.statistics.gram import TORCH_DTYPES
@@ -99,7 +99,7 @@ def test_integers_and_odd_strides_are_seen_as_such(kind: str) -> None:
     assert found["transposed"].order == (1, 2, 0)
     assert found["gaps"].order == ()
     begin = found["gaps"].start
-    assert [(run.first, run.start - begin) for run in found["gaps"].runs] == [
+    assert [(e.first, e.start - begin) for e in found["gaps"].extents] == [
         (2 * row, 16 * row) for row in range(6)
     ]
     assert found["repeated"].order == (-1,)
@@ -240,15 +240,15 @@ def test_records_that_point_outside(change: dict, message: str) -> None:
         read(pickled(buffer.getvalue()))
 
 
-def test_runs_are_bounded_by_what_a_file_holds() -> None:
-    """Rows that repeat: a few bytes would make a hundred million runs."""
+def test_extents_are_bounded_by_what_a_file_holds() -> None:
+    """Rows that repeat: a few bytes would make a hundred million extents."""
     wide = torch.ones(4).as_strided((400_000, 2), (0, 1))
     found = read(saved({f"w{i}": wide for i in range(50)}, "zip"))
     assert {place.order for place in found.values()} == {(-1,)}
     columns = torch.zeros(600_000, 4)[:, :2]
     found = read(saved({"w0": columns, "w1": columns}, "zip"))
-    assert len(found["w0"].runs) == 600_000 and found["w1"].order == (-1,)
-    assert sum(len(place.runs) for place in found.values()) <= MAX_RUNS
+    assert len(found["w0"].extents) == 600_000 and found["w1"].order == (-1,)
+    assert sum(len(place.extents) for place in found.values()) <= MAX_EXTENTS
 
 
 ZIP, LEGACY = (saved(layers(torch.float32), kind) for kind in KINDS)

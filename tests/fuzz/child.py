@@ -90,11 +90,12 @@ def _check_place(place: Any, sizes: list[int]) -> None:
 
     assert place.numel == math.prod(place.shape) < 2**63
     size = DTYPES[place.dtype].bits / 8
-    if place.runs:
-        stops = [*(run.first for run in place.runs[1:]), place.numel]
-        for run, stop in zip(place.runs, stops, strict=True):
-            assert run.first < stop
-            assert 0 <= run.start <= run.start + (stop - run.first) * size <= sizes[run.file]
+    if place.extents:
+        stops = [*(extent.first for extent in place.extents[1:]), place.numel]
+        for extent, stop in zip(place.extents, stops, strict=True):
+            assert extent.first < stop
+            end = extent.start + (stop - extent.first) * size
+            assert 0 <= extent.start <= end <= sizes[extent.file]
     elif place.order != (-1,):
         assert 0 <= place.start <= place.stop <= sizes[0]
         assert place.stop - place.start == place.numel * size
