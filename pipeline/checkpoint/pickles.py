@@ -19,9 +19,6 @@ from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickle_machine import Machine, Maker, OrderedRecord, Record, Refused
 from pipeline.errors import FormatError, quoted
 
-MAX_PICKLE_BYTES = 100_000_000
-"""As for safetensors headers. A state dict takes about 200 bytes a tensor."""
-
 
 class StorageType(NamedTuple):
     """A class of storages; `dtype` None: bytes, typed by the tensors that lie in it."""

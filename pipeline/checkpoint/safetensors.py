@@ -9,40 +9,32 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.outside import counts
 from pipeline.checkpoint.stored import StoredTensor
+from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, WeightFile
 from pipeline.errors import FormatError, quoted
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself enforces
 # Hub statistics quoted by huggingface_hub: 97 % of headers are shorter than 100 kB, so that
 # one read is enough for nearly all files.
 FIRST_READ_BYTES = 100_000
 METADATA_KEY = "__metadata__"
 
-Read = Callable[[int, int], bytes]
-"""Gives the bytes [start, stop) of a file."""
 
-
-def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
+def read_safetensors(file: WeightFile) -> dict[str, StoredTensor]:
     """Return the tensors of a file, reading its head only.
-
-    Args:
-        read: gives the bytes [start, stop) of the file.
-        size: the file's size in bytes.
-        where: the file's name for error messages.
 
     Raises:
         FormatError: the header breaks a rule of the format.
     """
+    size, where = file.size, file.where
     if size < LENGTH_BYTES:
         raise _broken(where, f"a header length of {LENGTH_BYTES} bytes", f"{size} bytes in all")
-    head = read(0, min(size, FIRST_READ_BYTES))
+    head = file.read(0, min(size, FIRST_READ_BYTES))
     (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
     stop = LENGTH_BYTES + length
     if length > MAX_HEADER_BYTES:
@@ -50,7 +42,7 @@ def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
     if stop > size:
         raise _broken(where, f"a header within the file's {size:,} bytes", f"{length:,} bytes")
     if stop > len(head):
-        head += read(len(head), stop)
+        head += file.read(len(head), stop)
     return parse_header(head[LENGTH_BYTES:stop], size, where)
 
 

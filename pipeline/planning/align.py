@@ -14,7 +14,7 @@ from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leav
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents
-from pipeline.planning.plan_cache import Learnt
+from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.sources.base import File, Source
@@ -115,9 +115,9 @@ def align(
         FormatError: a header or index is malformed, or a checkpoint holds no weights.
         NothingMatches: no tensor is left.
     """
-    with Learnt() as learnt, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda entry: read_contents(source, entry, learnt), checkpoints))
-        configs = [read_config(source, contents[first].config, learnt) for first in firsts]
+    with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        contents = list(pool.map(lambda entry: read_contents(source, entry, cache), checkpoints))
+        configs = [read_config(source, contents[first].config, cache) for first in firsts]
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
     files, numbers = _files(contents)

@@ -18,11 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint.formats import read_header
 from pipeline.checkpoint.pickles import load
 from pipeline.checkpoint.stored import MAX_EXTENTS
-from pipeline.checkpoint.torch_file import read_torch_file
+from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError
 from pipeline.statistics.gram import TORCH_DTYPES
+from tests.checkpoint import in_memory
 
 KINDS = ["zip", "legacy"]
 FLOATS = [
@@ -38,7 +40,7 @@ def saved(found: Any, kind: str) -> bytes:
 
 
 def read(data: bytes) -> dict:
-    return read_torch_file(lambda start, stop: data[start:stop], len(data), "x.bin")
+    return read_header(in_memory(data, "x.bin"))
 
 
 def values(data: bytes, place: Any) -> torch.Tensor:
@@ -131,7 +133,7 @@ def test_little_of_a_file_is_read(tmp_path: Path) -> None:
         asked.append(stop - start)
         return data[start:stop]
 
-    found = read_torch_file(part, len(data), "x.bin")
+    found = read_header(WeightFile("x.bin", len(data), "x.bin", part))
     assert len(found) == 100
     assert sum(asked) < 0.01 * len(data)
     assert len(asked) <= 3
