@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.statistics.partial import TileResult
 
 from pipeline.errors import TransientReadError
 from pipeline.execute.drive.local import run_local
@@ -28,6 +27,7 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.statistics.gram import LEAST_IN_FLOAT32
+from pipeline.statistics.parts import Sums
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.canary import in_processes
@@ -42,7 +42,7 @@ class Kept:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         self.files[tile_name] = encode(result)
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline.statistics.partial import TileResult
 
 import pipeline
 from pipeline.errors import Interrupted, StoreUnusable
@@ -30,6 +29,7 @@ from pipeline.job import snapshots
 from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
+from pipeline.statistics.parts import Sums
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
 from tests import buckets
@@ -297,7 +297,7 @@ def test_the_driver_is_interrupted_while_it_waits(hub: Hub, nodes: Nodes, store:
 class Deadly(TileFolder):
     """A store that kills whoever puts one tile's result."""
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         if tile_name.startswith("000005-"):
             os.kill(os.getpid(), signal.SIGKILL)
         super().put(tile_name, result)

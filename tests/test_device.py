@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pipeline.statistics.partial import PartialGram, Sums
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,8 +45,7 @@ from pipeline.planning.slices import slices
 from pipeline.planning.tiles import Fragment, Tile
 from pipeline.sources.base import Source
 from pipeline.statistics import gram
-from pipeline.statistics.gram import TORCH_DTYPES, one_thread_products
-from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.statistics.piece import TORCH_DTYPES, one_thread_products
 from pipeline.statistics.pieces import PIECE
 from pipeline.store.tiles import encode
 from tests.reference import increment_gram
@@ -60,9 +60,9 @@ class Kept:
     """A sink in memory."""
 
     def __init__(self) -> None:
-        self.results: dict[str, TileResult] = {}
+        self.results: dict[str, Sums] = {}
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         self.results[tile_name] = result
 
     def bits(self) -> dict[str, bytes]:

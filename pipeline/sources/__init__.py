@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from pipeline.checkpoint.shards import may_be_weights
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
@@ -59,4 +60,9 @@ def _open_one(uri: str) -> Source:
     with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
         if path.is_file():
             return Directory(path)
+    folder, _, name = uri.rpartition("/")
+    if uri.startswith(SCHEMES) and may_be_weights(name):
+        file = ObjectStorage(folder, name)
+        if file.whole():
+            return file
     return open_source(uri)

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.roles import Part
 from pipeline.numerics import joint
 from pipeline.statistics.pieces import PIECE, sampled_offsets
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-HALF = frozenset(name for name, dtype in TORCH_DTYPES.items() if dtype.itemsize <= 2)
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in WEIGHT_DTYPES.items()
+}
+HALF = frozenset(name for name, dtype in WEIGHT_DTYPES.items() if dtype.itemsize <= 2)
+"""Formats of 16 bits or fewer."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ class TensorFacts:
         self.stored = dtypes[0] if len(formats) == 1 else None
         """The format of all checkpoints; None if they differ."""
         self.half = formats <= HALF
-        self.sizes = np.array([TORCH_DTYPES[dtype].itemsize for dtype in dtypes])
+        self.sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
         """(K,) bytes of an element."""
         self.firsts = firsts
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
@@ -124,7 +124,7 @@ class Piece:
     def stored_bytes(self, k: int) -> list[memoryview]:
         """Return a checkpoint's bytes of the part, run after run."""
         data = self._bytes_of(k)
-        size = TORCH_DTYPES[self.facts.dtypes[k]].itemsize
+        size = WEIGHT_DTYPES[self.facts.dtypes[k]].itemsize
         return [data[a * size : b * size] for a, b in self._runs]
 
     @cached_property

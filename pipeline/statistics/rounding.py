@@ -12,12 +12,12 @@ Letters: K checkpoints, S sampled elements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
@@ -25,26 +25,6 @@ if TYPE_CHECKING:
 
     from pipeline.statistics.piece import Piece
 
-
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A number format as far as rounding goes."""
-
-    fraction_bits: int
-    least_exponent: int
-    """Of normal numbers; below it the spacing no longer shrinks."""
-
-
-_FORMATS = {
-    "BF16": _Format(7, -126),
-    "F16": _Format(10, -14),
-    "F32": _Format(23, -126),
-    "F64": _Format(52, -1022),
-    "F8_E4M3": _Format(3, -6),
-    "F8_E5M2": _Format(2, -14),
-}
-COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
-_CAST = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
@@ -83,7 +63,9 @@ def exponent_sums(sample: Tensor, dtypes: Sequence[str]) -> NDArray[Any]:
 
     power = (sample.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
     wide = _squared_lengths(power)
-    least = [2.0 ** _FORMATS[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes]
+    least = [
+        2.0 ** WEIGHT_DTYPES[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes
+    ]
     if len(set(least)) == 1:
         power.clamp_(min=least[0])
     else:
@@ -121,7 +103,7 @@ def represented(sample: Tensor, stored: str) -> NDArray[np.bool_]:
     if stored not in COARSEST_FIRST:
         return possible
     for column, name in enumerate(COARSEST_FIRST[: COARSEST_FIRST.index(stored)]):
-        cast = getattr(torch, _CAST[name])
+        cast = getattr(torch, WEIGHT_DTYPES[name].torch)
         for values in (sample[:, :_LOOKED_AT_FIRST], sample[:, _LOOKED_AT_FIRST:]):
             rows = np.flatnonzero(possible[:, column])
             if not rows.size or not values.shape[1]:
@@ -161,7 +143,7 @@ def energies(
         holds = represented[:, rows, : len(candidates)].all(axis=1)  # (P, candidates)
         coarsest = np.concatenate((holds, np.ones((len(sums), 1), bool)), axis=1).argmax(axis=1)
         columns = np.array([0 if name in ("BF16", "F32", "F64") else 1 for name in names])
-        squared_ulps = np.array([4.0 ** -_FORMATS[name].fraction_bits for name in names])
+        squared_ulps = np.array([4.0 ** -WEIGHT_DTYPES[name].fraction_bits for name in names])
         own = sums[:, rows][
             np.arange(len(sums))[:, None], np.arange(len(rows)), columns[coarsest][:, None]
         ]

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+from pipeline.statistics.partial import PartialGram, Sums
 from safetensors.torch import save
 from torch.distributed.checkpoint import save as save_distributed
 
-from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.store.tiles import encode
 from tests.hub import Hub
 
@@ -90,11 +90,11 @@ def _tables(folder: Path, uris: list[str]) -> None:
     pyarrow.parquet.write_table(table, folder / "t.parquet")
 
 
-def _tile() -> TileResult:
+def _tile() -> Sums:
     count = 5
     filled = PartialGram.empty(count)
     filled.increments[:] = np.arange(count * count, dtype=float).reshape(count, count)
-    return TileResult({(0, 0, 0): filled, (1, 0, 3): PartialGram.empty(count)}, "cpu")
+    return Sums({(0, 0, 0): filled, (1, 0, 3): PartialGram.empty(count)}, "cpu")
 
 
 def _listings(folder: Path) -> None:
