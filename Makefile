@@ -21,9 +21,8 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY)     ## end to end against a script and the machine's bound; planning at scale
-	PYTHONPATH=. $(BIN)/python benchmarks/end_to_end.py
-	PYTHONPATH=. $(BIN)/python benchmarks/planning.py
+bench: $(READY)     ## has it become slower? ratios against those stored, in three minutes
+	PYTHONPATH=. $(BIN)/python benchmarks/ratios.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("hallmarks needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

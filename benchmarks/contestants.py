@@ -38,6 +38,8 @@ print(time.perf_counter() - started, cosines.mean().item(), cosines.max().item()
 """What people write: one matrix, of the whole model. It is timed from after its imports."""
 
 _RAYS_START = """
+import time
+started = time.perf_counter()
 import ray
 ray.init(address="local", include_dashboard=False, log_to_driver=False)
 class Worker:
@@ -46,6 +48,7 @@ class Worker:
     def ready(self):
         return True
 ray.get(ray.remote(Worker).remote().ready.remote())
+print(time.perf_counter() - started)
 ray.shutdown()
 """
 
@@ -101,6 +104,14 @@ def _titled(pid: int, title: str, peak: int) -> tuple[str, int]:
     return now or title, max(peak, resident(pid))
 
 
+def kind_of(title: str) -> str:
+    """Return what a process of a job is, by its command line: driver, worker or one of Ray's own."""
+    if "jobs.analyze" in title:
+        return "driver"
+    idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return "worker" if title.startswith("ray::") and not title.startswith(idle) else "Ray's own"
+
+
 def hallmarks(
     suite: Path, store: Path, *options: str, checkout: Path = HERE
 ) -> tuple[dict[str, Any], Measured]:
@@ -136,5 +147,5 @@ def script_bytes(checkpoints: int, numel: int) -> int:
 
 
 def rays_own_start() -> float:
-    """Return the seconds from a bare process to a worker on a Ray of its own, and its end."""
-    return measured([sys.executable, "-c", _RAYS_START]).seconds
+    """Return the seconds from before Ray's import to a worker, imports done, on a Ray of its own."""
+    return float(measured([sys.executable, "-c", _RAYS_START]).output)

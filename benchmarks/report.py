@@ -85,7 +85,7 @@ def _ray(entry: dict[str, Any]) -> str:
             ["shape", entry["title"]],
             ["local", f"{entry['local_seconds']:.2f} s"],
             ["Ray", f"{entry['ray_seconds']:.2f} s"],
-            ["Ray's own start and end, with a worker's imports", f"{entry['rays_own_start_seconds']:.2f} s"],
+            ["Ray's own start, with a worker's imports", f"{entry['rays_own_start_seconds']:.2f} s"],
             ["Ray less that, over local", f"{entry['ray_less_its_start_over_local']:.2f}"],
             ["peak memory", peaks],
             ["projected for a worker, with the idle process", _mib(entry["projected_bytes"])],

@@ -30,7 +30,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -87,8 +87,14 @@ def _holding(
     yield "head", stack, layer, component, tensor, head, expert
 
 
-def compared(suite: Suite, repeats: int, before: Path | None, with_script: bool) -> dict[str, Any]:
-    """Return what the contestants took, and the bound."""
+def compared(
+    suite: Suite,
+    repeats: int,
+    before: Path | None = None,
+    with_script: bool = True,
+    typical: Callable[[Iterable[float]], float] = statistics.median,
+) -> dict[str, Any]:
+    """Return what the contestants took, and the bound; `typical` picks one of the repeats."""
     with written(suite) as (directory, store, files):
         fits = contestants.script_bytes(suite.checkpoints, suite.numel) < 0.8 * _memory()
         turns: dict[str, Callable[[], dict[str, float]]] = {
@@ -106,8 +112,8 @@ def compared(suite: Suite, repeats: int, before: Path | None, with_script: bool)
                 runs[name].append(turn())
             read_seconds(files, CORES)
             bounds.append(_bound(suite, files, store))
-        found = {name: _medians(each) for name, each in runs.items()}
-        bound = _medians([asdict(each) | {"seconds": each.seconds} for each in bounds])
+        found = {name: _typical(each, typical) for name, each in runs.items()}
+        bound = _typical([asdict(each) | {"seconds": each.seconds} for each in bounds], typical)
         groups = distinct_groups(store)
     ours = found["hallmarks"]
     ratios = {"efficiency": bound["seconds"] / ours["seconds"]}
@@ -154,8 +160,10 @@ def _bound(suite: Suite, files: Sequence[Path], store: Path) -> Bound:
     )
 
 
-def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+def _typical(
+    runs: Sequence[dict[str, float]], typical: Callable[[Iterable[float]], float]
+) -> dict[str, float]:
+    return {name: typical([run[name] for run in runs]) for name in runs[0]}
 
 
 def _memory() -> int:
@@ -201,9 +209,8 @@ def through_ray(suite: Suite, repeats: int) -> dict[str, Any]:
             rays.append(summary["seconds"])
             starts.append(contestants.rays_own_start())
             for title, peak in run.peaks.values():
-                kind = "driver" if "jobs.analyze" in title else "worker"
-                if kind == "driver" or "ray::Worker" in title:
-                    peaks[kind] = max(peaks.get(kind, 0), peak)
+                kind = contestants.kind_of(title)
+                peaks[kind] = max(peaks.get(kind, 0), peak)
     local, ray, start = map(statistics.median, (locally, rays, starts))
     assert planned is not None
     return {
@@ -279,7 +286,7 @@ def main() -> None:
     if "shapes" in parts:
         found["shapes"] = []
         for suite in suites:
-            found["shapes"].append(compared(suite, options.repeats, checkout, True))
+            found["shapes"].append(compared(suite, options.repeats, checkout))
             _save(found, options)
     if "memory" in parts:
         found["memory"] = memory(suites)
