@@ -9,7 +9,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +47,6 @@ from pipeline.statistics import gram
 from pipeline.statistics.gram import TORCH_DTYPES, one_thread_products
 from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.statistics.pieces import PIECE
-from pipeline.store.tiles import encode
 from tests.reference import increment_gram
 from tests.suites import trajectory
 
@@ -65,8 +64,13 @@ class Kept:
     def put(self, tile_name: str, result: TileResult) -> None:
         self.results[tile_name] = result
 
-    def bits(self) -> dict[str, bytes]:
-        return {name: encode(replace(found, device="")) for name, found in self.results.items()}
+    def bits(self) -> dict[object, list[bytes]]:
+        """Return every array and count of every part of every tile."""
+        return {
+            (name, key): [np.asarray(getattr(part, field.name)).tobytes() for field in fields(part)]
+            for name, result in self.results.items()
+            for key, part in result.parts.items()
+        }
 
 
 @dataclass
