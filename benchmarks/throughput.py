@@ -107,7 +107,7 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     """Return addresses; file, start and length of each range; how many readers; the longest range."""
     from pipeline.execute.work import worker
     from pipeline.execute.work.addresses import InProcess
-    from pipeline.job.executor import worker_memory
+    from pipeline.job.memory import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources

@@ -14,7 +14,6 @@ from rich.table import Table
 from jobs.audit import findings_of, print_finding, told
 from jobs.console import (
     EXIT_INCOMPLETE,
-    JobProgress,
     Result,
     console,
     one_object,
@@ -23,6 +22,7 @@ from jobs.console import (
 )
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from jobs.program import resumable
+from jobs.progress import JobProgress
 from pipeline.errors import RequestError
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.analyze import analyze as run_analysis

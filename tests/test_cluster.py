@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.statistics.parts import Sums
+from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
 from tests import buckets
@@ -321,11 +322,11 @@ class Elsewhere(TileFolder):
     """A store that lies somewhere else on every node but the driver's."""
 
     def __reduce__(self) -> Any:
-        return _elsewhere, (self._folder.root, self._mark)
+        return _elsewhere, (self._folder.root, self._mark, self._specs)
 
 
-def _elsewhere(root: str, mark: str) -> TileFolder:
-    found = TileFolder(Folder(root + "-elsewhere"), "r", "digest")
+def _elsewhere(root: str, mark: str, specs: Sequence[ArraySpec]) -> TileFolder:
+    found = TileFolder(Folder(root + "-elsewhere"), "r", "digest", specs)
     found._mark = mark
     return found
 

@@ -199,7 +199,7 @@ def test_object_storage_fails_at_every_request_of_the_end(
 
 STALE = "lease.STALE_AFTER_S, lease.RENEWED_EVERY_S = 1.5, 0.2\n"
 STOPS_ITSELF = (
-    "from jobs.console import JobProgress\n"
+    "from jobs.progress import JobProgress\n"
     "JobProgress.reducing = lambda self: os.kill(os.getpid(), signal.SIGSTOP)\n"
 )
 STOPS_BEFORE_THE_ROW = (
