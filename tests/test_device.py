@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,12 +72,12 @@ class Kept:
     def put(self, tile_name: str, result: Sums) -> None:
         self.results[tile_name] = result
 
-    def bits(self) -> dict[object, list[bytes]]:
-        """Return every array and count of every part of every tile."""
+    def bits(self) -> dict[object, bytes]:
+        """Return every array of every tile."""
         return {
-            (name, key): [np.asarray(getattr(part, field.name)).tobytes() for field in fields(part)]
+            (name, array): values.tobytes()
             for name, result in self.results.items()
-            for key, part in result.parts.items()
+            for array, values in result.arrays.items()
         }
 
 
@@ -341,7 +341,7 @@ class Recorder:
             raise torch.OutOfMemoryError("none left")
         values = piece.values.double().numpy().copy()
         for k, row in enumerate(values):  # bytes and values are of the same elements
-            stored = torch.frombuffer(piece.stored_bytes(k)[0], dtype=torch.uint8)
+            stored = torch.frombuffer(bytearray(piece.stored_bytes(k)[0]), dtype=torch.uint8)
             np.testing.assert_array_equal(
                 stored.view(TORCH_DTYPES[piece.facts.dtypes[k]]).double().numpy(), row
             )
