@@ -128,13 +128,19 @@ class Directory:
 
     def _list(self, path: str) -> Folder[Path]:
         folder = self._root / path
+        folders: list[str] = []
+        files: dict[str, Path] = {}
         try:
-            entries = list(folder.iterdir())
-            folders = tuple(entry.name for entry in entries if entry.is_dir())
-            return Folder(folders, {entry.name: entry for entry in entries if entry.is_file()})
+            with os.scandir(folder) as entries:  # tells folders from files without a look at each
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files[entry.name] = folder / entry.name
         except OSError as error:
             why = f"{folder}: {error.strerror}"
             raise SourceNotFound(why, "check its permissions") from None
+        return Folder(tuple(folders), files)
 
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())
