@@ -152,8 +152,8 @@ def _levels(list_folder: ListFolder[Entry]) -> Iterator[Layout]:
 
 def _files_in(list_folder: ListFolder[Entry], path: str, name: str) -> dict[str, Entry]:
     """Return the files in a folder `name` of a checkpoint, by their path in the checkpoint."""
-    found = list_folder(_joined(path, name)).files
-    return {_joined(name, file): entry for file, entry in found.items()}
+    files = list_folder(_joined(path, name)).files
+    return {_joined(name, file): entry for file, entry in files.items()}
 
 
 def _joined(folder: str, name: str) -> str:
