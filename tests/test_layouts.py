@@ -184,11 +184,13 @@ def test_a_tree_is_the_same_wherever_it_lies(
     assert found["hub"] == found["directory"]
 
 
-def test_single_files_that_a_table_lists(bucket: str, hub: Hub, tmp_path: Path) -> None:
-    sources = published(tree("flat", tmp_path / "suite"), "listed", bucket, hub)
+@pytest.mark.parametrize("layout", ["flat", "model_and_optim"])
+def test_checkpoints_that_a_table_lists(layout: str, bucket: str, hub: Hub, tmp_path: Path) -> None:
+    sources = published(tree(layout, tmp_path / "suite"), f"listed-{layout}", bucket, hub)
     found = {}
     for kind in ("directory", "bucket"):
-        rows = [f"{sources[kind]}/step{step}.safetensors,{step}\n" for step in STEPS]
+        name = (FOLDERS | FILES)[layout][0]
+        rows = [f"{sources[kind]}/{name.format(step)},{step}\n" for step in STEPS]
         (tmp_path / f"{kind}.csv").write_text("uri,step\n" + "".join(rows))
         found[kind] = read(str(tmp_path / f"{kind}.csv"), tmp_path / kind)
     assert found["bucket"] == found["directory"]

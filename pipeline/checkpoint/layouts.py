@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from pipeline.checkpoint.names import position
@@ -112,6 +113,11 @@ def checkpoint_files(list_folder: ListFolder[Entry], path: str) -> dict[str, Ent
         if name.count("/") < MAX_DEPTH:
             pending += [_joined(name, f) for f in list_folder(_joined(path, name)).folders]
     return files
+
+
+def name_alone(path: str) -> str:
+    """Return the name in its checkpoint of a file that is one alone: what it is called says nothing."""
+    return f"weights{PurePosixPath(path).suffix}"
 
 
 def listed(entries: Mapping[str, Entry]) -> ListFolder[Entry]:

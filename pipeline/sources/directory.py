@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.checkpoint.layouts import Folder, checkpoint_files, discover, is_checkpoint
+from pipeline.checkpoint.layouts import (
+    Folder,
+    checkpoint_files,
+    discover,
+    is_checkpoint,
+    name_alone,
+)
 from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
 from pipeline.sources.base import Candidate, File, telling_name
 from pipeline.sources.plain import is_plain
@@ -109,10 +115,12 @@ class Directory:
     def files(self, candidate: Candidate) -> list[File]:
         path = self._root / candidate.path
         try:
-            if candidate.is_file:  # whatever it is called
-                return [self._file(candidate, path, f"weights{path.suffix}")]
-            files = checkpoint_files(self._list, candidate.path)
-            return [self._file(candidate, found, name) for name, found in files.items()]
+            files = (
+                {name_alone(path.name): path}
+                if candidate.is_file
+                else checkpoint_files(self._list, candidate.path)
+            )
+            return [self._file(candidate, place, name) for name, place in files.items()]
         except OSError as error:
             raise SourceNotFound(f"{path}: {error.strerror}") from None
 
