@@ -50,6 +50,7 @@ class Watch:
     def reducing(self) -> None:
         self.ended = _now()
 
+    def note(self, _: str) -> None: ...
     def tile_done(self, _: int) -> None: ...
     def tile_lost(self, lost: Any) -> None:
         raise SystemExit(f"a tile was lost: {lost}")
@@ -106,7 +107,7 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     """Return addresses; file, start and length of each range; how many readers; the longest range."""
     from pipeline.execute.work import worker
     from pipeline.execute.work.addresses import InProcess
-    from pipeline.job.executor import worker_memory
+    from pipeline.job.memory import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources

@@ -6,7 +6,6 @@ Names and listings come from the Hub (`hub_client.py`), or offline from the user
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -21,12 +20,6 @@ from pipeline.sources.hub_cache import HubCache
 from pipeline.sources.hub_client import Entry, HubClient
 from pipeline.sources.plain import is_hash, is_plain
 
-HUB_NAME = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
-)
-
-LAYOUTS = ("auto", "revisions", "commits", "folders")
-
 
 class HubRepository:
     """One repository on the Hub, or on a mirror that `HF_ENDPOINT` names."""
@@ -34,7 +27,7 @@ class HubRepository:
     waits = True
 
     def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
-        """`layout`: how checkpoints are exposed, one of LAYOUTS (docs/contract.md, §1)."""
+        """`layout`: how checkpoints are exposed (docs/contract.md, §1)."""
         self.label = f"{name}@{revision}" if revision else name
         self.address = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")

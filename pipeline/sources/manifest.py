@@ -18,7 +18,6 @@ from pipeline.checkpoint.names import Position, position
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Access, Candidate, File, Source, telling_name
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 _COLUMNS = ("uri", "name", "step", "tokens")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
 _MAX_BYTES = 100_000_000  # a kilobyte a row

@@ -23,7 +23,7 @@ from pipeline.checkpoint.pickles import load
 from pipeline.checkpoint.stored import MAX_EXTENTS
 from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError
-from pipeline.statistics.gram import TORCH_DTYPES
+from pipeline.statistics.piece import TORCH_DTYPES
 from tests.checkpoint import in_memory
 
 KINDS = ["zip", "legacy"]
