@@ -36,8 +36,8 @@ from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
-from pipeline.statistics.gram import one_thread_products
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.parts import Sums
+from pipeline.statistics.piece import one_thread_products
 from pipeline.statistics.pieces import PIECE
 
 NAME = "layers.0.mlp.up_proj.weight"
@@ -54,9 +54,9 @@ class Kept:
     """A sink in memory."""
 
     def __init__(self) -> None:
-        self.results: dict[str, TileResult] = {}
+        self.results: dict[str, Sums] = {}
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         self.results[tile_name] = result
 
     def gram(self) -> NDArray[np.float64]:

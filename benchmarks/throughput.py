@@ -50,6 +50,7 @@ class Watch:
     def reducing(self) -> None:
         self.ended = _now()
 
+    def note(self, _: str) -> None: ...
     def tile_done(self, _: int) -> None: ...
     def tile_lost(self, lost: Any) -> None:
         raise SystemExit(f"a tile was lost: {lost}")

@@ -27,7 +27,7 @@ from pipeline.errors import RequestError
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.analyze import analyze as run_analysis
 from pipeline.job.analyze import analyze_joint
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
 from pipeline.store.folder import Folder

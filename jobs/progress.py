@@ -17,7 +17,7 @@ from rich.progress import (
 
 from jobs.console import console, say
 from pipeline.execute.drive.schedule import Lost
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.planning.plan import Plan
 

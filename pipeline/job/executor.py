@@ -11,8 +11,9 @@ from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.addresses import FrontDesk, InProcess
 from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import published
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.worker import Worker
 from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan

@@ -27,7 +27,7 @@ def worker_memory(
     """
     total, on_ray = total_memory(), resources.executor == "ray"
     budget = resources.memory or default_budget(total, workers, on_ray)
-    memory = project(plan.tensors, plan.tiles, budget, calls, largest_block)
+    memory = project(plan.tensors, plan.tiles, budget, calls, plan.statistics, largest_block)
     if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
         raise PlanDoesNotFit(
             f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"

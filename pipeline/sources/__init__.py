@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from pipeline.checkpoint.shards import may_be_weights
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
@@ -67,6 +68,18 @@ def _repository(name: str, revision: str | None, layout: str) -> Source:
     return HubRepository(name, revision, layout)
 
 
+def _object(uri: str) -> Source | None:
+    """Return a weight file on object storage as a source of its own; None: it is none."""
+    from pipeline.sources.objects import ObjectStorage
+    from pipeline.transport.object_client import SCHEMES
+
+    folder, _, name = uri.rpartition("/")
+    if not uri.startswith(SCHEMES) or not may_be_weights(name):
+        return None
+    file = ObjectStorage(folder, name)
+    return file if file.whole() else None
+
+
 def _open_one(uri: str) -> Source:
     if Path(uri).suffix in _MANIFESTS:
         raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
@@ -74,4 +87,6 @@ def _open_one(uri: str) -> Source:
     with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
         if path.is_file():
             return Directory(path)
+    if "://" in uri and (file := _object(uri)) is not None:
+        return file
     return open_source(uri)

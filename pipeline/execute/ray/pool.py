@@ -44,7 +44,8 @@ from pipeline.execute.work.addresses import (
     Room,
     Waiting,
 )
-from pipeline.execute.work.worker import Receipt, Sink, Worker
+from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.worker import Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.signals import uninterrupted
