@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device
-from pipeline.execute.work.addresses import InProcess
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
@@ -104,7 +104,7 @@ def run(plan: Plan, source: Source, kind: str, threads: int) -> tuple[Kept, floa
     """Return the results of all tiles, and gigabytes a second."""
     memory = project(plan.tensors, plan.tiles, 8 << 30, threads)
     kept = Kept()
-    worker = Worker(plan, kept, InProcess(plan, source), kind, threads, memory)
+    worker = Worker(plan, kept, UrlBroker(plan, source), kind, threads, memory)
     started = time.perf_counter()
     outcomes = list(run_local(worker, threads, [tile.index for tile in plan.tiles]))
     seconds = time.perf_counter() - started

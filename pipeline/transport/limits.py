@@ -1,8 +1,8 @@
-"""How many requests a Hub account may make, and keeping to it.
+"""How many requests a Hub account may make, and keeping to that.
 
 The Hub counts two classes in fixed windows of five minutes: `api` (listings) and `resolvers`
-(addresses of files). It states what is left with every answer. Bytes from the host that an address
-leads to count in neither.
+(URLs of files). It states what is left with every answer. Bytes from the host that a URL leads to
+count in neither.
 """
 
 from __future__ import annotations

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.addresses import Addresses
 from pipeline.execute.work.device import Device, Lane, pieces_of
 from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
 from pipeline.execute.work.verify import Turn, Verifier
@@ -22,9 +21,10 @@ from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices
 from pipeline.planning.tiles import files_of, results
-from pipeline.sources.base import Access
 from pipeline.statistics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
 from pipeline.statistics.partial import TileResult
+from pipeline.transport.access import Access
+from pipeline.transport.reader import Reader, UrlProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Worker:
         self,
         plan: Plan,
         sink: Sink,
-        addresses: Addresses,
+        urls: UrlProvider[int],
         device: str,
         threads: int,
         memory: Memory,
@@ -69,16 +69,17 @@ class Worker:
         """Prepare; nothing is read yet.
 
         Args:
+            urls: gives access to files.
             verified: files of the plan whose hashes are checked here.
             elsewhere: where blocks come from if they are not pulled here.
             sharers: workers that compute on the same card, this one included.
         """
         self._plan, self._sink, self._memory = plan, sink, memory
-        self._addresses = addresses
         self._device = Device(device, plan.tensors, memory.row_bytes, threads, sharers)
         self._local = threading.local()
         self._counters, self._counting = Counters(), threading.Lock()
-        self._puller = Puller(plan, addresses, self.count)
+        self.reader = Reader(urls, self.count)
+        self._puller = Puller(plan, self.reader)
         self._blocks = elsewhere.of if elsewhere else None
         self._verifier = Verifier(plan, verified, self._puller.read)
         self._pinned = ExitStack()
@@ -99,7 +100,7 @@ class Worker:
         with self._counting:
             self._counters.add(more)
 
-    def prove(self, files: Sequence[Access]) -> None:
+    def probe(self, files: Mapping[int, Access]) -> None:
         """Look at the device, and read a byte of each of these files.
 
         Raises:
@@ -108,12 +109,12 @@ class Worker:
             ReadError: one of the files is not here, or is another.
         """
         self._device.open()
-        self._puller.prove(files)
+        self._puller.probe(files)
 
     def pause(self, host: str, seconds: float) -> None:
-        """Leave a host alone: another worker was told to."""
+        """Send nothing to a host for so long: another worker was told to."""
         self.count(rate_limited_seconds=seconds)
-        self._puller.transport.pause(host, seconds)
+        self.reader.pause(host, seconds)
 
     def run(self, index: int, turn: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
@@ -146,8 +147,8 @@ class Worker:
             ReadError: bytes could not be had.
         """
         files = self._verifier.files
-        self._addresses.prepare(files)
-        for _ in self._puller.readers.map(self._verifier.finish, files):
+        self.reader.accesses(files)
+        for _ in self._puller.threads.map(self._verifier.finish, files):
             pass
 
     def _accumulators(self, index: int) -> dict[tuple[int, int, int], PartAccumulator]:
@@ -186,7 +187,7 @@ class Worker:
     def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
         """Pull a tile's slices here, one after the other, into this thread's block."""
         tile, tensors = self._plan.tiles[index], self._plan.tensors
-        self._addresses.prepare(files_of(tile, tensors))
+        self.reader.accesses(files_of(tile, tensors))
         for piece in slices(tile, tensors, self._memory.row_bytes):
             block = self._block(piece.row_bytes)
             places = self._puller.fill(block, piece)
@@ -200,7 +201,7 @@ class Worker:
         for (file, start, _), (first, *_) in sorted(places.items(), key=lambda entry: entry[0]):
             spans.setdefault(file, []).append((start, first.data))
         turn.wait()
-        for _ in self._puller.readers.map(
+        for _ in self._puller.threads.map(
             lambda file: self._verifier.take(file, spans[file]), spans
         ):
             pass
