@@ -52,11 +52,11 @@ def byte_ranges(layout: Slice, tensors: Sequence[AlignedTensor]) -> list[ByteRan
             continue
         (begin,) = begins[:, row].nonzero()
         last = np.append(begin[1:], len(begins)) - 1
-        values = (files[begin, row], starts[begin, row], stops[last, row], columns[begin, 0])
-        found += [
-            ByteRange(file, start, stop, row, column)
-            for file, start, stop, column in zip(*(each.tolist() for each in values), strict=True)
-        ]
+        values = (
+            files[begin, row], starts[begin, row], stops[last, row],
+            np.full(len(begin), row), columns[begin, 0],
+        )  # fmt: skip
+        found += map(ByteRange._make, zip(*(each.tolist() for each in values), strict=True))
     return found
 
 

@@ -24,8 +24,8 @@ _CALLS_A_READER = 4  # at least, of one block: so that none is left with most of
 Block = NDArray[np.uint8]
 """A table of bytes, one row per checkpoint."""
 
-Places = Mapping[tuple[int, int, int], list[Block]]
-"""Where ranges (file, start, stop) lie in a block; twice where checkpoints share a file."""
+Read = tuple[int, int, memoryview]
+"""A file, the first byte of a range of it, and the part of a block that the range fills."""
 
 
 class Blocks(Protocol):
@@ -82,31 +82,36 @@ class Puller:
             self.reader.hold(file, access)
             self.reader.read(file, [(0, memoryview(bytearray(1)))])
 
-    def fill(self, block: Block, layout: Slice) -> Places:
-        """Read a block; return where each range lies in it.
+    def fill(self, block: Block, layout: Slice) -> list[Read]:
+        """Read a block; return where each range of a file lies in it.
 
         Raises:
             ReadError: bytes could not be had.
         """
-        places: dict[tuple[int, int, int], list[Block]] = {}
+        rows = [memoryview(row) for row in block]
+        reads: list[Read] = []
+        copies: list[tuple[memoryview, memoryview]] = []
+        buffers: dict[tuple[int, int, int], memoryview] = {}
         for file, start, stop, row, column in byte_ranges(layout, self._plan.tensors):
-            place = block[row, column : column + stop - start]
-            places.setdefault((file, start, stop), []).append(place)
-        reads = [(file, start, first.data) for (file, start, _), (first, *_) in places.items()]
-        if any(self.reader.access(file).is_remote for file in {file for file, _, _ in places}):
+            buffer = rows[row][column : column + stop - start]
+            first = buffers.setdefault((file, start, stop), buffer)
+            if first is buffer:
+                reads.append((file, start, buffer))
+            else:  # checkpoints that share a file
+                copies.append((buffer, first))
+        if any(self.reader.access(file).is_remote for file in {file for file, _, _ in reads}):
             self._read_in_threads(reads)
         else:  # one thread copies from the page cache at 11-22 GB/s; a second gains nothing
             self._read(reads)
-        for first, *others in places.values():
-            for other in others:  # checkpoints that share a file
-                other[:] = first
-        return places
+        for buffer, first in copies:
+            buffer[:] = first
+        return reads
 
     def read(self, file: int, start: int, buffer: memoryview) -> None:
         """Fill a buffer from a byte of a file, given by number, on."""
         self.reader.read(file, [(start, buffer)])
 
-    def _read_in_threads(self, reads: Sequence[tuple[int, int, memoryview]]) -> None:
+    def _read_in_threads(self, reads: Sequence[Read]) -> None:
         # few calls for many small ranges: to hand one over costs a fifth of a range's own time
         size = -(-len(reads) // (_READERS * _CALLS_A_READER))
         groups = [reads[first : first + size] for first in range(0, len(reads), size)]
@@ -120,6 +125,6 @@ class Puller:
                 if not future.cancel():
                     future.exception()
 
-    def _read(self, reads: Sequence[tuple[int, int, memoryview]]) -> None:
+    def _read(self, reads: Sequence[Read]) -> None:
         for file, ranges in groupby(reads, key=itemgetter(0)):
             self.reader.read(file, [(start, buffer) for _, start, buffer in ranges])

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.work.device import Device, Lane, pieces_of
-from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
+from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.verify import Turn, Verifier
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
@@ -190,19 +191,19 @@ class Worker:
         self.reader.accesses(files_of(tile, tensors))
         for piece in slices(tile, tensors, self._memory.row_bytes):
             block = self._block(piece.row_bytes)
-            places = self._puller.fill(block, piece)
+            reads = self._puller.fill(block, piece)
             if self._verifier.files:
-                self._verify(places, turn)
+                self._verify(reads, turn)
             yield piece, block
 
-    def _verify(self, places: Places, turn: Turn) -> None:
+    def _verify(self, reads: Sequence[Read], turn: Turn) -> None:
         """Hash what was read of each file, after the tiles before this one."""
-        spans: dict[int, list[tuple[int, memoryview]]] = {}
-        for (file, start, _), (first, *_) in sorted(places.items(), key=lambda entry: entry[0]):
-            spans.setdefault(file, []).append((start, first.data))
+        ranges: dict[int, list[tuple[int, memoryview]]] = {}
+        for file, start, buffer in sorted(reads, key=itemgetter(0, 1)):
+            ranges.setdefault(file, []).append((start, buffer))
         turn.wait()
         for _ in self._puller.threads.map(
-            lambda file: self._verifier.take(file, spans[file]), spans
+            lambda file: self._verifier.take(file, ranges[file]), ranges
         ):
             pass
 
