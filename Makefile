@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all check bench update clean
+.PHONY: demo test test-all check bench gpu-check update clean
 
 demo: $(READY)      ## train a small language model, analyse it, show what there is to see
 	$(BIN)/hallmarks demo
@@ -21,9 +21,18 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY)     ## end to end against a script and the machine's bound; planning at scale
-	PYTHONPATH=. $(BIN)/python benchmarks/end_to_end.py
-	PYTHONPATH=. $(BIN)/python benchmarks/planning.py
+bench: $(READY)     ## has it become slower? ratios against those stored, in three minutes
+	PYTHONPATH=. $(BIN)/python benchmarks/ratios.py
+
+# On a bare machine with a GPU, in four minutes: the Python that has torch, and what pipeline/execute/work
+# needs (numpy, safetensors, threadpoolctl, xxhash; pytest, pytest-timeout and hypothesis for the tests).
+# Warnings of other versions of these are no errors here.
+GPU_PYTHON ?= python3
+GPU_OPTIONS ?=
+
+gpu-check:          ## the GPU's tests and its rate against the bus, without an installation
+	$(GPU_PYTHON) -m pytest -m gpu -W default tests/test_device.py
+	$(GPU_PYTHON) -m benchmarks.device $(GPU_OPTIONS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("hallmarks needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

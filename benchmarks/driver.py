@@ -23,8 +23,8 @@ from benchmarks.memory import resident
 from pipeline.execute.drive.schedule import Schedule
 from pipeline.execute.ray.pool import Proof, RayPool
 from pipeline.execute.ray.session import Layout
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.execute.work.worker import Receipt
 from pipeline.planning.tiles import Fragment, Tile
 
 ACTORS = 2

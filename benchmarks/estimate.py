@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/estimate.py [--fraction 0.02] [--megabytes-per-s 200]
 
-The suite of `end_to_end.py` (33.5 million float16 weights a checkpoint) as branches of a Hub
+The first suite of `suites.py` (33.5 million float16 weights a checkpoint) as branches of a Hub
 repository, served from memory on loopback by a process of its own (tests/hub), on the same cores as
 the job. The whole run and the estimate take turns, each a process of its own, three times; medians.
 Bytes are what the server really sent; headers are known from a first run that does not count.
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.end_to_end import make_checkpoints
+from benchmarks.suites import SUITES
 
 NAME = "org/suite"
 REPEATS = 3
@@ -36,7 +36,7 @@ def serve(count: int, megabytes_per_s: float | None, pipe: Any) -> None:
     hub = Hub()
     hub.bytes_per_s = megabytes_per_s and 1e6 * megabytes_per_s
     with tempfile.TemporaryDirectory(prefix="hallmarks-estimate-") as folder:
-        make_checkpoints(Path(folder), count)
+        SUITES["large"].at(checkpoints=count).write(Path(folder))
         for k in range(count):
             data = (Path(folder) / f"step{k}" / "model.safetensors").read_bytes()
             hub.repository(NAME).commit({"model.safetensors": data}, branch=f"step{k}")

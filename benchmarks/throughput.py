@@ -50,6 +50,7 @@ class Watch:
     def reducing(self) -> None:
         self.ended = _now()
 
+    def note(self, _: str) -> None: ...
     def tile_done(self, _: int) -> None: ...
     def tile_lost(self, lost: Any) -> None:
         raise SystemExit(f"a tile was lost: {lost}")
@@ -105,7 +106,7 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     from pipeline.execute.work import pull
     from pipeline.execute.work.byte_ranges import byte_ranges
     from pipeline.execute.work.urls import UrlBroker
-    from pipeline.job.executor import worker_memory
+    from pipeline.job.memory import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources

@@ -14,7 +14,6 @@ from rich.table import Table
 from jobs.audit import findings_of, print_finding, told
 from jobs.console import (
     EXIT_INCOMPLETE,
-    JobProgress,
     Result,
     console,
     one_object,
@@ -23,11 +22,12 @@ from jobs.console import (
 )
 from jobs.options import requests_from, resources_from, selection_and_resources, store_option
 from jobs.program import resumable
+from jobs.progress import JobProgress
 from pipeline.errors import RequestError
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.analyze import analyze as run_analysis
 from pipeline.job.analyze import analyze_joint
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import Request
 from pipeline.store.folder import Folder

@@ -9,11 +9,18 @@ import click
 from jobs.console import run
 from pipeline.version import VERSION
 
-COMMANDS = ("plan", "analyze", "status", "audit", "sql", "demo")
+COMMANDS = {
+    "plan": "Show what analyze would read: checkpoints, tensors, bytes, memory.",
+    "analyze": "Analyse the checkpoints of a source into a store.",
+    "status": "Show how far each run of a store is.",
+    "audit": "Print the findings about the checkpoints of a run.",
+    "sql": "Run a query over the views of a store.",
+    "demo": "Train a small language model and analyse it.",
+}
 
 
 class _Commands(click.Group):
-    """Commands by the name of their module, imported when used: torch takes a second."""
+    """Commands by the name of their module, imported when one is used: torch takes two seconds."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -24,6 +31,11 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return getattr(import_module(f"jobs.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,17 +12,16 @@ import click
 
 from jobs.console import Invocation
 from pipeline.errors import RequestError
-from pipeline.planning.plan import check_distinct, run_name
 from pipeline.planning.request import (
     DEVICES,
     EXECUTORS,
+    LAYOUTS,
     PULLERS,
     RESOURCES,
     SELECTION,
     Request,
     Resources,
 )
-from pipeline.sources.hub import LAYOUTS
 
 _SELECTION = [
     click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
@@ -130,6 +129,9 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def requests_from(options: dict[str, Any]) -> list[Request]:
     """Return what decides the figures, a request for each source: each becomes a run of its own."""
+    # planning takes a sixth of a second to import: not for those who ask a store
+    from pipeline.planning.plan import check_distinct, run_name
+
     sources, joint, run = options["sources"], options["joint"], options["run"]
     if len(sources) > 1 and run and not joint:
         raise RequestError(

@@ -12,7 +12,7 @@ import click
 from jobs.console import Result, console, one_object, run
 from jobs.console import say as print_line
 from jobs.options import requests_from, resources_from, selection_and_resources
-from pipeline.job.executor import worker_memory
+from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan

@@ -10,7 +10,6 @@ import click
 from jobs.console import Result, console, run, say
 from jobs.options import debug_option, json_option, store_option
 from pipeline.errors import StoreUnusable
-from pipeline.planning.memory import show_size
 from pipeline.store.attempts import token_of
 from pipeline.store.folder import Folder
 from pipeline.store.progress import Record, as_dict, records
@@ -64,6 +63,9 @@ def _finished(store: str) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def _told(record: Record) -> str:
+    # planning takes a tenth of a second to import, and most runs are finished
+    from pipeline.planning.memory import show_size
+
     age = max(0.0, time.time() - record.renewed)
     silent = " (is it still there?)" if record.state == "reading" and age > LOST_TOUCH_S else ""
     lost = f", {record.tiles_lost} tiles lost" if record.tiles_lost else ""

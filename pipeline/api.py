@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 from pipeline.job.analyze import analyze as run_analysis
 from pipeline.job.analyze import analyze_joint as run_joint_analysis
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.options import check_known, flag, texts
 from pipeline.planning.options import path as path_text
 from pipeline.planning.plan import Plan, make_plan

@@ -35,12 +35,12 @@ import sys
 sys.argv[0] = "hallmarks"
 from jobs.cli import main
 import os, random, signal, sys, time
-from pipeline.job import job, snapshots
+from pipeline.job import patience, snapshots
 from pipeline.planning import tiles
 from pipeline.transport import limits
 from pipeline.store import folder, lease
 tiles.MIN_TILE_BYTES = 1 << 18
-job.PAUSES_S = (0.1, 0.2, 0.4, 0.8)
+patience.PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 snapshots.SNAPSHOT_AFTER_S, snapshots.LEAST_TILES = 0.0, 2
 lease.STALE_AFTER_S, lease.RENEWED_EVERY_S = 1.5, 0.2
 limits.FIRST_PAUSE_S = 0.01

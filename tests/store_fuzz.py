@@ -29,7 +29,7 @@ from pathlib import Path
 
 import pipeline
 from pipeline.errors import DamagedRun, HallmarksError, Interrupted, StoreUnusable
-from pipeline.job import job
+from pipeline.job import patience
 from pipeline.job.analyze import analyze
 from pipeline.planning.request import Request, Resources
 from pipeline.store.folder import Folder
@@ -311,7 +311,7 @@ def main() -> None:
     fuzz = Fuzz(options.directory, options.seed)
     fuzz.case(-1) if options.case is None else None  # everything is imported before it is measured
     held = Path("/proc/self/statm").read_text().split()
-    job.PAUSES_S = ()  # a store that fails here does so for good
+    patience.PAUSES_S = ()  # a store that fails here does so for good
     limit = int(held[5]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     count = 0

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.names import position
 from tests.reference import Matrix
 
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+TORCH: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in WEIGHT_DTYPES.items()
+}
 
 
 def write_suite(

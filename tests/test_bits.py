@@ -18,14 +18,15 @@ import torch
 
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.statistics.gram import LEAST_IN_FLOAT32
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.parts import Sums
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.canary import in_processes
@@ -40,7 +41,7 @@ class Kept:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         self.files[tile_name] = encode(result)
 
 

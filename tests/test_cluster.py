@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ import pipeline
 from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute.ray import pool
 from pipeline.job import snapshots
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.parts import Sums
+from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import TileFolder
 from tests import buckets
@@ -297,7 +298,7 @@ def test_the_driver_is_interrupted_while_it_waits(hub: Hub, nodes: Nodes, store:
 class Deadly(TileFolder):
     """A store that kills whoever puts one tile's result."""
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         if tile_name.startswith("000005-"):
             os.kill(os.getpid(), signal.SIGKILL)
         super().put(tile_name, result)
@@ -321,11 +322,11 @@ class Elsewhere(TileFolder):
     """A store that lies somewhere else on every node but the driver's."""
 
     def __reduce__(self) -> Any:
-        return _elsewhere, (self._folder.root, self._mark)
+        return _elsewhere, (self._folder.root, self._mark, self._specs)
 
 
-def _elsewhere(root: str, mark: str) -> TileFolder:
-    found = TileFolder(Folder(root + "-elsewhere"), "r", "digest")
+def _elsewhere(root: str, mark: str, specs: Sequence[ArraySpec]) -> TileFolder:
+    found = TileFolder(Folder(root + "-elsewhere"), "r", "digest", specs)
     found._mark = mark
     return found
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,8 @@ from pipeline.execute.work import device as device_module
 from pipeline.execute.work.device import (
     Device,
     affordable_window,
+    batches,
     choose_device,
-    pieces_of,
     pinned,
     ran_out_of_memory,
     windows,
@@ -42,12 +43,18 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.planning.slices import slices
 from pipeline.planning.tiles import Fragment, Tile
+from pipeline.reduce.parts import sums_of_parts
 from pipeline.sources.base import Source
 from pipeline.statistics import gram
-from pipeline.statistics.gram import TORCH_DTYPES, one_thread_products
-from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.piece import (
+    TORCH_DTYPES,
+    Piece,
+    TensorFacts,
+    one_thread_products,
+)
 from pipeline.statistics.pieces import PIECE
-from pipeline.store.tiles import encode
+from pipeline.statistics.statistic import unpacked
 from tests.reference import increment_gram
 from tests.suites import trajectory
 
@@ -60,13 +67,18 @@ class Kept:
     """A sink in memory."""
 
     def __init__(self) -> None:
-        self.results: dict[str, TileResult] = {}
+        self.results: dict[str, Sums] = {}
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         self.results[tile_name] = result
 
-    def bits(self) -> dict[str, bytes]:
-        return {name: encode(replace(found, device="")) for name, found in self.results.items()}
+    def bits(self) -> dict[object, bytes]:
+        """Return every array of every tile."""
+        return {
+            (name, array): values.tobytes()
+            for name, result in self.results.items()
+            for array, values in result.arrays.items()
+        }
 
 
 @dataclass
@@ -196,24 +208,30 @@ class FullProduct:
 
 def assert_true_sums(suite: Suite, kept: Kept) -> None:
     """Compare with float64 sums of the weights as stored, to what the error of one product is."""
-    sums: dict[tuple[int, int], PartialGram] = {}
-    for result in kept.results.values():
-        for (tensor, part, _), partial in result.parts.items():
-            before = sums.get((tensor, part), PartialGram.empty(COUNT))
-            sums[tensor, part] = before + partial
-    for (number, which), found in sums.items():
-        tensor = suite.plan.tensors[number]
-        part = tensor.parts[which]
-        places = np.arange(tensor.numel) % part.period
-        rows = suite.stored[tensor.name][:, (places >= part.start) & (places < part.stop)]
-        assert found.numel == rows.shape[1]
-        assert found.non_finite.tolist() == (~np.isfinite(rows)).sum(axis=1).tolist()
-        if not np.isfinite(rows).all():
-            continue  # where a checkpoint is absent by pieces: tests/test_accuracy.py
-        truth = increment_gram(rows)
-        lengths = np.sqrt(np.diagonal(truth))
-        # 3e-7 to 6.2e-7 were seen, by processor and kernel of the BLAS
-        assert np.all(np.abs(found.increments - truth) <= 8e-7 * np.outer(lengths, lengths))
+    results = sorted(
+        ((int(name.split("-")[0]), result) for name, result in kept.results.items()),
+        key=lambda pair: pair[0],
+    )
+    for sums in sums_of_parts(suite.plan, results):
+        for row, (number, which, _) in enumerate(sums.keys):
+            assert_true_part(suite, number, which, {n: a[row] for n, a in sums.arrays.items()})
+
+
+def assert_true_part(suite: Suite, number: int, which: int, found: dict[str, Any]) -> None:
+    tensor = suite.plan.tensors[number]
+    part = tensor.parts[which]
+    places = np.arange(tensor.numel) % part.period
+    rows = suite.stored[tensor.name][:, (places >= part.start) & (places < part.stop)]
+    assert found["rounding.numel"] == rows.shape[1]
+    assert found["non_finite.count"].tolist() == (~np.isfinite(rows)).sum(axis=1).tolist()
+    if not np.isfinite(rows).all():
+        return  # where a checkpoint is absent by pieces: tests/test_accuracy.py
+    truth = increment_gram(rows)
+    lengths = np.sqrt(np.diagonal(truth))
+    # 3e-7 to 6.2e-7 were seen, by processor and kernel of the BLAS
+    assert np.all(
+        np.abs(unpacked(found["gram.increments"]) - truth) <= 8e-7 * np.outer(lengths, lengths)
+    )
 
 
 def test_true_sums(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,15 +328,23 @@ def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.Mon
 
 
 class Recorder:
-    """Takes the place of an accumulator; memory runs out at some of the calls of all of them."""
+    """Takes the place of an accumulator; memory runs out at some of its calls."""
 
-    def __init__(self, at: Collection[int], calls: Iterator[int]) -> None:
-        self.at, self.calls, self.pieces = at, calls, []
+    def __init__(self, at: Collection[int]) -> None:
+        self.at, self.calls = at, 0
+        self.pieces: dict[PartKey, list[tuple[int, np.ndarray]]] = defaultdict(list)
 
-    def add_values(self, values: torch.Tensor, first: int, scratch: object) -> None:
-        if next(self.calls) in self.at:
+    def add(self, key: PartKey, piece: Piece) -> None:
+        self.calls += 1
+        if self.calls in self.at:
             raise torch.OutOfMemoryError("none left")
-        self.pieces.append((first, values.double().numpy().copy()))
+        values = piece.values.double().numpy().copy()
+        for k, row in enumerate(values):  # bytes and values are of the same elements
+            stored = torch.frombuffer(bytearray(piece.stored_bytes(k)[0]), dtype=torch.uint8)
+            np.testing.assert_array_equal(
+                stored.view(TORCH_DTYPES[piece.facts.dtypes[k]]).double().numpy(), row
+            )
+        self.pieces[key].append((piece.first, values))
 
 
 formats = st.sampled_from(["F64", "F32", "F16", "BF16"])
@@ -341,11 +367,13 @@ def test_every_element_arrives_once_and_in_order(
 ) -> None:
     """Fragments that begin anywhere, alike in all checkpoints or not; read-only slices too."""
     tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=()) for _, _, dtypes in chosen]
+    whole = Part("", "other", 1, 0, 1)
+    facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
     parts = tuple(Fragment(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
     piece = next(slices(Tile(0, parts, 0, ""), tensors, 1 << 30))
     rng = np.random.default_rng(0)
     block = rng.integers(0, 60, (3, piece.row_bytes), np.uint8)  # no NaN in any format
-    expected_values, recorders, pieces, calls = [], [], [], itertools.count(1)
+    expected_values, recorder = [], Recorder(at)
     for placed in piece.placed:
         dtypes = tensors[placed.fragment.tensor].dtypes
         length = placed.fragment.stop - placed.fragment.first
@@ -362,21 +390,27 @@ def test_every_element_arrives_once_and_in_order(
                 ]
             )
         )
-        recorders.append([Recorder(at, calls), Recorder(at, calls)])
-        pieces += pieces_of(placed, dtypes, recorders[-1])
+    pieces = list(
+        batches(
+            (placed, [(PartKey(number, part), facts[number]) for part in (0, 1)])
+            for placed in piece.placed
+            for number in [placed.fragment.tensor]
+        )
+    )
     block.flags.writeable = False
     device = Device("cpu", tensors, piece.row_bytes, 1)
     size = device.window = int(times * 2 ** len(at) * device.least) // 64 * 64
     for window in windows(pieces, size):
         assert (window.ends - window.begins).max() <= size
     with device.lane() as lane:
-        lane.add(block, pieces)
-    for placed, both, values in zip(piece.placed, recorders, expected_values, strict=True):
-        for recorder in both:
-            starts = [first for first, _ in recorder.pieces]
+        lane.add(block, pieces, recorder)
+    for placed, values in zip(piece.placed, expected_values, strict=True):
+        for part in (0, 1):
+            added = recorder.pieces[PartKey(placed.fragment.tensor, part)]
+            starts = [first for first, _ in added]
             assert starts[0] == placed.fragment.first
             assert all(start % PIECE == 0 for start in starts[1:])
-            found = np.concatenate([rows for _, rows in recorder.pieces], axis=1)
+            found = np.concatenate([rows for _, rows in added], axis=1)
             np.testing.assert_array_equal(found, values)
 
 

@@ -16,10 +16,11 @@ import pytest
 
 import pipeline
 from pipeline.errors import HallmarksError, StoreFailed
-from pipeline.job import analyze as analysis
 from pipeline.job.analyze import analyze
-from pipeline.job.results import Summary
+from pipeline.job.progress import Silent
+from pipeline.job.summary import Summary
 from pipeline.planning.request import Request, Resources
+from pipeline.store import lease
 from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS
 from tests import buckets
@@ -52,7 +53,7 @@ def undisturbed(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return everything(store)
 
 
-class Told:
+class Told(Silent):
     """Keeps what it is told, and does something when the reduction begins."""
 
     def __init__(self, at_the_end: Callable[[], Any] = lambda: None) -> None:
@@ -63,10 +64,6 @@ class Told:
 
     def planned(self, plan: Any, finished_bytes: int) -> None:
         self.plans.append(plan)
-
-    def tile_done(self, num_bytes: int) -> None: ...
-    def estimated(self, summary: Summary) -> None: ...
-    def verified(self, num_files: int) -> None: ...
 
     def tile_lost(self, lost: Any) -> None:
         self.lost.append(lost.tile)
@@ -165,7 +162,7 @@ def moto() -> Iterator[str]:
 @pytest.fixture
 def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.0001)
-    monkeypatch.setattr("pipeline.job.job.PAUSES_S", ())
+    monkeypatch.setattr("pipeline.job.patience.PAUSES_S", ())
     with Proxy(moto).serve() as found:
         yield found
 
@@ -202,7 +199,7 @@ def test_object_storage_fails_at_every_request_of_the_end(
 
 STALE = "lease.STALE_AFTER_S, lease.RENEWED_EVERY_S = 1.5, 0.2\n"
 STOPS_ITSELF = (
-    "from jobs.console import JobProgress\n"
+    "from jobs.progress import JobProgress\n"
     "JobProgress.reducing = lambda self: os.kill(os.getpid(), signal.SIGSTOP)\n"
 )
 STOPS_BEFORE_THE_ROW = (
@@ -298,7 +295,7 @@ def test_the_store_is_moved_away_and_back(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is away nothing is put in its place, and the job waits for it for a while."""
-    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0,) * 4)
+    monkeypatch.setattr("pipeline.job.patience.PAUSES_S", (0,) * 4)
     store, away = tmp_path / "store", tmp_path / "away"
     tries = 0
 
@@ -325,7 +322,7 @@ def test_the_store_is_moved_away_and_back(
 def test_the_store_is_moved_away_for_good(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0, 0))
+    monkeypatch.setattr("pipeline.job.patience.PAUSES_S", (0, 0))
     store, away = tmp_path / "store", tmp_path / "away"
     with pytest.raises(StoreFailed, match="is gone") as raised:
         analysed(suite, store, Told(lambda: store.rename(away)))
@@ -358,7 +355,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_finished(
     suite: Path, small_disk: Path, undisturbed: dict[str, list]
 ) -> None:
     ballast, store = filled(small_disk), small_disk / "store"
-    process = job(suite, store, "import pipeline.job.job as j; j.PAUSES_S = (0, 0)")
+    process = job(suite, store, "import pipeline.job.patience as j; j.PAUSES_S = (0, 0)")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
     assert errors.count("trying again in 0 s") == 2
@@ -376,7 +373,7 @@ def test_room_is_made_while_the_job_waits(
     suite: Path, small_disk: Path, undisturbed: dict[str, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ballast, store = filled(small_disk), small_disk / "store"
-    monkeypatch.setattr("pipeline.job.job.PAUSES_S", (0, 0))
+    monkeypatch.setattr("pipeline.job.patience.PAUSES_S", (0, 0))
 
     class Making(Told):
         def note(self, text: str) -> None:
@@ -408,12 +405,12 @@ def test_another_driver_has_finished_it_meanwhile(suite: Path, tmp_path: Path) -
     """Between the first look at the store and the lease."""
     done: list[Summary] = []
     with pytest.MonkeyPatch.context() as patch:
-        acquire = analysis.Lease.acquire
+        acquire = lease.Lease.acquire
 
         def acquire_late(self: Any) -> None:
             patch.undo()
             done.append(pipeline.analyze(str(suite), str(tmp_path), executor="local", run="r"))
             acquire(self)
 
-        patch.setattr(analysis.Lease, "acquire", acquire_late)
+        patch.setattr(lease.Lease, "acquire", acquire_late)
         assert analysed(suite, tmp_path).already_complete and not done[0].already_complete

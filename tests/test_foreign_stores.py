@@ -208,7 +208,7 @@ def test_links_lead_nowhere(
     place: str, store: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing outside a store is removed or written, whoever made the store."""
-    monkeypatch.setattr("pipeline.job.job.PAUSES_S", ())
+    monkeypatch.setattr("pipeline.job.patience.PAUSES_S", ())
     folder = outside(store)
     link = store / place
     shutil.rmtree(link, ignore_errors=True)

@@ -382,7 +382,7 @@ def test_what_a_job_uploads(tmp_path: Path) -> None:
         ".env",
         "hf_token",
         "benchmarks/results/network.md",
-        "benchmarks/end_to_end.py",
+        "benchmarks/shapes.py",
         "build/lib/x.py",
         "docs/demo-map.png",
         "hallmarks.egg-info/PKG-INFO",

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import jobs
@@ -74,11 +75,39 @@ def test_errors_cross_processes(error: type[HallmarksError]) -> None:
     assert (copy.message, copy.hint, copy.exit_code) == ("what, where", "a cure", error.exit_code)
 
 
-def test_commands_that_compute_nothing_do_without_torch() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "unused"),
+    [
+        ("--help", {"numpy", "rich.progress", "pipeline.planning", "pipeline.store"}),
+        ("sql --store {store} FROM(runs)", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
+        ("status --store {store}", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
+        ("audit --store {store}", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
+        ("plan {suite}", {"torch", "huggingface_hub", "pyarrow", "duckdb", "obstore"}),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_commands_do_without_what_they_do_not_use(
+    arguments: str, unused: set[str], suite: Path, finished: Path
+) -> None:
+    """Start-up is imports: torch takes two seconds, the others a tenth to a quarter each."""
     code = (
-        "import sys, jobs.cli, jobs.sql, jobs.status, jobs.audit; assert 'torch' not in sys.modules"
+        "import sys; from jobs import cli, console\n"
+        "console.outcome(cli.hallmarks, console.Invocation())\n"
+        "print(*sys.modules, file=sys.stderr)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    given = [part.format(suite=suite, store=finished) for part in arguments.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, check=True
+    )
+    imported = set(done.stderr.split())
+    assert done.stdout and "jobs.cli" in imported
+    assert unused.isdisjoint(imported)
+
+
+def test_help_lists_every_command() -> None:
+    for name in cli.COMMANDS:
+        command = cli.hallmarks.get_command(click.Context(cli.hallmarks), name)
+        assert command is not None and command.help, name
 
 
 def test_outside_text_stays_on_one_line() -> None:
@@ -91,6 +120,13 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = trajectory("walk", 4, 2000, 0.1)
     directory = tmp_path_factory.mktemp("cli") / "suite"
     return write_suite(directory, {"layers.0.w.weight": rows, "b": rows[:, :3]})
+
+
+@pytest.fixture(scope="module")
+def finished(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("finished") / "store"
+    pipeline.analyze(str(suite), str(store), executor="local")
+    return store
 
 
 def hallmarks(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

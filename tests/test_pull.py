@@ -23,7 +23,7 @@ from pipeline.errors import HallmarksError, PlanDoesNotFit, RequestError
 from pipeline.execute.drive import admission
 from pipeline.execute.drive.admission import Admission, largest_block
 from pipeline.execute.drive.placement import choose_pull
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.memory import project
 from tests.conftest import serving
 from tests.fault_table import bytes_sent

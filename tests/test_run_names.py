@@ -14,7 +14,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import RequestError
-from pipeline.job.results import Summary
+from pipeline.job.summary import Summary
 from pipeline.planning.plan import run_name
 from pipeline.planning.request import Request
 from tests.suites import trajectory, write_suite

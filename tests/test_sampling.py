@@ -20,9 +20,10 @@ import pipeline
 from jobs.analyze import analyze
 from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import Interrupted, StoreUnusable
-from pipeline.job import results, snapshots
+from pipeline.job import snapshots
 from pipeline.job.analyze import analyze as run_analysis
-from pipeline.job.results import Summary
+from pipeline.job.progress import Silent
+from pipeline.job.summary import FIGURES_FORMAT, Summary
 from pipeline.planning import tiles
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan, make_plan
@@ -228,7 +229,7 @@ def test_a_budget(suite: Path, tmp_path: Path) -> None:
 # ---- runs that are not finished
 
 
-class Stopping:
+class Stopping(Silent):
     """Stops a job once so many tiles are done and an estimate has been shown."""
 
     def __init__(self, after: int) -> None:
@@ -249,8 +250,6 @@ class Stopping:
 
     def estimated(self, summary: Summary) -> None:
         self.estimates.append(summary)
-
-    def reducing(self) -> None: ...
 
 
 def test_a_run_that_is_not_finished_can_be_asked(
@@ -326,7 +325,7 @@ def test_figures_are_made_again_without_reading_weights(
         again = run_analysis(request, store, LOCAL)
         assert again.already_complete and not again.recomputed and again.bytes_read == 0
         with monkeypatch.context() as patch:
-            patch.setattr(results, "FIGURES_FORMAT", results.FIGURES_FORMAT + 1)
+            patch.setattr("pipeline.job.summary.FIGURES_FORMAT", FIGURES_FORMAT + 1)
             patch.setattr("pipeline.execute.work.worker.Worker.run", None)  # whoever reads fails
             again = run_analysis(request, store, LOCAL)
         assert again.recomputed and again.bytes_read == 0 and again.complete
@@ -346,7 +345,7 @@ def test_damaged_sums_are_named(
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(data)
-    monkeypatch.setattr(results, "FIGURES_FORMAT", results.FIGURES_FORMAT + 1)
+    monkeypatch.setattr("pipeline.job.summary.FIGURES_FORMAT", FIGURES_FORMAT + 1)
     with pytest.raises(StoreUnusable, match="damaged or gone"):
         run_analysis(request, str(store), LOCAL)
     assert run_analysis(request, str(store), LOCAL, fresh=True).complete

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,39 +17,40 @@ from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
 from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, load
-from pipeline.checkpoint.safetensors import MAX_RUNS, Run, StoredTensor
+from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
+from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 METADATA = ".metadata"
-SUFFIX = ".distcp"
-FOLDERS = ("model_and_optim", "pytorch_model_fsdp_0")
-"""Where OLMo-core and accelerate put one below a checkpoint's folder."""
-
+_CHUNKS = ".distcp"
 _OPTIMIZERS = ("optim", "optimizer", "optimizer_state", "optim_state")
 
 
-def read_distributed(
-    metadata: bytes,
-    files: Sequence[tuple[str, int]],
-    read: Callable[[int, int, int], bytes],
-    where: str,
-) -> dict[str, StoredTensor]:
-    """Return the tensors of a distributed checkpoint; their runs name files by number.
+def metadata_and_chunks(paths: Collection[str]) -> tuple[str, ...]:
+    """Return the path of a distributed checkpoint's metadata and those of its chunks.
 
-    Args:
-        metadata: contents of `.metadata`.
-        files: path and size of each file of the checkpoint; runs give their index.
-        read: gives the bytes [start, stop) of the file of that index.
-        where: the checkpoint's name for error messages.
+    Of several, it is the one that lies least deep: a checkpoint's own, not one of what it holds.
+    """
+    metadata = [path for path in paths if path.rpartition("/")[2] == METADATA]
+    if not metadata:
+        return ()
+    first = min(metadata, key=lambda path: (path.count("/"), path))
+    folder = first.removesuffix(METADATA)
+    names = (path.removeprefix(folder) for path in paths if path.startswith(folder))
+    return first, *sorted(folder + n for n in names if "/" not in n and n.endswith(_CHUNKS))
+
+
+def read_distributed(file: WeightFile) -> dict[str, StoredTensor]:
+    """Return the tensors of a distributed checkpoint, of which `file` is the metadata.
 
     Raises:
         FormatError: malformed, compressed, or a chunk is absent or lies outside its tensor.
     """
-    found = load(io.BytesIO(metadata), f"{where}/{METADATA}", METADATA_NAMES)
-    malformed = FormatError(
-        f"{where}/{METADATA}: expected the metadata of a distributed checkpoint"
-    )
+    where = file.where
+    metadata = file.whole()
+    found = load(io.BytesIO(metadata), where, METADATA_NAMES)
+    malformed = FormatError(f"{where}: expected the metadata of a distributed checkpoint")
     try:
         tensors = _weights(found)
         places = {
@@ -61,7 +62,8 @@ def read_distributed(
             raise malformed
     except (TypeError, KeyError, AttributeError, ValueError):
         raise malformed from None
-    numbers = {path.rpartition("/")[2]: number for number, (path, _) in enumerate(files)}
+    files = (file, *file.others)
+    numbers = {other.path.rpartition("/")[2]: number for number, other in enumerate(files)}
 
     def chunk_start(name: str, offsets: tuple[int, ...], dtype: str, numel: int) -> tuple[int, int]:
         """Return the file that a chunk lies in, and where its first byte is."""
@@ -73,36 +75,39 @@ def read_distributed(
             raise FormatError(
                 f"{where}: {quoted(name)} is stored compressed", "save it without extensions"
             )
-        number, begin, length = numbers[path], info.get("offset"), info.get("length")
+        begin, length = info.get("offset"), info.get("length")
         if type(begin) is not int or type(length) is not int:
             raise FormatError(f"{where}: chunk of {quoted(name)} lies nowhere")
-        if not 0 <= begin <= begin + length <= files[number][1]:
+        number = numbers[path]
+        if not 0 <= begin <= begin + length <= files[number].size:
             raise FormatError(f"{where}: chunk of {quoted(name)} ends beyond {quoted(path)}")
-        place = read_torch_chunk(
-            lambda start, stop: read(number, begin + start, begin + stop),
-            length,
-            f"{where}/{path}[{begin}:{begin + length}]",
-        )
-        if place.dtype != dtype or place.numel != numel or place.order:
+        chunk = read_torch_chunk(_part(files[number], begin, length))
+        if chunk.dtype != dtype or chunk.numel != numel or chunk.order:
             raise FormatError(
                 f"{where}: expected {numel:,} {dtype} values for a chunk of {quoted(name)}, found"
-                f" {place.numel:,} of {place.dtype}"
+                f" {chunk.numel:,} of {chunk.dtype}"
             )
-        return number, begin + place.start
+        return number, begin + chunk.start
 
     try:
-        placed: dict[str, StoredTensor] = {}
-        left = MAX_RUNS
+        stored: dict[str, StoredTensor] = {}
+        left = MAX_EXTENTS
         for name, (key, entry) in tensors.items():
-            placed[name] = _tensor(
+            stored[name] = _tensor(
                 entry, partial(chunk_start, key), f"{where}: {quoted(name)}", left
             )
-            left -= len(placed[name].runs)
-        return placed
+            left -= len(stored[name].extents)
+        return stored
     except HallmarksError:  # of reading, too; some are ValueErrors
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
         raise malformed from None
+
+
+def _part(file: WeightFile, begin: int, length: int) -> WeightFile:
+    """Return the file that lies within another one."""
+    where = f"{file.where}[{begin}:{begin + length}]"
+    return WeightFile("", length, where, lambda a, b: file.read(begin + a, begin + b))
 
 
 def _weights(found: Any) -> dict[str, tuple[str, Record]]:
@@ -137,13 +142,13 @@ def _tensor(
     entry: Record,
     chunk_start: Callable[[tuple[int, ...], str, int], tuple[int, int]],
     where: str,
-    most_runs: int,
+    most_extents: int,
 ) -> StoredTensor:
     shape, dtype = counts(entry["size"]), entry["properties"]["state"][0]  # the rest: in memory
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     itemsize = DTYPES[dtype].itemsize
-    found: list[tuple[Run, int]] = []
+    placed: list[tuple[Extent, int]] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
         inside = len(offsets) == len(sizes) == len(shape) and all(
@@ -154,23 +159,24 @@ def _tensor(
         if 0 in sizes:
             continue
         file, start = chunk_start(offsets, dtype, math.prod(sizes))
-        found += _runs(shape, offsets, sizes, file, start, itemsize, where, most_runs - len(found))
-    found.sort()
+        most = most_extents - len(placed)
+        placed += _extents(shape, offsets, sizes, file, start, itemsize, where, most)
+    placed.sort()
     reached = 0
-    for run, length in found:
-        if run.first != reached:
+    for extent, length in placed:
+        if extent.first != reached:
             raise FormatError(
                 f"{where}: expected chunks that cover it once, found a gap or overlap"
             )
         reached += length
     if reached != math.prod(shape):
         raise FormatError(f"{where}: expected {math.prod(shape):,} values, found {reached:,}")
-    runs = tuple(run for run, _ in found)
-    start = runs[0].start if runs else 0
-    return StoredTensor(dtype, shape, start, start + reached * itemsize, (), runs)
+    extents = tuple(extent for extent, _ in placed)
+    start = extents[0].start if extents else 0
+    return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
 
 
-def _runs(
+def _extents(
     shape: tuple[int, ...],
     offsets: tuple[int, ...],
     sizes: tuple[int, ...],
@@ -179,23 +185,23 @@ def _runs(
     itemsize: int,
     where: str,
     most: int,
-) -> list[tuple[Run, int]]:
-    """Return a chunk's runs of elements that follow each other in the tensor, and their lengths.
+) -> list[tuple[Extent, int]]:
+    """Return the extents of a chunk, and how many elements each has.
 
-    Chunks of rows are one run; chunks of columns one a row.
+    A chunk of rows is one extent; a chunk of columns has one in each row.
     """
     split = max((d for d, n in enumerate(sizes) if n != shape[d]), default=0)
     length = math.prod(sizes[split:])
     count = math.prod(sizes[:split])
     if count > most:
-        raise FormatError(f"{where}: expected at most {MAX_RUNS:,} runs, found more")
+        raise FormatError(f"{where}: expected at most {MAX_EXTENTS:,} extents, found more")
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     base = sum(o * s for o, s in zip(offsets, strides, strict=True))
-    found = []
+    extents = []
     for number in range(count):
         first, left = base, number
         for d in reversed(range(split)):
             first += left % sizes[d] * strides[d]
             left //= sizes[d]
-        found.append((Run(first, file, start + number * length * itemsize), length))
-    return found
+        extents.append((Extent(first, file, start + number * length * itemsize), length))
+    return extents

@@ -1,4 +1,4 @@
-"""The number formats that weight files store."""
+"""The number formats of weight files: everything that is known of each, in one table."""
 
 from __future__ import annotations
 
@@ -7,31 +7,74 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One storage format, under the name that safetensors gives it."""
+    """One number format, under the name that safetensors gives it."""
 
     name: str
     bits: int
     """Size of one element, in bits."""
-    is_weight: bool
-    """True for the floating-point formats that are read as weights."""
+    torch: str = ""
+    """Name of the dtype in torch; empty if it has none."""
+    storage: str = ""
+    """Name of torch's class of storages of this format; empty if it has none."""
+    numpy: str = ""
+    """Name of the dtype in NumPy; empty if it has none."""
+
+    @property
+    def is_weight(self) -> bool:
+        """True for the floating-point formats that are read as weights."""
+        return isinstance(self, WeightDType)
 
     @property
     def itemsize(self) -> int:
-        """Size of one element in bytes; only formats read as weights are asked for it."""
+        """Size of one element in bytes; the packed formats have none and are never asked."""
         return self.bits // 8
 
 
-# Source: the safetensors format (`Dtype` in its Rust crate, 0.8). Integers, booleans, complex
-# numbers and the packed 4- and 6-bit formats are known so that a header that holds them can be
-# checked; they are never weights here.
-_WEIGHTS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
-_OTHERS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
-    "C64": 64, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightDType(DType):
+    """A format that is read as weights, with what rounding to it does."""
 
-DTYPES: dict[str, DType] = {
-    name: DType(name, bits, is_weight=name in _WEIGHTS)
-    for name, bits in {**_WEIGHTS, **_OTHERS}.items()
-}
+    fraction_bits: int
+    least_exponent: int
+    """Of normal numbers; below it the spacing of values no longer shrinks."""
+
+
+# Sources: the safetensors format (`Dtype` in its Rust crate, 0.8), the dtypes and storages of torch
+# 2.13, IEEE 754 and the OCP 8-bit formats. Those that are no weights are known so that a header that
+# holds them can be checked.
+_WEIGHTS = (
+    WeightDType("F64", 64, torch="float64", storage="DoubleStorage", numpy="float64",
+                fraction_bits=52, least_exponent=-1022),
+    WeightDType("F32", 32, torch="float32", storage="FloatStorage", numpy="float32",
+                fraction_bits=23, least_exponent=-126),
+    WeightDType("F16", 16, torch="float16", storage="HalfStorage", numpy="float16",
+                fraction_bits=10, least_exponent=-14),
+    WeightDType("BF16", 16, torch="bfloat16", storage="BFloat16Storage",
+                fraction_bits=7, least_exponent=-126),
+    WeightDType("F8_E4M3", 8, torch="float8_e4m3fn", fraction_bits=3, least_exponent=-6),
+    WeightDType("F8_E5M2", 8, torch="float8_e5m2", fraction_bits=2, least_exponent=-14),
+)  # fmt: skip
+_OTHERS = (
+    DType("BOOL", 8, "bool", "BoolStorage", "bool"),
+    DType("U8", 8, "uint8", "ByteStorage", "uint8"),
+    DType("I8", 8, "int8", "CharStorage", "int8"),
+    DType("I16", 16, "int16", "ShortStorage", "int16"),
+    DType("U16", 16, "uint16", "", "uint16"),
+    DType("I32", 32, "int32", "IntStorage", "int32"),
+    DType("U32", 32, "uint32", "", "uint32"),
+    DType("I64", 64, "int64", "LongStorage", "int64"),
+    DType("U64", 64, "uint64", "", "uint64"),
+    DType("C64", 64, "complex64", "ComplexFloatStorage", "complex64"),
+    DType("F8_E8M0", 8, "float8_e8m0fnu"),
+    DType("F8_E4M3FNUZ", 8, "float8_e4m3fnuz"),
+    DType("F8_E5M2FNUZ", 8, "float8_e5m2fnuz"),
+    DType("F6_E2M3", 6),
+    DType("F6_E3M2", 6),
+    DType("F4", 4),
+)
+
+WEIGHT_DTYPES: dict[str, WeightDType] = {dtype.name: dtype for dtype in _WEIGHTS}
+DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in (*_WEIGHTS, *_OTHERS)}
+
+COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
+"""The formats that weights are rounded to and then saved in a finer one, which comes later here."""

@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint import outside
+from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickle_machine import Machine, Maker, OrderedRecord, Record, Refused
 from pipeline.errors import FormatError, quoted
-
-MAX_PICKLE_BYTES = 100_000_000
-"""As for safetensors headers. A state dict takes about 200 bytes a tensor."""
 
 
 class StorageType(NamedTuple):
@@ -29,7 +27,7 @@ class StorageType(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """One run of bytes that tensors lie in."""
+    """The bytes that one or several tensors lie in."""
 
     key: str
     dtype: str | None
@@ -46,17 +44,8 @@ class TensorRecord(NamedTuple):
     strides: tuple[int, ...]
 
 
-_STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
-    "ByteStorage": "U8", "BoolStorage": "BOOL",
-}  # fmt: skip
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16", "uint32": "U32",
-    "uint64": "U64", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}  # fmt: skip
+_STORAGES = {dtype.storage: dtype.name for dtype in DTYPES.values() if dtype.storage}
+_DTYPES = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
 
 
 def _dict(*arguments: Any) -> OrderedRecord:
@@ -218,7 +207,7 @@ def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
     )
 
 
-def extent(record: TensorRecord) -> int:
+def element_span(record: TensorRecord) -> int:
     """Return how many elements lie between a tensor's first and its last, both included."""
     if 0 in record.shape:
         return 0
@@ -226,11 +215,11 @@ def extent(record: TensorRecord) -> int:
     return 1 + sum((length - 1) * stride for length, stride in steps)
 
 
-def runs(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
-    """Return where a tensor with gaps or repetitions lies: (first element, offset) of each run.
+def extents(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
+    """Return (first element, offset) of each extent of a tensor with gaps or repetitions.
 
-    A run is what lies side by side; offsets count elements from the tensor's first. None if that
-    would be single elements, or more runs than `most`.
+    Offsets count elements from the tensor's first. None if extents would be single elements, or
+    more than `most`.
     """
     length, dimension = 1, len(record.shape)
     while dimension and record.strides[dimension - 1] == length:

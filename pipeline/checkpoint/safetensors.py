@@ -9,77 +9,32 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.outside import counts
+from pipeline.checkpoint.stored import StoredTensor
+from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, WeightFile
 from pipeline.errors import FormatError, quoted
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library itself enforces
 # Hub statistics quoted by huggingface_hub: 97 % of headers are shorter than 100 kB, so that
 # one read is enough for nearly all files.
 FIRST_READ_BYTES = 100_000
 METADATA_KEY = "__metadata__"
 
-Read = Callable[[int, int], bytes]
-"""Gives the bytes [start, stop) of a file."""
 
-
-MAX_RUNS = 1 << 20
-"""Of all tensors of one file: 100 MB of records, whatever a few bytes of it say; a vocabulary cut by
-columns has 250,000."""
-
-
-class Run(NamedTuple):
-    """Elements of a tensor that lie side by side, up to the next run."""
-
-    first: int
-    """Index of its first element in the tensor."""
-    file: int
-    """Which file it lies in, counted from the file that the tensor is listed with."""
-    start: int
-    """Absolute offset of its first byte."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor lies in its file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    """Absolute offset of the first byte."""
-    stop: int
-    """Absolute offset one past the last byte."""
-    order: tuple[int, ...] = ()
-    """Dimensions by descending stride where that is not their order: a transposed tensor. (-1,)
-    where hardly any two elements lie side by side. Empty for a plain tensor."""
-    runs: tuple[Run, ...] = ()
-    """Where it lies if not in one piece: a slice of a larger tensor, or chunks of several files."""
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
+def read_safetensors(file: WeightFile) -> dict[str, StoredTensor]:
     """Return the tensors of a file, reading its head only.
-
-    Args:
-        read: gives the bytes [start, stop) of the file.
-        size: the file's size in bytes.
-        where: the file's name for error messages.
 
     Raises:
         FormatError: the header breaks a rule of the format.
     """
+    size, where = file.size, file.where
     if size < LENGTH_BYTES:
         raise _broken(where, f"a header length of {LENGTH_BYTES} bytes", f"{size} bytes in all")
-    head = read(0, min(size, FIRST_READ_BYTES))
+    head = file.read(0, min(size, FIRST_READ_BYTES))
     (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
     stop = LENGTH_BYTES + length
     if length > MAX_HEADER_BYTES:
@@ -87,7 +42,7 @@ def read_header(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
     if stop > size:
         raise _broken(where, f"a header within the file's {size:,} bytes", f"{length:,} bytes")
     if stop > len(head):
-        head += read(len(head), stop)
+        head += file.read(len(head), stop)
     return parse_header(head[LENGTH_BYTES:stop], size, where)
 
 

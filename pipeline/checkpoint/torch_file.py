@@ -15,20 +15,20 @@ from itertools import chain
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickles import (
-    MAX_PICKLE_BYTES,
     Storage,
     TensorRecord,
-    extent,
+    element_span,
+    extents,
     load,
-    runs,
     state_dict,
     storage_order,
 )
-from pipeline.checkpoint.safetensors import MAX_RUNS, Read, Run, StoredTensor
+from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
+from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, WeightFile
 from pipeline.checkpoint.zip_directory import Entry, directory
 from pipeline.errors import FormatError, HallmarksError, quoted
 
-_BLOCK_BYTES = 1 << 16  # one read: a tail of 64 KiB holds the directory of some 600 storages
+_FIRST_READ_BYTES = 1 << 18  # of a pickle whose length is not known: 200 bytes a tensor
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30
 _DESCRIPTORS = (0, 16, 24)  # bytes of a data descriptor: none, zip, zip64
@@ -37,94 +37,47 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-def read_torch_file(read: Read, size: int, where: str) -> dict[str, StoredTensor]:
-    """Return the tensors of a file that `torch.save` wrote.
-
-    Args:
-        read: gives the bytes [start, stop) of the file.
-        size: the file's size in bytes.
-        where: the file's name for error messages.
-
-    Raises:
-        FormatError: not such a file, or it names anything but tensors, or places one outside.
-    """
-    remote = _Blocks(read, size)
-    head = remote.at(0, min(size, 4))
-    if head[:2] == b"PK":
-        return _of_zip(remote, where)
-    if head[:1] == b"\x80":
-        return _of_legacy(remote, size, where)
-    raise FormatError(
-        f"{where}: expected a file of torch.save, found one that begins with {quoted(head)}",
-        "the file is damaged, or of another format",
-    )
-
-
-def read_torch_chunk(read: Read, size: int, where: str) -> StoredTensor:
+def read_torch_chunk(file: WeightFile) -> StoredTensor:
     """Return the one tensor of a file that `torch.save` wrote of it alone.
 
     Raises:
-        FormatError: as for `read_torch_file`.
+        FormatError: as for `read_zip`.
     """
-    program, place = _archive(_Blocks(read, size), where)
-    record = load(io.BytesIO(program), where)
+    program, place = _archive(file)
+    record = load(io.BytesIO(program), file.where)
     if not isinstance(record, TensorRecord):
-        raise FormatError(f"{where}: expected one tensor, found a {type(record).__name__}")
-    return _placed("", record, place, where, 0)
-
-
-class _Blocks:
-    """A file of which blocks are read as they are asked for, and kept."""
-
-    def __init__(self, read: Read, size: int) -> None:
-        self._read, self.size = read, size
-        self._blocks: dict[int, bytes] = {}
-
-    def at(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop); blocks that are missing are read in one go.
-
-        Raises:
-            ValueError: they are more than any pickle or directory may have.
-        """
-        stop = min(stop, self.size)
-        if stop <= start:
-            return b""
-        if stop - start > MAX_PICKLE_BYTES:
-            raise ValueError(f"asked for {stop - start:,} bytes at once")
-        first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
-        missing = [number for number in range(first, last + 1) if number not in self._blocks]
-        if missing:
-            begin = missing[0] * _BLOCK_BYTES
-            data = self._read(begin, min(self.size, (missing[-1] + 1) * _BLOCK_BYTES))
-            for number in range(missing[0], missing[-1] + 1):
-                offset = number * _BLOCK_BYTES - begin
-                self._blocks[number] = data[offset : offset + _BLOCK_BYTES]
-        joined = b"".join(self._blocks[number] for number in range(first, last + 1))
-        return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
+        raise FormatError(f"{file.where}: expected one tensor, found a {type(record).__name__}")
+    return _placed("", record, place, file.where, 0)
 
 
 _Place = Callable[[Storage], tuple[int, int]]
 
 
-def _of_zip(remote: _Blocks, where: str) -> dict[str, StoredTensor]:
-    program, place = _archive(remote, where)
-    records = state_dict(load(io.BytesIO(program), where), where)
-    return _all_placed(records, place, remote.size, where)
+def read_zip(file: WeightFile) -> dict[str, StoredTensor]:
+    """Return the tensors of an archive that `torch.save` wrote.
+
+    Raises:
+        FormatError: not such a file, or it names anything but tensors, or places one outside.
+    """
+    program, place = _archive(file)
+    records = state_dict(load(io.BytesIO(program), file.where), file.where)
+    return _all_placed(records, place, file)
 
 
-def _archive(remote: _Blocks, where: str) -> tuple[bytes, _Place]:
+def _archive(file: WeightFile) -> tuple[bytes, _Place]:
     """Return an archive's pickle, and what tells where a storage's bytes begin and end."""
+    where = file.where
     try:
-        entries, begin = directory(remote.at, remote.size)
+        entries, begin = directory(file.at, file.size)
         pickles = [entry for entry in entries if entry.name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError(f"{len(pickles)} records called data.pkl")
         prefix = pickles[0].name.removesuffix("data.pkl")
         begins = _data_starts(entries, begin)
-        byte_order = _record(remote, begins, prefix + "byteorder")
+        byte_order = _record(file, begins, prefix + "byteorder")
         if byte_order not in (b"", b"little"):
             raise ValueError(f"byte order {byte_order[:20]!r}")
-        program = _record(remote, begins, prefix + "data.pkl")
+        program = _record(file, begins, prefix + "data.pkl")
     except HallmarksError:  # of reading; some are ValueErrors, too
         raise
     except ValueError as error:
@@ -169,22 +122,29 @@ def _data_starts(entries: list[Entry], begin: int) -> dict[str, tuple[int, int]]
     return found
 
 
-def _record(remote: _Blocks, begins: dict[str, tuple[int, int]], name: str) -> bytes:
+def _record(file: WeightFile, begins: dict[str, tuple[int, int]], name: str) -> bytes:
     if name not in begins:
         return b""
     start, stop = begins[name]
-    if stop - start > MAX_PICKLE_BYTES:
+    if stop - start > MAX_HEADER_BYTES:
         raise ValueError(f"record {name} of {stop - start:,} bytes")
-    return remote.at(start, stop)
+    return file.at(start, stop)
 
 
-def _of_legacy(remote: _Blocks, size: int, where: str) -> dict[str, StoredTensor]:
-    """Read on until the pickles end: how long they are is not written anywhere."""
+def read_legacy(file: WeightFile) -> dict[str, StoredTensor]:
+    """Return the tensors of a file that `torch.save` wrote before torch 1.6.
+
+    It is read on until the pickles end: how long they are is not written anywhere.
+
+    Raises:
+        FormatError: as for `read_zip`.
+    """
+    size, where = file.size, file.where
     length = 0
-    most = min(size, MAX_PICKLE_BYTES)
+    most = min(size, MAX_HEADER_BYTES)
     while True:
-        length = min(most, max(4 * _BLOCK_BYTES, 4 * length))
-        stream = io.BytesIO(remote.at(0, length))
+        length = min(most, max(_FIRST_READ_BYTES, 4 * length))
+        stream = io.BytesIO(file.at(0, length))
         try:
             magic, protocol, _, found, keys = (load(stream, where) for _ in range(5))
             break
@@ -211,7 +171,7 @@ def _of_legacy(remote: _Blocks, size: int, where: str) -> dict[str, StoredTensor
         places[key] = (start, stop)
         position = stop
     if keys:  # the first count is in reach: it proves that the computation is right
-        (count,) = struct.unpack("<q", remote.at(stream.tell(), stream.tell() + 8))
+        (count,) = struct.unpack("<q", file.at(stream.tell(), stream.tell() + 8))
         expected = storages[keys[0]].storage.numel
         if count != expected:
             raise FormatError(f"{where}: expected a storage of {expected:,}, found {count:,}")
@@ -221,28 +181,28 @@ def _of_legacy(remote: _Blocks, size: int, where: str) -> dict[str, StoredTensor
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
         return places[storage.key]
 
-    return _all_placed(records, place, remote.size, where)
+    return _all_placed(records, place, file)
 
 
 def _all_placed(
-    records: dict[str, TensorRecord], place: _Place, size: int, where: str
+    records: dict[str, TensorRecord], place: _Place, file: WeightFile
 ) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    left = min(MAX_RUNS, size // 2)  # a run is two elements or more
+    left = min(MAX_EXTENTS, file.size // 2)  # an extent is two elements or more
     for name, record in records.items():
-        found[name] = _placed(name, record, place, where, left)
-        left -= len(found[name].runs)
+        found[name] = _placed(name, record, place, file.where, left)
+        left -= len(found[name].extents)
     return found
 
 
 def _placed(
-    name: str, record: TensorRecord, place: _Place, where: str, most_runs: int
+    name: str, record: TensorRecord, place: _Place, where: str, most_extents: int
 ) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
     begin, end = place(record.storage)
     itemsize = DTYPES[record.dtype].itemsize
     start = begin + record.offset * itemsize
-    stop = start + extent(record) * itemsize
+    stop = start + element_span(record) * itemsize
     if stop > end:
         raise FormatError(
             f"{where}: expected tensor {quoted(name)} within its storage of {end - begin:,} bytes,"
@@ -252,8 +212,8 @@ def _placed(
     if order is not None:
         order = () if order == tuple(sorted(order)) else order
         return StoredTensor(record.dtype, record.shape, start, stop, order)
-    found = runs(record, most_runs)
-    if found is None:
+    offsets = extents(record, most_extents)
+    if offsets is None:
         return StoredTensor(record.dtype, record.shape, start, stop, (-1,))
-    places = tuple(Run(first, 0, start + offset * itemsize) for first, offset in found)
-    return StoredTensor(record.dtype, record.shape, start, stop, (), places)
+    placed = tuple(Extent(first, 0, start + offset * itemsize) for first, offset in offsets)
+    return StoredTensor(record.dtype, record.shape, start, stop, (), placed)

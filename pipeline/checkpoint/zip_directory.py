@@ -10,11 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.checkpoint.safetensors import Read
+from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, Read
 from pipeline.errors import quoted
 
-MAX_DIRECTORY_BYTES = 100_000_000
-"""As for headers: a million storages."""
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
 _END_64 = struct.Struct("<4sQ2H2I4Q")
@@ -71,7 +69,7 @@ def _place(read: Read, size: int) -> tuple[int, int, int]:
         end = place
     if start + length != end:
         raise ValueError(f"a directory of {length:,} bytes at {start:,}, before an end at {end:,}")
-    if length > MAX_DIRECTORY_BYTES:
+    if length > MAX_HEADER_BYTES:
         raise ValueError(f"a directory of {length:,} bytes")
     return start, length, count
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from pipeline.errors import (
-    LeaseLost,
-    RequestError,
-    StoreUnusable,
-)
+from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
-from pipeline.job.job import Job, Patience, Progress, commit, settle
-from pipeline.job.results import Summary, Work, Written, stored_summary, write_runs
+from pipeline.job.outcome import Outcome
+from pipeline.job.patience import Patience
+from pipeline.job.progress import Progress, Silent
+from pipeline.job.run import Job, commit, settle
+from pipeline.job.runs import Leases, Runs
+from pipeline.job.summary import Execution, Summary, stored_summary
+from pipeline.job.write import Written, write_runs
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import members
+from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import group_sums
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.lease import Lease
 from pipeline.store.names import refuse_to_replace
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
@@ -85,110 +84,85 @@ def _analyze(
     progress: Progress | None,
 ) -> list[Summary]:
     started = time.monotonic()
-    resources = resources or Resources()
-    folder = Folder(store)
-    plans = (*plan.alone(), plan)
+    resources, progress = resources or Resources(), progress or Silent()
+    folder, runs = Folder(store), Runs.of(plan)
     if not may_replace:
-        refuse_to_replace(folder, plans)
-    sums = SumFolder(folder, plan.run, plan.digest)
-    tiles = TileFolder(folder, plan.run, plan.digest)
-    nothing = Work(store, resources.executor, 0, already_complete=True)
+        refuse_to_replace(folder, list(runs))
+    sums = SumFolder(folder, plan.run, plan.digest, plan.specs)
+    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
+    nothing = Execution(store, resources.executor, 0, started)
     if resources.verify and plan.sampled:
         raise RequestError(
             "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
         )
     if not fresh:
-        if (done := _stored(plans, folder, nothing, started)) is not None:
+        if (done := _stored(runs, folder, nothing)) is not None:
             if resources.verify:
                 with executor(plan, source, resources) as (work, *_):
                     list(work([], tiles))
-                if progress:
-                    progress.verified(len(published(plan)))
-            _settle_for_another(plans, folder, sums)
+                progress.verified(len(published(plan)))
+            _settle_for_another(runs, folder, sums)
             return done
         if sums.complete:
-            with _leases(folder, plans) as leases:
-                written = _recomputed(plans, leases, sums, folder, nothing, started)
-                commit(written, Patience(progress))
-                settle(plans, leases, folder, sums)
+            with Leases(folder, runs).held() as leases:
+                written = _recomputed(runs, leases, sums, folder, nothing)
+                commit(written, Patience(progress.note))
+                settle(runs, leases, folder, sums)
                 return written.summaries
     with (
         executor(plan, source, resources) as (work, workers, executor_name),
-        _leases(folder, plans) as leases,
+        Leases(folder, runs).held() as leases,
     ):
         if not may_replace:  # another may have been written meanwhile
-            refuse_to_replace(folder, plans)
+            refuse_to_replace(folder, list(runs))
         if fresh:
             discard(folder, plan.run)
             sums.discard()
-        elif (done := _stored(plans, folder, nothing, started)) is not None:
+        elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        job = Job(
-            plans,
-            folder,
-            tiles,
-            sums,
-            leases,
-            Work(store, executor_name, workers),
-            started,
-            progress,
-            resources.verify,
-        )
+        execution = Execution(store, executor_name, workers, started)
+        job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
         return job.run(work)
 
 
-def _stored(
-    plans: Sequence[Plan], folder: Folder, nothing: Work, started: float
-) -> list[Summary] | None:
+def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | None:
     """Return the summaries of the runs if the store has all of them."""
-    found = [stored_summary(folder, each, nothing, started) for each in plans]
-    return None if None in found else [summary for summary in found if summary is not None]
-
-
-@contextlib.contextmanager
-def _leases(folder: Folder, plans: Sequence[Plan]) -> Iterator[list[Lease]]:
-    """Hold the right to write all runs."""
-    leases = [Lease(folder, each.run) for each in plans]
-    with contextlib.ExitStack() as held:
-        for lease in leases:
-            lease.acquire()
-            held.callback(lease.release)
-        yield leases
+    stored = [stored_summary(folder, plan, nothing) for plan in runs]
+    return None if None in stored else [summary for summary in stored if summary is not None]
 
 
 def _recomputed(
-    plans: Sequence[Plan],
-    leases: Sequence[Lease],
-    sums: SumFolder,
-    folder: Folder,
-    nothing: Work,
-    started: float,
+    runs: Runs, leases: Leases, sums: SumFolder, folder: Folder, nothing: Execution
 ) -> Written:
     """Write runs again from their stored sums."""
-    plan, devices = plans[-1], set[str]()
-
-    def check() -> None:
-        for lease in leases:
-            lease.assure()
-
+    plan = runs.whole
+    grouped = grouping(plan)
+    outcome = Outcome(
+        done=frozenset(tile.index for tile in plan.tiles),
+        devices=frozenset(sums.device.split(" + ")),
+        already_complete=True,
+        recomputed=True,
+    )
     return write_runs(
-        plans,
-        [final(lease.token) for lease in leases],
-        group_sums(plan, sums.read(members(plan), devices)),
+        runs,
+        [final(token) for token in leases.tokens],
+        grouped,
+        group_sums(plan, grouped, sums.read),
         folder,
-        replace(nothing, recomputed=True),
+        nothing,
+        outcome,
         final=True,
-        tiles_done={tile.index for tile in plan.tiles},
-        devices=devices,
-        started=started,
-        check=check,
-        ready=check,
+        check=leases.assure,
+        ready=leases.assure,
     )
 
 
-def _settle_for_another(plans: Sequence[Plan], folder: Folder, sums: SumFolder) -> None:
+def _settle_for_another(runs: Runs, folder: Folder, sums: SumFolder) -> None:
     """Remove what the driver that completed these runs did not come to."""
-    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in plans):
+    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in runs):
         # where another driver holds a lease it is busy with a run of this name, and cleans up
-        with contextlib.suppress(StoreUnusable, LeaseLost), _leases(folder, plans) as leases:
-            settle(plans, leases, folder, sums)
+        with (
+            contextlib.suppress(StoreUnusable, LeaseLost),
+            Leases(folder, runs).held() as leases,
+        ):
+            settle(runs, leases, folder, sums)

@@ -6,18 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from pipeline.errors import (
-    PlanDoesNotFit,
-    StoreUnusable,
-)
+from pipeline.errors import StoreUnusable
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.verify import published
-from pipeline.execute.work.worker import Receipt, Worker
-from pipeline.planning.machine import available_cores, total_memory
-from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
+from pipeline.execute.work.worker import Worker
+from pipeline.job.memory import worker_memory
+from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Resources
 from pipeline.sources.base import Source
@@ -95,32 +93,3 @@ def local_files(plan: Plan, source: Source) -> dict[int, Access]:
         return {}
     every = -(-len(plan.files) // _FILES_PROVEN)
     return {file: source.access(plan.files[file]) for file in range(0, len(plan.files), every)}
-
-
-def worker_memory(
-    plan: Plan,
-    resources: Resources,
-    calls: int,
-    workers: int = 1,
-    largest_block: int | None = None,
-) -> Memory:
-    """Return how one worker with `calls` tiles in hand spends its budget.
-
-    Args:
-        workers: how many share a machine.
-        largest_block: what an object store takes, if blocks travel through one.
-
-    Raises:
-        PlanDoesNotFit: the budget, the machine or the store is too small.
-    """
-    total, on_ray = total_memory(), resources.executor == "ray"
-    budget = resources.memory or default_budget(total, workers, on_ray)
-    memory = project(plan.tensors, plan.tiles, budget, calls, largest_block)
-    if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
-        raise PlanDoesNotFit(
-            f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"
-            f" {show_size(idle_bytes(1, on_ray))} of an idle process, and this machine or container"
-            f" has {show_size(total)}",
-            "leave --memory out, or raise the limit",
-        )
-    return memory

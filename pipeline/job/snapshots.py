@@ -6,20 +6,23 @@ import contextlib
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pyarrow
 
 from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
-from pipeline.job.results import Summary, Work, write_runs
-from pipeline.planning.plan import Plan
+from pipeline.job.outcome import Outcome
+from pipeline.job.progress import Progress
+from pipeline.job.runs import Leases, Runs
+from pipeline.job.summary import Execution
+from pipeline.job.write import write_runs
 from pipeline.planning.sample import JACKKNIFE_GROUPS
+from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import estimated_sums
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.parts import Sums
 from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.lease import Lease
 from pipeline.store.query import Store
 from pipeline.store.tiles import TileFolder
 
@@ -41,39 +44,36 @@ class Snapshots:
 
     def __init__(
         self,
-        plans: Sequence[Plan],
-        leases: Sequence[Lease],
+        runs: Runs,
+        leases: Leases,
         folder: Folder,
         tiles: TileFolder,
-        work: Work,
-        told: Callable[[Summary], None] | None,
-        failed: Callable[[HallmarksError], None] | None,
+        execution: Execution,
+        progress: Progress,
     ) -> None:
-        """`told` gets each estimate, `failed` why there will be no more of them."""
-        self._plans, self._folder, self._tiles, self._work = plans, folder, tiles, work
-        self._leases, self._made = leases, 0
-        self._told, self._failed = told, failed
+        self._runs, self._plan, self._leases = runs, runs.whole, leases
+        self._folder, self._tiles = folder, tiles
+        self._execution, self._progress = execution, progress
+        self._made = 0
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self._started = time.monotonic()
-        self._due = self._started + SNAPSHOT_AFTER_S
+        self._due = time.monotonic() + SNAPSHOT_AFTER_S
         self.seconds: float | None = None
         """What the last one took."""
-        self._wanted = not any(_is_complete(folder, work.store, each.run) for each in plans)
+        self._wanted = not any(_is_complete(folder, execution.store, plan.run) for plan in runs)
 
-    def consider(self, tiles_done: Callable[[], Sequence[int]], bytes_read: int) -> None:
+    def consider(self, outcome: Callable[[], Outcome]) -> None:
         """Begin one if it is time, and the last is done.
 
-        `tiles_done` gives the tiles in the order of the plan; it is asked only then.
+        `outcome` gives what has been done so far; it is asked only then.
         """
         busy = self._thread is not None and self._thread.is_alive()
         if busy or not self._wanted or time.monotonic() < self._due:
             return
-        done = tiles_done()
-        if not self._enough(done):
+        now = outcome()
+        if not self._enough(now.done):
             return
-        arguments = (list(done), bytes_read)
-        self._thread = threading.Thread(target=self._quietly, args=arguments, name="snapshot")
+        self._thread = threading.Thread(target=self._quietly, args=(now,), name="snapshot")
         self._thread.start()
 
     def stop(self) -> None:
@@ -82,69 +82,66 @@ class Snapshots:
         if self._thread is not None:
             self._thread.join()
 
-    def last(self, done: Sequence[int], bytes_read: int) -> None:
+    def last(self, outcome: Outcome) -> None:
         """Make one now, of a run that is being stopped, if that is quickly done."""
         self.stop()
         self._stopped.clear()
         if self.seconds is not None and self.seconds < QUICK_SNAPSHOT_S and self._wanted:
-            self._quietly(done, bytes_read)
+            self._quietly(outcome)
 
-    def _enough(self, done: Sequence[int]) -> bool:
+    def _enough(self, done: Collection[int]) -> bool:
         if len(done) < LEAST_TILES:
             return False
-        plan = self._plans[-1]
-        read = {fragment.tensor for number in done for fragment in plan.tiles[number].fragments}
-        roles = [{part.component for part in tensor.parts} for tensor in plan.tensors]
+        tiles, tensors = self._plan.tiles, self._plan.tensors
+        read = {fragment.tensor for number in done for fragment in tiles[number].fragments}
+        roles = [{part.component for part in tensor.parts} for tensor in tensors]
         return set().union(*(roles[number] for number in read)) == set().union(*roles)
 
-    def _quietly(self, done: Sequence[int], bytes_read: int) -> None:
+    def _quietly(self, outcome: Outcome) -> None:
         try:
-            self._make(done, bytes_read)
+            self._make(outcome)
         except Interrupted:
             return  # what was asked for
         except HallmarksError as error:
             self._wanted = False  # the work itself needs none
-            if self._failed:
-                self._failed(error)
+            self._progress.note(f"no more estimates: {error.message}")
 
-    def _make(self, done: Sequence[int], bytes_read: int) -> None:
+    def _make(self, outcome: Outcome) -> None:
         started = time.monotonic()
-        devices: set[str] = set()
 
-        def result(name: str) -> TileResult:
-            found = self._tiles.get(name)
-            if found is None:
-                raise StoreUnusable(f"the result of tile {name} is damaged or gone")
-            devices.add(found.device)
-            return found
+        grouped = grouping(self._plan)
+
+        def result(number: int) -> Sums:
+            check()
+            stored = self._tiles.get(self._plan.tiles[number].name)
+            if stored is None:
+                raise StoreUnusable(f"the result of tile {number} is damaged or gone")
+            return stored
 
         def check() -> None:
             if self._stopped.is_set():
                 raise Interrupted("stopped")
-            for lease in self._leases:
-                lease.assure()
+            self._leases.assure()
 
         self._made += 1
-        attempts = [estimate(lease.token, self._made) for lease in self._leases]
-        groups = {tile: place % JACKKNIFE_GROUPS for place, tile in enumerate(done)}
+        read = [number for number in self._plan.order() if number in outcome.done]
+        folds = {tile: place % JACKKNIFE_GROUPS for place, tile in enumerate(read)}
         written = write_runs(
-            self._plans,
-            attempts,
-            estimated_sums(self._plans[-1], groups, result),
+            self._runs,
+            [estimate(token, self._made) for token in self._leases.tokens],
+            grouped,
+            estimated_sums(self._plan, grouped, folds, result),
             self._folder,
-            replace(self._work, complete=False, bytes_read=bytes_read),
+            self._execution,
+            replace(outcome, complete=False),
             final=False,
-            tiles_done=set(done),
-            devices=devices,
-            started=self._started,
             check=check,
             ready=check,
         )
         written.commit()
-        for plan in self._plans:
+        for plan in self._runs:
             remove_superseded(self._folder, plan.run)
-        if self._told:
-            self._told(written.summaries[-1])
+        self._progress.estimated(written.summaries[-1])
         _give_back()
         self.seconds = time.monotonic() - started
         self._due = time.monotonic() + self.seconds / SNAPSHOT_SHARE

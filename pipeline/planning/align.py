@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
-from pipeline.checkpoint.safetensors import Run, StoredTensor
+from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents
-from pipeline.planning.plan_cache import Learnt
+from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.sources.base import File, Source
@@ -40,29 +40,32 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
-    scattered: Mapping[int, tuple[Run, ...]] = field(default_factory=dict)
-    """Checkpoints where it does not lie in one piece; runs give indexes into the plan's files."""
+    scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
+    """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
 
     def all_files(self) -> set[int]:
         """Return the files that any of its elements lie in."""
-        return {*self.files, *(run.file for runs in self.scattered.values() for run in runs)}
+        return {
+            *self.files,
+            *(extent.file for extents in self.scattered.values() for extent in extents),
+        }
 
     def pieces(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (file, first byte, byte past the last, elements from `first`) of [first, stop)."""
         size = DTYPES[self.dtypes[k]].itemsize
-        runs = self.scattered.get(k)
-        if runs is None:
+        extents = self.scattered.get(k)
+        if extents is None:
             start = self.starts[k]
             yield self.files[k], start + first * size, start + stop * size, 0
             return
-        number = bisect.bisect_right(runs, first, key=lambda run: run.first) - 1
+        number = bisect.bisect_right(extents, first, key=lambda extent: extent.first) - 1
         reached = first
         while reached < stop:
-            run = runs[number]
+            extent = extents[number]
             number += 1
-            end = min(stop, runs[number].first if number < len(runs) else self.numel)
-            start = run.start + (reached - run.first) * size
-            yield run.file, start, start + (end - reached) * size, reached - first
+            end = min(stop, extents[number].first if number < len(extents) else self.numel)
+            start = extent.start + (reached - extent.first) * size
+            yield extent.file, start, start + (end - reached) * size, reached - first
             reached = end
 
 
@@ -112,9 +115,9 @@ def align(
         FormatError: a header or index is malformed, or a checkpoint holds no weights.
         NothingMatches: no tensor is left.
     """
-    with Learnt() as learnt, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda entry: read_contents(source, entry, learnt), checkpoints))
-        configs = [read_config(source, contents[first].config, learnt) for first in firsts]
+    with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        contents = list(pool.map(lambda entry: read_contents(source, entry, cache), checkpoints))
+        configs = [read_config(source, contents[first].config, cache) for first in firsts]
     if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
         contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
     files, numbers = _files(contents)
@@ -148,9 +151,9 @@ def align(
                 files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
                 starts=tuple(place.start for _, place in present),
                 scattered={
-                    k: tuple(run._replace(file=numbers[k][file + run.file]) for run in place.runs)
+                    k: tuple(e._replace(file=numbers[k][file + e.file]) for e in place.extents)
                     for k, (file, place) in enumerate(present)
-                    if place.runs
+                    if place.extents
                 },
             )
         )

@@ -13,6 +13,8 @@ from pipeline.planning.align import AlignedTensor
 from pipeline.planning.slices import ROW_ALIGNMENT, width
 from pipeline.planning.tiles import Tile, results
 from pipeline.statistics.pieces import PIECE
+from pipeline.statistics.statistic import Statistic, part_bytes
+from pipeline.statistics.table import ALWAYS
 
 IDLE_BYTES = 300 << 20
 """What a process with torch, numpy and pyarrow takes before it has read anything (measured:
@@ -32,6 +34,11 @@ to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at
 
 PREFERRED_SLICE_BYTES = 256 << 20
 """Bound on a slice of very many checkpoints."""
+
+MOST_AHEAD = 16
+"""Results of tiles that are read ahead: on object storage a request takes 10 to 100 ms."""
+AHEAD_BYTES = 64 << 20
+"""They may take together, unless one has more."""
 
 BLOCKS_UNDER_WAY = 8
 """Of the largest size that fits are pulled as smaller ones: fewer would be admitted one by one."""
@@ -55,6 +62,7 @@ def project(
     tiles: Sequence[Tile],
     budget: int,
     calls: int,
+    statistics: Sequence[Statistic] = ALWAYS,
     largest_block: int | None = None,
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
@@ -69,9 +77,9 @@ def project(
         PlanDoesNotFit: they do not; the error says the least that would.
     """
     num_checkpoints = len(tensors[0].dtypes)
+    of_part = part_bytes(statistics, num_checkpoints)
     fixed = calls * (
-        scratch_bytes(tensors)
-        + max(_result_bytes(tile, tensors, num_checkpoints) for tile in tiles)
+        scratch_bytes(tensors) + max(_result_bytes(tile, tensors, of_part) for tile in tiles)
     )
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
@@ -109,17 +117,27 @@ def scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
     """Values, their gathered part, increments and samples of one piece, and its product."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))
-    # values and gathered part as stored or in float32, increments in float32, samples of the
-    # rounding energy (1/16 of the elements, four arrays), the float64 route (a quarter of it)
-    per_element = 2 * value + 4 + 4 + 4
+    # values and gathered part as stored or in float32, increments in float32, what the rounding
+    # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
+    per_element = 2 * value + 4 + 2 * 4 + 2
     # a float32 product; in float64 a piece's sum, that over present checkpoints, and one product
     return num_checkpoints * PIECE * per_element + (4 + 3 * 8) * num_checkpoints**2
 
 
-def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], num_checkpoints: int) -> int:
-    """Accumulators (8 n² bytes a part) and the file that they become (a triangle, held twice)."""
+def results_ahead(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:
+    """Return how many results of tiles the reduction reads ahead: at least one.
+
+    Args:
+        each: bytes of the sums of one part.
+    """
+    largest = max(_result_bytes(tile, tensors, each) for tile in tiles)
+    return max(1, min(MOST_AHEAD, AHEAD_BYTES // largest))
+
+
+def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], each: int) -> int:
+    """Accumulators of parts of `each` bytes, and the file that they become (a triangle, held twice)."""
     keys = {key for fragment in tile.fragments for key in results(fragment, tensors)}
-    return 2 * 8 * num_checkpoints**2 * len(keys)
+    return 2 * each * len(keys)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -33,8 +33,10 @@ from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
+from pipeline.statistics.statistic import ArraySpec, Statistic, specs
+from pipeline.statistics.table import chosen
 
-RESULT_FORMAT = 4
+RESULT_FORMAT = 5
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -87,6 +89,18 @@ class Plan:
     draws: tuple[tuple[Draw, ...], ...] = field(default=(), repr=False)
     """How each part of each tensor is sampled; none if every weight is read."""
     seed: int = 0
+    statistics_asked: tuple[str, ...] = ()
+    """Names of the statistics that are computed besides those that figures are made of."""
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What is computed of every part while it is read."""
+        return chosen(self.statistics_asked)
+
+    @property
+    def specs(self) -> tuple[ArraySpec, ...]:
+        """The arrays that are kept of every part."""
+        return specs(self.statistics, len(self.checkpoints))
 
     @property
     def firsts(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What planning has learnt of commits, kept for the next plan. Safe to delete.
+"""What plans have read of commits, kept for the next plan. Safe to delete.
 
 A commit never changes, so neither do its list of files and their headers: planning a suite of
 1,475 revisions again needs one request instead of 20,000. One SQLite file in the user's cache
@@ -15,9 +15,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 """Raised when what is kept changes its form, or what is read of files: before 3 what one host had said
-of a hash was believed for another, and sizes stood for hashes."""
+of a hash was believed for another, and sizes stood for hashes; before 4 the path of a file, which says
+what its tensors are called in some formats, did not count."""
 
 
 def cache_file() -> Path:
@@ -26,7 +27,7 @@ def cache_file() -> Path:
     return Path(home) / "hallmarks" / f"commits-{FORMAT}.sqlite"
 
 
-class Learnt:
+class PlanCache:
     """A table of keys and JSON values. A cache that cannot be used is no error: it is empty."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -41,11 +42,11 @@ class Learnt:
                 path.unlink()
                 self._connection = _opened(path)
 
-    def __enter__(self) -> Learnt:
+    def __enter__(self) -> PlanCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Keep what was learnt, also when planning failed or was interrupted."""
+        """Keep what was read, also when planning failed or was interrupted."""
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.commit()
@@ -57,7 +58,7 @@ class Learnt:
             return None
         try:
             with self._lock:
-                query = "SELECT value FROM learnt WHERE key = ?"
+                query = "SELECT value FROM kept WHERE key = ?"
                 row = self._connection.execute(query, (key,)).fetchone()
             return None if row is None else json.loads(row[0])
         except (sqlite3.Error, ValueError):
@@ -68,12 +69,12 @@ class Learnt:
         if self._connection is None:
             return
         with contextlib.suppress(sqlite3.Error), self._lock:
-            query = "INSERT OR REPLACE INTO learnt VALUES (?, ?)"
+            query = "INSERT OR REPLACE INTO kept VALUES (?, ?)"
             self._connection.execute(query, (key, json.dumps(value, separators=(",", ":"))))
 
 
 def _opened(path: Path) -> sqlite3.Connection:
     # 0.2 s of waiting for another plan that writes; then this one does without
     connection = sqlite3.connect(path, timeout=0.2, check_same_thread=False)
-    connection.execute("CREATE TABLE IF NOT EXISTS learnt (key TEXT PRIMARY KEY, value TEXT)")
+    connection.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT)")
     return connection

@@ -23,8 +23,8 @@ from pipeline.planning.options import (
     texts,
     whole,
 )
-from pipeline.sources.hub import LAYOUTS
 
+LAYOUTS = ("auto", "revisions", "commits", "folders")
 DEVICES = ("auto", "cpu", "cuda")
 EXECUTORS = ("ray", "local")
 PULLERS = ("auto", "actor", "tasks")

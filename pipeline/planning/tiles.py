@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part
 from pipeline.planning.align import AlignedTensor
+from pipeline.statistics.parts import PartKey
 from pipeline.statistics.pieces import CHUNK
 
 MIN_TILE_BYTES = 64 << 20
@@ -100,11 +101,11 @@ def files_of(tile: Tile, tensors: Sequence[AlignedTensor]) -> list[int]:
     return sorted({n for fragment in tile.fragments for n in tensors[fragment.tensor].all_files()})
 
 
-def results(fragment: Fragment, tensors: Sequence[AlignedTensor]) -> Iterator[tuple[int, int, int]]:
-    """Yield (tensor, part, jackknife group) of the results that a fragment adds to."""
+def results(fragment: Fragment, tensors: Sequence[AlignedTensor]) -> Iterator[PartKey]:
+    """Yield the parts that a fragment adds to."""
     for number, part in enumerate(tensors[fragment.tensor].parts):
         if elements(part, fragment.first, fragment.stop):
-            yield fragment.tensor, number, fragment.group
+            yield PartKey(fragment.tensor, number, fragment.group)
 
 
 def elements(part: Part, first: int, stop: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan
@@ -31,22 +31,56 @@ class Member:
 
     tensor: int
     part: int
+    groups: tuple[int, ...]
+    """Numbers of all groups that hold it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Which parts make which groups."""
+
     keys: tuple[Key, ...]
-    """Of all groups that hold it."""
+    """Of all groups, in the order of the tables: a group's number is its place."""
+    members: tuple[Member, ...]
+    """All parts, in the order in which sums are made: parts of a layer, and of a role in it, follow
+    each other, so that their sums are complete early and few are held at once."""
+    sizes: tuple[int, ...]
+    """How many parts each group has."""
 
 
-def members(plan: Plan) -> list[Member]:
-    """Return all parts, in the order in which sums are made.
-
-    Sorted so that the parts of a layer, and of a role in it, follow each other: their sums are
-    complete early, and few are held at once.
-    """
-    found = [
-        (_order(tensor, number), Member(index, number, tuple(_keys(tensor, number))))
-        for index, tensor in enumerate(plan.tensors)
-        for number in range(len(tensor.parts))
-    ]
-    return [member for _, member in sorted(found, key=lambda pair: pair[0])]
+def grouping(plan: Plan) -> Grouping:
+    """Return the groups of a plan's parts."""
+    parts = sorted(
+        (
+            (index, number)
+            for index, tensor in enumerate(plan.tensors)
+            for number in range(len(tensor.parts))
+        ),
+        key=lambda part: _order(plan.tensors[part[0]], part[1]),
+    )
+    rows: dict[tuple, int] = {}
+    sizes: list[int] = []
+    members: list[tuple[int, int, list[int]]] = []
+    for tensor, part in parts:
+        groups = []
+        for row in _rows(plan.tensors[tensor], part):
+            group = rows.setdefault(row, len(rows))
+            if group == len(sizes):
+                sizes.append(0)
+            sizes[group] += 1
+            groups.append(group)
+        members.append((tensor, part, groups))
+    keys = [Key(*row) for row in rows]
+    order = sorted(range(len(keys)), key=lambda group: sort_key(keys[group]))
+    place = {group: number for number, group in enumerate(order)}
+    return Grouping(
+        tuple(keys[group] for group in order),
+        tuple(
+            Member(tensor, part, tuple(place[group] for group in groups))
+            for tensor, part, groups in members
+        ),
+        tuple(sizes[group] for group in order),
+    )
 
 
 def _order(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]:
@@ -54,22 +88,23 @@ def _order(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]
     return (tensor.role.stack or "", layer, tensor.parts[number].component, tensor.name, number)
 
 
-def _keys(tensor: AlignedTensor, number: int) -> Iterator[Key]:
+def _rows(tensor: AlignedTensor, number: int) -> Iterator[tuple]:
+    """Yield the fields of the keys of all groups that a part is in."""
     role, part = tensor.role, tensor.parts[number]
-    yield Key("model")
-    if part.component not in _OUTSIDE_THE_BODY:
-        yield Key("body")
+    component = part.component
+    yield "model", None, None, None, None, None, None
+    if component not in _OUTSIDE_THE_BODY:
+        yield "body", None, None, None, None, None, None
     if role.layer is not None:
-        yield Key("layer", role.stack, role.layer)
-    yield Key("component", role.stack, component=part.component)
+        yield "layer", role.stack, role.layer, None, None, None, None
+    yield "component", role.stack, None, component, None, None, None
     if role.layer is not None:
-        yield Key("layer_component", role.stack, role.layer, part.component)
+        yield "layer_component", role.stack, role.layer, component, None, None, None
     name = f"{tensor.name}[{part.label}]" if part.label else tensor.name
     expert = role.expert if part.expert is None else part.expert
-    own = Key("tensor", role.stack, role.layer, part.component, name, expert=expert)
-    yield own
+    yield "tensor", role.stack, role.layer, component, name, None, expert
     if part.head is not None:
-        yield replace(own, scope="head", head=part.head)
+        yield "head", role.stack, role.layer, component, name, part.head, expert
 
 
 def sort_key(key: Key) -> tuple:

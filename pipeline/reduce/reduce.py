@@ -1,43 +1,46 @@
-"""The reduction: partial Gram matrices of tiles, summed by scope in a fixed order.
+"""From parts to groups: sums by scope in a fixed order, and the figures of them.
 
-Order of every sum: over the tiles of a part in tile order, over the parts of a group in the order
-of `members`. SQL sums of doubles would not be reproducible, so none are left to the views.
+The order of every sum over parts is that of `Grouping.members`. SQL sums of doubles would not be
+reproducible, so none are left to the views.
+
+Letters: Q parts of a stack, K checkpoints.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.planning.tiles import elements
 from pipeline.reduce.estimate import Estimate, Stratum
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
-from pipeline.reduce.groups import Key, Member, members
-from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.reduce.groups import Grouping, Member
+from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.rounding import energies
+from pipeline.statistics.statistic import specs, unpacked
 
 LEAST_CHECKPOINTS_FOR_THREADS = 128
 """With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups
 with standard errors took 0.13 s on one thread and 0.16 s on two with 64 checkpoints, 0.38 and 0.36 s
 with 154, 2.05 and 1.10 s with 600."""
-_RESULTS_HELD = 16  # neighbouring parts mostly share a tile
+STACK_BYTES = 16 << 20
+"""Of Gram matrices that are added up at once: enough that the calls cost little beside them."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
 
-PartSums = tuple[Member, dict[int, PartialGram] | None]
-"""A part, and its sums by jackknife group; None if a tile of it was lost."""
-_Result = Callable[[str], TileResult | None]
+OfGroups = tuple[Sequence[int], GroupSums | None]
+"""Numbers of groups that hold the same parts, and their sums; None if nothing is known of them."""
 
 
-def reduce(
-    plan: Plan, sums: Iterable[tuple[list[Key], GroupSums | None]], threads: int
-) -> Iterator[tuple[Key, Figures]]:
-    """Yield the figures of every group, as their sums become complete.
+def reduce(plan: Plan, sums: Iterable[OfGroups], threads: int) -> Iterator[tuple[int, Figures]]:
+    """Yield the figures of every group, by its number, as its sums become complete.
 
     Args:
         sums: of `group_sums` or `estimated_sums`.
@@ -46,110 +49,271 @@ def reduce(
     times = _times(plan)
     threads = threads if len(plan.checkpoints) >= LEAST_CHECKPOINTS_FOR_THREADS else 1
     with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
-        pending = ((keys, pool.submit(figures, found, times, plan.firsts)) for keys, found in sums)
+        pending = (
+            (groups, pool.submit(figures, found, times, plan.firsts)) for groups, found in sums
+        )
         for batch in _batches(pending, 2 * threads):
-            for keys, future in batch:
-                for key in keys:
-                    yield key, future.result()
-
-
-def sums_of_tiles(plan: Plan, result: _Result) -> Iterator[PartSums]:
-    """Yield the sums of every part, in the order of `members`.
-
-    Args:
-        result: gives the result of the tile of that name, None if the tile was lost.
-    """
-    tiles = _tiles_of_tensors(plan)
-    read = lru_cache(_RESULTS_HELD)(result)
-    for member in members(plan):
-        total: dict[int, PartialGram] | None = {}
-        for number in tiles[member.tensor]:
-            found = read(plan.tiles[number].name)
-            if found is None:
-                total = None
-                break
-            for group in _groups(found, member):
-                _add(total, group, found.parts[member.tensor, member.part, group])
-        yield member, total
+            for groups, future in batch:
+                for group in groups:
+                    yield group, future.result()
 
 
 def group_sums(
-    plan: Plan, parts: Iterable[PartSums]
-) -> Iterator[tuple[list[Key], GroupSums | None]]:
-    """Yield the sums of every group; groups of the same single part come together, as one."""
-    sizes = Counter(key for member in members(plan) for key in member.keys)
-    left = Counter(sizes)
-    sums: dict[Key, GroupSums | None] = {}
-    for member, by_group in parts:
-        part = None if by_group is None else _part_sums(plan, member, by_group)
-        yield [key for key in member.keys if sizes[key] == 1], part
-        for key in member.keys:
-            if sizes[key] == 1:
+    plan: Plan,
+    grouped: Grouping,
+    parts: Callable[[Sequence[tuple[int, int]]], Sums],
+    lost: frozenset[int] = frozenset(),
+) -> Iterator[OfGroups]:
+    """Yield the sums of every group; groups of the same single part come together, as one.
+
+    Args:
+        parts: gives the sums of some parts, in their order.
+        lost: tensors of which some weights could not be read: their groups have no sums.
+    """
+    totals: dict[int, _Total] = {}
+    left = list(grouped.sizes)
+    unknown = {g for member in grouped.members if member.tensor in lost for g in member.groups}
+    for members in _stacks(plan, grouped.members):
+        present = [member for member in members if member.tensor not in lost]
+        stack = _Stack(plan, present, parts([(m.tensor, m.part) for m in present]))
+        rows: dict[int, list[int]] = defaultdict(list)
+        for row, member in enumerate(present):
+            single = [group for group in member.groups if grouped.sizes[group] == 1]
+            if single:
+                yield single, stack.of(row)
+            for group in member.groups:
+                if grouped.sizes[group] > 1:
+                    rows[group].append(row)
+        for member in members:
+            for group in member.groups:
+                left[group] -= 1
+                if not left[group] and group in unknown:
+                    yield [group], None
+        for group, own in rows.items():
+            if group in unknown:
                 continue
-            sums[key] = _sum(sums[key], part) if key in sums else part
-            left[key] -= 1
-            if not left[key]:
-                yield [key], sums.pop(key)
+            totals[group] = stack.added(totals.get(group), own)
+            if not left[group]:
+                yield [group], totals.pop(group).sums()
+
+
+@dataclass
+class _Total:
+    """Sums over the parts of a group so far."""
+
+    increments: NDArray[np.float64]
+    digests: NDArray[np.uint64]
+    absent: NDArray[np.bool_]
+    rounding: NDArray[np.float64]
+    changes: dict[int, NDArray[np.float64]]
+    errors_known: bool
+    folds: int
+
+    def sums(self) -> GroupSums:
+        return GroupSums(
+            self.increments,
+            self.digests,
+            self.absent,
+            self.rounding,
+            self.changes,
+            self.errors_known,
+            self.folds,
+        )
+
+
+class _Stack:
+    """The sums of some parts, side by side."""
+
+    def __init__(self, plan: Plan, members: Sequence[Member], parts: Sums) -> None:
+        count = len(plan.checkpoints)
+        arrays = parts.arrays
+        firsts = _first_rows(members, parts.keys)
+        self._changes: list[dict[int, NDArray[np.float64]]] = [{} for _ in members]
+        self._errors_known, self._folds = [True] * len(members), [0] * len(members)
+        if len(parts.keys) > len(members):  # several folds
+            arrays = _over_folds(plan, arrays, firsts)
+        self._digests = arrays["digest.words"]
+        self._absent = arrays["non_finite.count"] > 0
+        self._rounding = _energies(plan, members, arrays)
+        self._increments = unpacked(arrays["gram.increments"])
+        for row, member in enumerate(members):
+            drawn = plan.drawn(member.tensor, member.part)
+            if drawn.whole:
+                continue
+            stratum = Stratum(drawn.cells, drawn.counts, len(drawn.groups))
+            estimate = Estimate({0: stratum}, JACKKNIFE_GROUPS, count)
+            stop = firsts[row + 1] if row + 1 < len(firsts) else len(parts.keys)
+            for at in range(firsts[row], stop):
+                of_fold = unpacked(parts.arrays["gram.increments"][at])
+                estimate.add(0, parts.keys[at].fold, of_fold)
+            estimate.add_rounding(0, self._rounding[row])
+            self._increments[row], self._changes[row] = estimate.result()
+            self._rounding[row] = estimate.rounding
+            self._errors_known[row], self._folds[row] = estimate.errors_known, estimate.groups
+
+    def of(self, row: int) -> GroupSums:
+        """Return the sums of one part."""
+        return GroupSums(
+            self._increments[row],
+            self._digests[row],
+            self._absent[row],
+            self._rounding[row],
+            self._changes[row],
+            self._errors_known[row],
+            self._folds[row],
+        )
+
+    def added(self, total: _Total | None, rows: list[int]) -> _Total:
+        """Return a total and some parts added up, one after the other."""
+        changes = {} if total is None else total.changes
+        for row in rows:
+            for fold, change in self._changes[row].items():
+                changes[fold] = changes[fold] + change if fold in changes else change
+        absent = np.logical_or.reduce(self._absent[rows], axis=0)
+        return _Total(
+            _added(None if total is None else total.increments, self._increments[rows]),
+            _mixed(None if total is None else total.digests, self._digests[rows]),
+            absent if total is None else total.absent | absent,
+            _added(None if total is None else total.rounding, self._rounding[rows]),
+            changes,
+            all(self._errors_known[row] for row in rows) and (total is None or total.errors_known),
+            max(max(self._folds[row] for row in rows), 0 if total is None else total.folds),
+        )
+
+
+def _first_rows(members: Sequence[Member], keys: Sequence[PartKey]) -> list[int]:
+    """Return where the rows of each member begin among the keys, which are in their order."""
+    firsts, at = [], 0
+    for member in members:
+        firsts.append(at)
+        while at < len(keys) and keys[at][:2] == (member.tensor, member.part):
+            at += 1
+    return firsts
+
+
+def _over_folds(
+    plan: Plan, arrays: Mapping[str, NDArray[Any]], firsts: list[int]
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of parts, given those of their folds, which follow each other."""
+    rules = {spec.name: spec for spec in specs(plan.statistics, len(plan.checkpoints))}
+    merged = {}
+    for name, array in arrays.items():
+        merged[name] = array[firsts].copy()
+        stops = [*firsts[1:], len(array)]
+        for row, (first, stop) in enumerate(zip(firsts, stops, strict=True)):
+            for at in range(first + 1, stop):
+                rules[name].merge(merged[name][row, ...], array[at])
+    return merged
+
+
+def _added(total: NDArray[np.float64] | None, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum in the order of the rows, which follows the total's: bits depend on it."""
+    if total is not None:
+        rows = np.concatenate((total[None], rows))
+    return np.add.reduce(rows, axis=0)
+
+
+def _mixed(total: NDArray[np.uint64] | None, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return what tells equal checkpoints of all parts: a polynomial in _MIX, first part first."""
+    if total is not None:
+        rows = np.concatenate((total[None], rows))
+    powers = np.full(len(rows), _MIX)
+    powers[0] = 1
+    powers = np.multiply.accumulate(powers)[::-1]
+    return np.add.reduce(rows * powers[:, None, None], axis=0)
+
+
+def _stacks(plan: Plan, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
+    size = max(1, STACK_BYTES // (8 * len(plan.checkpoints) ** 2))
+    for first in range(0, len(members), size):
+        yield members[first : first + size]
+
+
+def _energies(
+    plan: Plan, members: Sequence[Member], arrays: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Return the rounding energies, (Q, K), of what was read of parts."""
+    scale = arrays["rounding.numel"] / np.maximum(1, arrays["rounding.sampled"])
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, member in enumerate(members):
+        alike[plan.tensors[member.tensor].dtypes].append(row)
+    found = np.zeros((len(members), len(plan.checkpoints)))
+    for dtypes, rows in alike.items():
+        found[rows] = energies(
+            arrays["rounding.sums"][rows], arrays["rounding.represented"][rows], dtypes, scale[rows]
+        )
+    return found
 
 
 def estimated_sums(
-    plan: Plan, done: Mapping[int, int], result: _Result
-) -> Iterator[tuple[list[Key], GroupSums | None]]:
+    plan: Plan, grouped: Grouping, done: Mapping[int, int], result: Callable[[int], Sums]
+) -> Iterator[OfGroups]:
     """Yield the sums of every group as the tiles read so far let them be estimated.
 
     Strata are the roles within a group; what has been read of one stands for it by its size. A
     group with a stratum that nothing has been read of has no sums.
 
     Args:
-        done: the tiles that have been read, each with its jackknife group. They must have been
+        done: the tiles that have been read, each with its jackknife fold. They must have been
             taken at random.
-        result: gives the result of the tile of that name.
+        result: gives the result of the tile of that number.
     """
-    groups = len(set(done.values()))
-    strata = _strata(plan, done)
-    tiles = _tiles_of_tensors(plan)
-    read = lru_cache(_RESULTS_HELD)(result)
-    everything = members(plan)
-    left = Counter(key for member in everything for key in member.keys)
-    count = len(plan.checkpoints)
-    estimates: dict[Key, Estimate | None] = {
-        key: Estimate(of_key, groups, count) if all(s.read for s in of_key.values()) else None
-        for key, of_key in strata.items()
+    folds, count = len(set(done.values())), len(plan.checkpoints)
+    strata = _strata(plan, grouped, done)
+    estimates = {
+        group: Estimate(of_group, folds, count)
+        for group, of_group in strata.items()
+        if all(stratum.read for stratum in of_group.values())
     }
-    totals: dict[Key, PartialGram] = {}
-    for member in everything:
+    rules = {spec.name: spec for spec in specs(plan.statistics, count)}
+    small = [name for name, spec in rules.items() if not spec.symmetric]
+    parts = {(member.tensor, member.part): member for member in grouped.members}
+    read: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
+    for number in sorted(done):
+        sums = result(number)
+        for row, key in enumerate(sums.keys):
+            member = parts[key[:2]]
+            component = plan.tensors[key.tensor].parts[key.part].component
+            increments = unpacked(sums.arrays["gram.increments"][row])
+            for group in member.groups:
+                if group in estimates:
+                    estimates[group].add(component, done[number], increments)
+            own = read.setdefault(key[:2], {name: rules[name].empty(1) for name in small})
+            for name in small:
+                rules[name].merge(own[name][0, ...], sums.arrays[name][row])
+    nothing = {name: rules[name].empty(1) for name in small}
+    left = list(grouped.sizes)
+    totals: dict[int, tuple[NDArray[np.uint64], NDArray[np.bool_]]] = {}
+    for member in grouped.members:
+        arrays = read.pop((member.tensor, member.part), nothing)
         component = plan.tensors[member.tensor].parts[member.part].component
-        wanted = [found for key in member.keys if (found := estimates[key]) is not None]
-        part = PartialGram.empty(count)
-        for number in tiles[member.tensor]:
-            found = read(plan.tiles[number].name) if number in done else None
-            if found is None:
-                continue
-            for group in _groups(found, member):
-                piece = found.parts[member.tensor, member.part, group]
-                part = part + piece
-                for estimate in wanted:
-                    estimate.add(component, done[number], piece.increments)
-        if part.numel:
-            for estimate in wanted:
-                estimate.add_rounding(component, _energies(plan, member, part))
-        for key in member.keys:
-            totals[key] = _mixed(totals[key], part) if key in totals else part
-            left[key] -= 1
-            if not left[key]:
-                yield [key], _estimated(estimates.pop(key), totals.pop(key))
+        if arrays["rounding.numel"][0]:
+            rounding = _energies(plan, [member], arrays)[0]
+            for group in member.groups:
+                if group in estimates:
+                    estimates[group].add_rounding(component, rounding)
+        digests, absent = arrays["digest.words"][0], arrays["non_finite.count"][0] > 0
+        for group in member.groups:
+            if group in totals:
+                before, absent_before = totals[group]
+                totals[group] = before * _MIX + digests, absent_before | absent
+            else:
+                totals[group] = digests, absent
+            left[group] -= 1
+            if not left[group]:
+                yield [group], _estimated(estimates.pop(group, None), *totals.pop(group))
 
 
-def _estimated(estimate: Estimate | None, total: PartialGram) -> GroupSums | None:
-    return None if estimate is None else _sums(estimate, total)
-
-
-def _sums(estimate: Estimate, total: PartialGram) -> GroupSums:
+def _estimated(
+    estimate: Estimate | None, digests: NDArray[np.uint64], absent: NDArray[np.bool_]
+) -> GroupSums | None:
+    if estimate is None:
+        return None
     increments, changes = estimate.result()
     return GroupSums(
         increments,
-        total.digests,
-        total.non_finite > 0,
+        digests,
+        absent,
         estimate.rounding,
         changes,
         estimate.errors_known,
@@ -157,103 +321,32 @@ def _sums(estimate: Estimate, total: PartialGram) -> GroupSums:
     )
 
 
-def _strata(plan: Plan, done: Mapping[int, int]) -> dict[Key, dict[Hashable, Stratum]]:
+def _strata(
+    plan: Plan, grouped: Grouping, done: Mapping[int, int]
+) -> dict[int, dict[Hashable, Stratum]]:
     """Return what was read of every role in every group, in elements."""
-    sizes: dict[tuple[Key, str], int] = Counter()
-    read: dict[tuple[Key, str], Counter[int]] = defaultdict(Counter)
-    tiles: dict[tuple[Key, str], set[int]] = defaultdict(set)
+    sizes: dict[tuple[int, str], int] = Counter()
+    read: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
+    tiles: dict[tuple[int, str], set[int]] = defaultdict(set)
     of_tensor: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for number in done:
         for fragment in plan.tiles[number].fragments:
             of_tensor[fragment.tensor].append((number, fragment.first, fragment.stop))
-    for member in members(plan):
+    for member in grouped.members:
         tensor = plan.tensors[member.tensor]
         part = tensor.parts[member.part]
-        for key in member.keys:
-            sizes[key, part.component] += elements(part, 0, tensor.numel)
+        for group in member.groups:
+            sizes[group, part.component] += elements(part, 0, tensor.numel)
         for number, first, stop in of_tensor[member.tensor]:
-            if found := elements(part, first, stop):
-                for key in member.keys:
-                    read[key, part.component][done[number]] += found
-                    tiles[key, part.component].add(number)
-    strata: dict[Key, dict[Hashable, Stratum]] = defaultdict(dict)
-    for (key, component), size in sizes.items():
-        own = key, component
-        strata[key][component] = Stratum(size, read[own], len(tiles[own]))
+            if numel := elements(part, first, stop):
+                for group in member.groups:
+                    read[group, part.component][done[number]] += numel
+                    tiles[group, part.component].add(number)
+    strata: dict[int, dict[Hashable, Stratum]] = defaultdict(dict)
+    for (group, component), size in sizes.items():
+        own = group, component
+        strata[group][component] = Stratum(size, read[own], len(tiles[own]))
     return strata
-
-
-def _part_sums(plan: Plan, member: Member, by_group: dict[int, PartialGram]) -> GroupSums:
-    draw = plan.drawn(member.tensor, member.part)
-    total = PartialGram.empty(len(plan.checkpoints))
-    for group in sorted(by_group):
-        total = total + by_group[group]
-    rounding = _energies(plan, member, total)
-    if draw.whole:
-        return GroupSums(total.increments, total.digests, total.non_finite > 0, rounding)
-    stratum = Stratum(draw.cells, draw.counts, len(draw.groups))
-    estimate = Estimate({0: stratum}, JACKKNIFE_GROUPS, len(plan.checkpoints))
-    for group in sorted(by_group):
-        estimate.add(0, group, by_group[group].increments)
-    estimate.add_rounding(0, rounding)
-    return _sums(estimate, total)
-
-
-def _energies(plan: Plan, member: Member, read: PartialGram) -> np.ndarray:
-    """Return the rounding energies, (K,), of what was read of a part."""
-    dtypes = plan.tensors[member.tensor].dtypes
-    scale = read.numel / max(1, read.sampled)
-    return energies(read.exponent_sums, read.represented, dtypes, scale)
-
-
-def _sum(first: GroupSums | None, second: GroupSums | None) -> GroupSums | None:
-    """Return the sum; a group that a lost tile touches has none."""
-    if first is None or second is None:
-        return None
-    changes = dict(first.changes)
-    for group, change in second.changes.items():
-        changes[group] = changes[group] + change if group in changes else change
-    return GroupSums(
-        first.increments + second.increments,
-        first.digests * _MIX + second.digests,
-        first.absent | second.absent,
-        first.rounding + second.rounding,
-        changes,
-        first.errors_known and second.errors_known,
-        max(first.groups, second.groups),
-    )
-
-
-def _mixed(first: PartialGram, second: PartialGram) -> PartialGram:
-    """Return what tells equal checkpoints and absent ones of two parts together."""
-    return PartialGram(
-        first.increments,
-        first.digests * _MIX + second.digests,
-        first.non_finite + second.non_finite,
-        first.exponent_sums,
-        first.represented,
-        first.numel + second.numel,
-        first.sampled + second.sampled,
-    )
-
-
-def _add(total: dict[int, PartialGram], group: int, found: PartialGram) -> None:
-    total[group] = total[group] + found if group in total else found
-
-
-def _groups(found: TileResult, member: Member) -> list[int]:
-    """Return the jackknife groups that a tile holds of a part, in order."""
-    own = (member.tensor, member.part)
-    return sorted(group for *place, group in found.parts if tuple(place) == own)
-
-
-def _tiles_of_tensors(plan: Plan) -> dict[int, list[int]]:
-    """Return the tiles that hold some of each tensor, in order, by its number."""
-    found: dict[int, dict[int, None]] = defaultdict(dict)
-    for tile in plan.tiles:
-        for fragment in tile.fragments:
-            found[fragment.tensor][tile.index] = None
-    return {tensor: list(tiles) for tensor, tiles in found.items()}
 
 
 def _times(plan: Plan) -> Times:

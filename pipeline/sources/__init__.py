@@ -1,17 +1,21 @@
-"""Bytes in: where checkpoints are listed, and how ranges of their files are read."""
+"""Bytes in: where checkpoints are listed, and how ranges of their files are read.
+
+Each kind of source is imported when one is opened: the Hub's client takes a quarter of a second, Arrow,
+which reads manifests, a sixth.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
+from pipeline.checkpoint.shards import may_be_weights
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
 from pipeline.sources.directory import Directory
-from pipeline.sources.hub import HUB_NAME, HubRepository
-from pipeline.sources.manifest import SUFFIXES, Manifest
-from pipeline.sources.objects import ObjectStorage
-from pipeline.transport.object_client import SCHEMES
+from pipeline.sources.plain import HUB_NAME
+
+_MANIFESTS = (".csv", ".jsonl", ".parquet")
 
 
 def open_source(text: str, layout: str = "auto") -> Source:
@@ -25,15 +29,21 @@ def open_source(text: str, layout: str = "auto") -> Source:
     """
     if text.startswith("hf://"):
         if match := HUB_NAME.fullmatch(text.removeprefix("hf://")):
-            return HubRepository(match["name"], match["revision"], layout)
+            return _repository(match["name"], match["revision"], layout)
         raise SourceNotFound(
             f"{quoted(text)} does not name a Hub repository", "hf://org/name or …@revision"
         )
-    if text.startswith(SCHEMES):
-        return ObjectStorage(text)
+    if "://" in text:
+        from pipeline.sources.objects import ObjectStorage
+        from pipeline.transport.object_client import SCHEMES
+
+        if text.startswith(SCHEMES):
+            return ObjectStorage(text)
     path = Path(text)
     try:
-        if path.is_file() and path.suffix in SUFFIXES:
+        if path.is_file() and path.suffix in _MANIFESTS:
+            from pipeline.sources.manifest import Manifest
+
             # a manifest in a manifest would be no checkpoint
             return Manifest(path, _open_one)
         if path.is_dir():
@@ -48,15 +58,35 @@ def open_source(text: str, layout: str = "auto") -> Source:
         )
     match = HUB_NAME.fullmatch(text)
     if match and not match["revision"]:
-        return HubRepository(match["name"], None, layout)
+        return _repository(match["name"], None, layout)
     raise SourceNotFound(f"no such directory: {quoted(text)}", "a Hub repository is org/name")
 
 
+def _repository(name: str, revision: str | None, layout: str) -> Source:
+    from pipeline.sources.hub import HubRepository
+
+    return HubRepository(name, revision, layout)
+
+
+def _object(uri: str) -> Source | None:
+    """Return a weight file on object storage as a source of its own; None: it is none."""
+    from pipeline.sources.objects import ObjectStorage
+    from pipeline.transport.object_client import SCHEMES
+
+    folder, _, name = uri.rpartition("/")
+    if not uri.startswith(SCHEMES) or not may_be_weights(name):
+        return None
+    file = ObjectStorage(folder, name)
+    return file if file.whole() else None
+
+
 def _open_one(uri: str) -> Source:
-    if Path(uri).suffix in SUFFIXES:
+    if Path(uri).suffix in _MANIFESTS:
         raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
     path = Path(uri)
     with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
         if path.is_file():
             return Directory(path)
+    if "://" in uri and (file := _object(uri)) is not None:
+        return file
     return open_source(uri)

@@ -41,8 +41,10 @@ class Candidate:
     name: str
     commit: str | None
     """What the name was resolved to; every later read is of this. None where nothing is versioned."""
-    folder: str = ""
-    """Where its files lie within the commit or the directory, if not at the top."""
+    path: str = ""
+    """Where it lies in the commit or the directory; empty: it is all of that."""
+    is_file: bool = False
+    """It is the one file at that path; else the folder."""
     origin: str = ""
     """Label of the source that it belongs to, where a source is made of several."""
     stated: Position | None = None
@@ -74,8 +76,10 @@ class File:
     @property
     def path_in_commit(self) -> str:
         """Relative to the commit or the directory."""
-        folder = self.checkpoint.folder
-        return f"{folder}/{self.path}" if folder else self.path
+        checkpoint = self.checkpoint
+        if checkpoint.is_file:
+            return checkpoint.path
+        return f"{checkpoint.path}/{self.path}" if checkpoint.path else self.path
 
     def digest(self) -> Any:
         """Return an empty digest of the kind that its repository publishes of it, or None."""

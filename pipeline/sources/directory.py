@@ -1,12 +1,11 @@
-"""A local directory whose sub-directories, or whose weight files, are checkpoints."""
+"""A local directory that holds checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.checkpoint.distributed import FOLDERS, METADATA
-from pipeline.checkpoint.shards import holds_weights
+from pipeline.checkpoint.layouts import Folder, checkpoint_files, discover, is_checkpoint
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File, telling_name
 from pipeline.sources.plain import is_plain
@@ -15,7 +14,7 @@ from pipeline.transport.access import FileState, LocalPath
 
 
 class Directory:
-    """Checkpoints in a local directory: one per sub-directory, or one per weight file."""
+    """Checkpoints in a local directory, or one that is a single file."""
 
     # Reads are copies from the page cache. One thread more than cores costs 10 % there, since a
     # preempted thread may hold the interpreter's lock (1.61 against 1.78 s for 4.3 GB on 2 cores);
@@ -30,27 +29,24 @@ class Directory:
         self.run_name = telling_name(self._root)
 
     def candidates(self) -> list[Candidate]:
-        entries = list(self._root.iterdir())
-        names = [entry.name for entry in entries if entry.is_dir() and _holds_weights(entry)]
-        names = names or [entry.name for entry in entries if holds_weights([entry.name])]
-        for name in names:
-            if not is_plain(name):  # no table could hold it when everything has been read
-                raise SourceNotFound(f"{self.label}: {quoted(name)} is not UTF-8", "rename it")
-        return [Candidate(name, None) for name in names]
+        checkpoints = discover(self._list).checkpoints
+        for path, _ in checkpoints:
+            if not is_plain(path):  # no table could hold it when everything has been read
+                raise SourceNotFound(f"{self.label}: {quoted(path)} is not UTF-8", "rename it")
+        return [Candidate(path, None, path, is_file) for path, is_file in checkpoints]
 
     def whole(self) -> list[Candidate]:
-        alone = self._root.is_file() or _holds_weights(self._root)
-        return [Candidate(self._root.name, None, ".")] if alone else []
+        is_file = self._root.is_file()
+        alone = is_file or is_checkpoint(self._list, "")
+        return [Candidate(self._root.name, None, "", is_file)] if alone else []
 
     def files(self, candidate: Candidate) -> list[File]:
-        path = self._root if candidate.folder == "." else self._root / candidate.name
+        path = self._root / candidate.path
         try:
-            if path.is_dir():
-                folders = [path, *(path / name for name in FOLDERS if (path / name).is_dir())]
-                found = (e for folder in folders for e in folder.iterdir() if e.is_file())
-                return [self._file(candidate, e, str(e.relative_to(path))) for e in found]
-            # a bare weight file is a checkpoint of one file, whatever it is called
-            return [self._file(candidate, path, f"weights{path.suffix}")]
+            if candidate.is_file:  # whatever it is called
+                return [self._file(candidate, path, f"weights{path.suffix}")]
+            files = checkpoint_files(self._list, candidate.path)
+            return [self._file(candidate, found, name) for name, found in files.items()]
         except OSError as error:
             raise SourceNotFound(f"{path}: {error.strerror}") from None
 
@@ -64,16 +60,17 @@ class Directory:
         state = file.identity.rpartition(" ")[2]
         return LocalPath(file.where, file.where, FileState(*map(int, state.split("."))))
 
+    def _list(self, path: str) -> Folder[Path]:
+        folder = self._root / path
+        try:
+            entries = list(folder.iterdir())
+            folders = tuple(entry.name for entry in entries if entry.is_dir())
+            return Folder(folders, {entry.name: entry for entry in entries if entry.is_file()})
+        except OSError as error:
+            why = f"{folder}: {error.strerror}"
+            raise SourceNotFound(why, "check its permissions") from None
+
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())
         identity = f"{path} {'.'.join(map(str, state))}"
         return File(candidate, name, str(path), state.size, identity)
-
-
-def _holds_weights(folder: Path) -> bool:
-    try:
-        return holds_weights(entry.name for entry in folder.iterdir()) or any(
-            (folder / name / METADATA).is_file() for name in FOLDERS
-        )
-    except OSError as error:
-        raise SourceNotFound(f"{folder}: {error.strerror}", "check its permissions") from None

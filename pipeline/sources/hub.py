@@ -6,14 +6,13 @@ Names and listings come from the Hub (`hub_client.py`), or offline from the user
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
-from pipeline.checkpoint.shards import holds_weights
+from pipeline.checkpoint.layouts import ListFolder, checkpoint_files, discover, listed
 from pipeline.errors import FormatError, SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.hub_cache import HubCache
@@ -22,12 +21,6 @@ from pipeline.sources.hub_urls import HubUrls
 from pipeline.sources.plain import is_hash, is_plain
 from pipeline.transport.access import Access
 
-HUB_NAME = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
-)
-
-LAYOUTS = ("auto", "revisions", "commits", "folders")
-
 
 class HubRepository:
     """One repository on the Hub, or on a mirror that `HF_ENDPOINT` names."""
@@ -35,7 +28,7 @@ class HubRepository:
     is_remote = True
 
     def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
-        """`layout`: how checkpoints are exposed, one of LAYOUTS (docs/contract.md, §1)."""
+        """`layout`: how checkpoints are exposed (docs/contract.md, §1)."""
         self.label = f"{name}@{revision}" if revision else name
         self.uri = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")
@@ -48,7 +41,7 @@ class HubRepository:
         # offline only some of a commit's files may be there, and nobody vouches for them
         self._repository = "" if offline else _url(self._client.api.endpoint, name)
         self._urls = HubUrls(self._client)
-        self._trees: dict[str, list[Entry]] = {}
+        self._trees: dict[str, ListFolder[Entry]] = {}
 
     @property
     def requests(self) -> Counter[str]:
@@ -92,15 +85,8 @@ class HubRepository:
 
     def _folders(self) -> list[Candidate]:
         commit = self._commit()
-        folders: dict[str, list[str]] = {}
-        for entry in self._tree(commit):
-            folder, _, name = entry.path.rpartition("/")
-            folders.setdefault(folder, []).append(name)
-        return [
-            self._candidate(folder, commit, folder)
-            for folder, names in sorted(folders.items())
-            if folder and holds_weights(names)
-        ]
+        checkpoints = discover(self._tree(commit)).checkpoints
+        return [self._candidate(path, commit, path, is_file) for path, is_file in checkpoints]
 
     def _commits(self) -> list[Candidate]:
         # newest first: of two commits for one step the later one counts
@@ -110,17 +96,19 @@ class HubRepository:
     def _commit(self) -> str:
         return self._listing.commit(self._revision)
 
-    def _candidate(self, name: str, commit: str, folder: str = "") -> Candidate:
+    def _candidate(
+        self, name: str, commit: str, path: str = "", is_file: bool = False
+    ) -> Candidate:
         if not is_hash(commit):
             raise self._malformed("the id of a commit", commit)
-        return Candidate(name, commit, folder, repository=self._repository)
+        return Candidate(name, commit, path, is_file, repository=self._repository)
 
-    def _tree(self, commit: str) -> list[Entry]:
+    def _tree(self, commit: str) -> ListFolder[Entry]:
         if commit not in self._trees:
-            found = self._listing.tree(commit)
-            for entry in found:
+            entries = self._listing.tree(commit)
+            for entry in entries:
                 self._check(entry)
-            self._trees[commit] = found
+            self._trees[commit] = listed({entry.path: entry for entry in entries})
         return self._trees[commit]
 
     def _check(self, entry: Entry) -> None:
@@ -141,17 +129,21 @@ class HubRepository:
     def files(self, candidate: Candidate) -> list[File]:
         if candidate.commit is None:
             raise SourceNotFound(f"no such revision: {quoted(candidate.name)}")
-        prefix = f"{candidate.folder}/" if candidate.folder else ""
+        tree = self._tree(candidate.commit)
+        if candidate.is_file:
+            folder, _, name = candidate.path.rpartition("/")
+            files = {f"weights.{name.rpartition('.')[2]}": tree(folder).files[name]}
+        else:
+            files = checkpoint_files(tree, candidate.path)
         return [
             File(
                 candidate,
-                entry.path.removeprefix(prefix),
+                path,
                 f"{self._name}@{candidate.commit}/{entry.path}",
                 entry.size,
                 entry.identity,
             )
-            for entry in self._tree(candidate.commit)
-            if entry.path.startswith(prefix)
+            for path, entry in files.items()
         ]
 
     def read(self, file: File, start: int, stop: int) -> bytes:

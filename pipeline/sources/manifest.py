@@ -19,7 +19,6 @@ from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File, Source, telling_name
 from pipeline.transport.access import Access
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 _COLUMNS = ("uri", "name", "step", "tokens")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
 _MAX_BYTES = 100_000_000  # a kilobyte a row

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import obstore
 
-from pipeline.checkpoint.shards import holds_weights
+from pipeline.checkpoint.layouts import Folder, checkpoint_files, discover, is_checkpoint
 from pipeline.errors import SourceNotFound
 from pipeline.sources.base import Candidate, File
 from pipeline.transport import objects
@@ -15,40 +16,38 @@ from pipeline.transport.access import ObjectKey
 
 
 class ObjectStorage:
-    """Checkpoints below one prefix: one per sub-prefix, or one per weight file."""
+    """Checkpoints below one prefix, or one that is a single object."""
 
     is_remote = True
     requests: Mapping[str, int] = {}
 
-    def __init__(self, url: str) -> None:
-        self.label = self.uri = self._url = url.rstrip("/")
-        self.run_name = self._url.partition("://")[2]
-        self._listings: dict[str, list[Any]] = {}
+    def __init__(self, url: str, file: str = "") -> None:
+        """`file`: the object below `url` that is meant, if not all that is there."""
+        self._url = url.rstrip("/")
+        self._object = file
+        self.label = self.uri = f"{self._url}/{file}" if file else self._url
+        self.run_name = self.label.partition("://")[2]
+        self._listings: dict[str, Folder[Any]] = {}
 
     def candidates(self) -> list[Candidate]:
-        top = objects.ask(self._url, obstore.list_with_delimiter, self.label)
-        names = [prefix.rstrip("/").rpartition("/")[2] for prefix in top["common_prefixes"]]
-        folders = [name for name in names if holds_weights(self._names(name))]
-        if folders:
-            return [Candidate(name, None) for name in folders]
-        files = [entry["path"] for entry in top["objects"] if holds_weights([entry["path"]])]
-        return [Candidate(path, None) for path in files]
+        checkpoints = discover(self._list).checkpoints
+        return [Candidate(path, None, path, is_file) for path, is_file in checkpoints]
 
     def whole(self) -> list[Candidate]:
-        name = self._url.rpartition("/")[2]
-        return [Candidate(name, None, ".")] if holds_weights(self._names("")) else []
+        name = self.label.rpartition("/")[2]
+        if self._object:
+            found = self._head(self._object) is not None
+            return [Candidate(name, None, self._object, True)] if found else []
+        return [Candidate(name, None)] if is_checkpoint(self._list, "") else []
 
     def files(self, candidate: Candidate) -> list[File]:
-        folder = "" if candidate.folder == "." else candidate.name
-        entries = [(entry, entry["path"].rpartition("/")[2]) for entry in self._objects(folder)]
-        if not entries:  # a bare weight file
-            top = self._objects("")
-            entries = [
-                (entry, f"weights.{entry['path'].rpartition('.')[2]}")
-                for entry in top
-                if entry["path"] == candidate.name
-            ]
-        for entry, _ in entries:
+        if candidate.is_file:
+            folder, _, name = candidate.path.rpartition("/")
+            entry = self._head(name) if self._object else self._list(folder).files.get(name)
+            files = {} if entry is None else {f"weights.{name.rpartition('.')[2]}": entry}
+        else:
+            files = checkpoint_files(self._list, candidate.path)
+        for entry in files.values():
             if not entry["e_tag"]:
                 raise SourceNotFound(
                     f"{self._url}/{entry['path']}: the storage states no ETag, without which a change"
@@ -62,7 +61,7 @@ class ObjectStorage:
                 entry["size"],
                 f"{self._url}/{entry['path']}\n{entry['e_tag']}",
             )
-            for entry, name in entries
+            for name, entry in files.items()
         ]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
@@ -75,14 +74,26 @@ class ObjectStorage:
         key, etag = file.where.removeprefix(f"{self._url}/"), file.identity.rpartition("\n")[2]
         return ObjectKey(file.where, self._url, key, file.size, etag)
 
-    def _names(self, folder: str) -> list[str]:
-        return [entry["path"].rpartition("/")[2] for entry in self._objects(folder)]
-
-    def _objects(self, folder: str) -> list[Any]:
-        if folder not in self._listings:
-            self._listings[folder] = objects.ask(
+    def _list(self, path: str) -> Folder[Any]:
+        """Return what lies below a prefix, by one question that is asked once."""
+        if path not in self._listings:
+            answer = objects.ask(
                 self._url,
-                lambda store: list(obstore.list_with_delimiter(store, folder or None)["objects"]),
-                f"{self.label}/{folder}",
+                lambda store: obstore.list_with_delimiter(store, path or None),
+                f"{self.label}/{path}" if path else self.label,
             )
-        return self._listings[folder]
+            folders = (prefix.rstrip("/") for prefix in answer["common_prefixes"])
+            self._listings[path] = Folder(
+                tuple(prefix.rpartition("/")[2] for prefix in folders),
+                {entry["path"].rpartition("/")[2]: entry for entry in answer["objects"]},
+            )
+        return self._listings[path]
+
+    def _head(self, name: str) -> Any:
+        """Return what the storage knows of one object; None: it is not there."""
+
+        def question(store: Any) -> Any:
+            with contextlib.suppress(FileNotFoundError):
+                return obstore.head(store, name)
+
+        return objects.ask(self._url, question, f"{self._url}/{name}")

@@ -11,6 +11,11 @@ from pathlib import Path
 
 from pipeline.errors import FormatError, quoted
 
+HUB_NAME = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
+)
+"""A repository on the Hub, and what of it."""
+
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

@@ -6,80 +6,112 @@ bf16 values saved as fp32 count as bf16. Source: docs/method.md, "Noise floor".
 While a tile is worked through only sums are kept, one per range of exponents; which format
 counts is known once all tiles of a tensor are in.
 
-Letters: K checkpoints, M sampled elements.
+Letters: K checkpoints, S sampled elements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-SAMPLED_EVERY = 16  # 1e-3 relative error at 4 % of the product's time (docs/method.md, §1)
-MIN_SAMPLED = 1 << 18
-"""Tensors of fewer elements are not sampled but taken whole: a sixteenth of them would leave more
-than 1 % of error, and they cost nothing."""
+from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
+from pipeline.statistics.statistic import ArraySpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A number format as far as rounding goes."""
+    from pipeline.statistics.piece import Piece
 
-    fraction_bits: int
-    least_exponent: int
-    """Of normal numbers; below it the spacing no longer shrinks."""
-
-
-_FORMATS = {
-    "BF16": _Format(7, -126),
-    "F16": _Format(10, -14),
-    "F32": _Format(23, -126),
-    "F64": _Format(52, -1022),
-    "F8_E4M3": _Format(3, -6),
-    "F8_E5M2": _Format(2, -14),
-}
-COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
-_CAST = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
 same with e no less than the least of the format it is stored in if that is 8 bits, else of float16."""
 
+_LOOKED_AT_FIRST = 32
+"""Columns that mostly show that a format does not represent the rest."""
 
-def exponent_sums(sample_KM: Tensor, dtypes: Sequence[str]) -> NDArray[np.float64]:
-    """Return (K, NUM_SUMS) sums of squared powers of two of finite values, stored in `dtypes`."""
-    power = (sample_KM.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
-    wide = torch.linalg.vecdot(power, power)
-    least = [2.0 ** _FORMATS[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes]
+
+class Rounding:
+    """What the rounding energy of a part is made of."""
+
+    name = "rounding"
+
+    def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
+        return (
+            ArraySpec("rounding.sums", (num_checkpoints, NUM_SUMS), "f8"),
+            ArraySpec("rounding.represented", (num_checkpoints, len(COARSEST_FIRST)), "?", "and"),
+            ArraySpec("rounding.numel", (), "i8"),
+            ArraySpec("rounding.sampled", (), "i8"),
+        )
+
+    def of_piece(self, piece: Piece) -> dict[str, Any]:
+        sample = piece.sample
+        return {
+            "rounding.sums": exponent_sums(sample, piece.facts.dtypes),
+            "rounding.represented": _represented(sample, piece),
+            "rounding.numel": piece.values.shape[1],
+            "rounding.sampled": sample.shape[1],
+        }
+
+
+def exponent_sums(sample: Tensor, dtypes: Sequence[str]) -> NDArray[Any]:
+    """Return (K, NUM_SUMS) sums of squared powers of two of (K, S) finite values, stored in `dtypes`."""
+    import torch
+
+    power = (sample.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
+    wide = _squared_lengths(power)
+    least = [
+        2.0 ** WEIGHT_DTYPES[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes
+    ]
     if len(set(least)) == 1:
         power.clamp_(min=least[0])
     else:
         power = torch.maximum(power, torch.tensor(least, device=power.device)[:, None])
-    half = torch.linalg.vecdot(power, power)
-    return torch.stack((wide, half), dim=1).double().cpu().numpy()
+    return np.stack((wide, _squared_lengths(power)), axis=1)
 
 
-def represented(sample_KM: Tensor, stored: str, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _squared_lengths(rows: Tensor) -> NDArray[Any]:
+    import torch
+
+    if rows.device.type != "cpu":
+        return torch.linalg.vecdot(rows, rows).double().cpu().numpy()
+    values = rows.numpy()
+    return np.vecdot(values, values).astype(np.float64)  # BLAS, a third of the time of torch's
+
+
+def _represented(sample: Tensor, piece: Piece) -> NDArray[np.bool_]:
+    """Return (K, 4): which formats of COARSEST_FIRST represent a row's values exactly."""
+    facts = piece.facts
+    if facts.stored is not None:
+        return represented(sample, facts.stored)
+    rows = zip(sample.split(1), facts.dtypes, strict=True)
+    return np.concatenate([represented(row, dtype) for row, dtype in rows])
+
+
+def represented(sample: Tensor, stored: str) -> NDArray[np.bool_]:
     """Return (K, 4): whether each format of COARSEST_FIRST represents a row's values exactly.
 
     Args:
         stored: the format that all rows are stored in.
-        rows: (K, 4), what is still possible; what is False stays so and costs nothing.
     """
-    possible = rows.copy()
+    import torch
+
+    possible = np.ones((len(sample), len(COARSEST_FIRST)), bool)
     if stored not in COARSEST_FIRST:
         return possible
-    for column, name in enumerate(COARSEST_FIRST):
-        if name == stored:
-            break
-        if not possible[:, column].any():
-            continue
-        exact = (sample_KM.to(_CAST[name]).to(sample_KM.dtype) == sample_KM).all(dim=1)
-        possible[:, column] &= exact.cpu().numpy()
+    for column, name in enumerate(COARSEST_FIRST[: COARSEST_FIRST.index(stored)]):
+        cast = getattr(torch, WEIGHT_DTYPES[name].torch)
+        for values in (sample[:, :_LOOKED_AT_FIRST], sample[:, _LOOKED_AT_FIRST:]):
+            rows = np.flatnonzero(possible[:, column])
+            if not rows.size or not values.shape[1]:
+                break
+            if rows.size < len(values):
+                values = values[torch.from_numpy(rows).to(values.device)]
+            exact = (values.to(cast).to(values.dtype) == values).all(dim=1)
+            possible[rows, column] = exact.cpu().numpy()
     return possible
 
 
@@ -87,30 +119,33 @@ def energies(
     sums: NDArray[np.float64],
     represented: NDArray[np.bool_],
     dtypes: Sequence[str],
-    scale: float,
+    scale: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return (K,) rounding energies of one tensor or part.
+    """Return (P, K) rounding energies of parts whose tensors are stored alike.
 
     Checkpoints that are stored alike are judged together: a norm that starts as ones is not
     stored in bf16 only because bf16 can represent a one.
 
     Args:
-        sums: (K, NUM_SUMS), of `exponent_sums`, over all tiles.
-        represented: (K, 4), over all tiles.
+        sums: (P, K, NUM_SUMS), of `exponent_sums`, over all tiles.
+        represented: (P, K, 4), over all tiles.
         dtypes: stored format of each checkpoint.
-        scale: elements per sampled element.
+        scale: (P,) elements per sampled element.
     """
-    found = np.zeros(len(dtypes))
-    for stored in set(dtypes):
-        rows = np.array([dtype == stored for dtype in dtypes])
+    found = np.zeros(sums.shape[:2])
+    stored_in = np.array(dtypes)
+    for stored in sorted(set(dtypes)):
+        rows = np.flatnonzero(stored_in == stored)
         # nothing is coarser than 8 bits
         known = COARSEST_FIRST.index(stored) if stored in COARSEST_FIRST else 0
         candidates = COARSEST_FIRST[:known]
-        name = next(
-            (name for column, name in enumerate(candidates) if represented[rows, column].all()),
-            stored,
-        )
-        column = 0 if name in ("BF16", "F32", "F64") else 1
-        ulp_of_one = 2.0 ** -_FORMATS[name].fraction_bits
-        found[rows] = sums[rows, column] * scale * ulp_of_one**2 / 12
+        names = (*candidates, stored)
+        holds = represented[:, rows, : len(candidates)].all(axis=1)  # (P, candidates)
+        coarsest = np.concatenate((holds, np.ones((len(sums), 1), bool)), axis=1).argmax(axis=1)
+        columns = np.array([0 if name in ("BF16", "F32", "F64") else 1 for name in names])
+        squared_ulps = np.array([4.0 ** -WEIGHT_DTYPES[name].fraction_bits for name in names])
+        own = sums[:, rows][
+            np.arange(len(sums))[:, None], np.arange(len(rows)), columns[coarsest][:, None]
+        ]
+        found[:, rows] = own * scale[:, None] * squared_ulps[coarsest][:, None] / 12
     return found

@@ -7,35 +7,41 @@ is done again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.checkpoint.outside import counts
 from pipeline.errors import FormatError, StoreFailed, StoreUnusable
-from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.planning.tiles import Tile
+from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 
 _ABOUT = "hallmarks"
-_ARRAYS = ("increments", "digests", "non_finite", "exponent_sums", "represented")
 
 
 class TileFolder:
     """The result files of one plan. Picklable: workers put their results themselves."""
 
-    def __init__(self, folder: Folder, run: str, plan_digest: str) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Folder, run: str, plan_digest: str, specs: Sequence[ArraySpec]
+    ) -> None:
+        """`specs`: the arrays that every result holds."""
+        self._folder, self._specs = folder, tuple(specs)
         self._prefix = f"_tiles/run={run}/{plan_digest}"
         self._marks = f"_tiles/run={run}/seen/"
         self._mark = ""
 
-    def put(self, tile_name: str, result: TileResult) -> None:
+    def put(self, tile_name: str, result: Sums) -> None:
         """Write a tile's result unless it is there: of two workers on one tile the first wins.
 
         Raises:
@@ -46,16 +52,32 @@ class TileFolder:
         except StoreUnusable as error:
             raise StoreFailed(error.message, error.hint) from None
 
-    def get(self, tile_name: str) -> TileResult | None:
+    def get(self, tile_name: str) -> Sums | None:
         """Return a tile's result; a damaged file is removed and counts as absent."""
         data = self._folder.read(self._path(tile_name))
         if data is None:
             return None
         try:
-            return decode(data)
+            return decode(data, self._specs)
         except FormatError:
             self._folder.delete([self._path(tile_name)])
             return None
+
+    def results(self, tiles: Iterable[Tile], ahead: int) -> Iterator[tuple[int, Sums | None]]:
+        """Yield the number of each tile, in order, and its result as `get` does.
+
+        Args:
+            ahead: results that are read before they are asked for, at once.
+        """
+        with ThreadPoolExecutor(ahead, thread_name_prefix="results") as pool:
+            under_way: deque[tuple[int, Future[Sums | None]]] = deque()
+            for tile in tiles:
+                under_way.append((tile.index, pool.submit(self.get, tile.name)))
+                if len(under_way) > ahead:
+                    number, result = under_way.popleft()
+                    yield number, result.result()
+            for number, result in under_way:
+                yield number, result.result()
 
     def mark(self) -> None:
         """Leave a mark for workers to find, other than any before."""
@@ -101,28 +123,20 @@ def discard_all(folder: Folder, run: str) -> None:
     folder.delete(folder.list(f"_tiles/run={run}"))
 
 
-def encode(result: TileResult) -> bytes:
-    """Return a result as the bytes of a safetensors file; of the Gram matrix one triangle."""
-    arrays: dict[str, NDArray[Any]] = {}
-    parts: list[list[int]] = []
-    for (tensor, part, group), partial in result.parts.items():
-        upper = np.triu_indices(len(partial.increments))
-        for name in _ARRAYS:
-            array = getattr(partial, name)
-            array = array[upper] if name == "increments" else array
-            arrays[f"{tensor}.{part}.{group}.{name}"] = np.ascontiguousarray(array)
-        parts.append([tensor, part, group, partial.numel, partial.sampled])
-    about = {
-        "parts": parts,
-        "device": result.device,
-        "checksum": _checksum(arrays, result.device),
-    }
+def encode(sums: Sums) -> bytes:
+    """Return sums as the bytes of a safetensors file."""
+    arrays: dict[str, NDArray[Any]] = {"keys": np.array(sums.keys, np.int64).reshape(-1, 3)}
+    arrays |= {name: np.ascontiguousarray(array) for name, array in sums.arrays.items()}
+    about = {"device": sums.device, "checksum": _checksum(arrays, sums.device)}
     # one entry: the library writes several in no fixed order, and equal results shall be equal files
     return save(arrays, {_ABOUT: json.dumps(about)})
 
 
-def decode(data: bytes) -> TileResult:
-    """Return the result that a file's bytes hold.
+def decode(data: bytes, specs: Sequence[ArraySpec]) -> Sums:
+    """Return the sums that a file's bytes hold.
+
+    Args:
+        specs: the arrays that it must hold.
 
     Raises:
         FormatError: not such a file, or its checksum does not hold.
@@ -131,14 +145,19 @@ def decode(data: bytes) -> TileResult:
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
-        if about["checksum"] != _checksum(arrays, about["device"]):
+        device = about["device"]
+        if not isinstance(device, str) or about["checksum"] != _checksum(arrays, device):
             raise ValueError("checksum")
-        parts: dict[tuple[int, int, int], PartialGram] = {}
-        for entry in about["parts"]:
-            tensor, part, group, numel, sampled = counts(entry)
-            key = f"{tensor}.{part}.{group}"
-            parts[tensor, part, group] = _partial(arrays, key, numel, sampled)
-        return TileResult(parts, about["device"])
+        numbers = arrays.pop("keys")
+        if numbers.dtype != np.int64 or numbers.ndim != 2 or numbers.shape[1] != 3:
+            raise ValueError("keys of another form")
+        if arrays.keys() != {spec.name for spec in specs}:
+            raise ValueError("other arrays")
+        for spec in specs:
+            array = arrays[spec.name]
+            if array.shape != (len(numbers), *spec.packed_shape) or array.dtype != spec.dtype:
+                raise ValueError(f"{spec.name} of another form")
+        return Sums(tuple(PartKey(*row) for row in numbers.tolist()), arrays, device)
     except (
         SafetensorError,
         ValueError,
@@ -150,26 +169,10 @@ def decode(data: bytes) -> TileResult:
         raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
 
 
-def _partial(arrays: dict[str, NDArray[Any]], key: str, numel: int, sampled: int) -> PartialGram:
-    found = {name: arrays[f"{key}.{name}"] for name in _ARRAYS}
-    num_checkpoints = len(found["non_finite"])
-    upper = found["increments"]
-    if upper.shape != (num_checkpoints * (num_checkpoints + 1) // 2,):
-        raise ValueError("increments of another number of checkpoints")
-    increments = np.zeros((num_checkpoints, num_checkpoints), upper.dtype)
-    increments[np.triu_indices(num_checkpoints)] = upper
-    found["increments"] = np.triu(increments) + np.triu(increments, 1).T
-    empty = PartialGram.empty(num_checkpoints)
-    for name, array in found.items():
-        expected = getattr(empty, name)
-        if (array.shape, array.dtype) != (expected.shape, expected.dtype):
-            raise ValueError(f"{name} of another form")
-    return PartialGram(numel=numel, sampled=sampled, **found)
-
-
 def _checksum(arrays: dict[str, NDArray[Any]], device: str) -> str:
-    digest = hashlib.sha256(device.encode())
+    """Return what tells damage: nothing here is defended against who can write to the store."""
+    digest = xxhash.xxh3_128(device.encode())
     for name in sorted(arrays):
         digest.update(f"\n{name} {arrays[name].shape} {arrays[name].dtype}\n".encode())
-        digest.update(arrays[name].tobytes())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -17,8 +17,9 @@ from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from pipeline.checkpoint.distributed import read_distributed
-from pipeline.checkpoint.safetensors import StoredTensor
+from pipeline.checkpoint.stored import StoredTensor
 from pipeline.errors import FormatError
+from tests.checkpoint import in_memory
 
 STATE = {
     "layers.0.w": torch.arange(12.0).view(3, 4),
@@ -38,14 +39,9 @@ def written(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def read(folder: Path, metadata: bytes | None = None) -> dict[str, StoredTensor]:
-    files = [folder / ".metadata", *sorted(folder.glob("*.distcp"))]
-    contents = [file.read_bytes() for file in files]
-    return read_distributed(
-        contents[0] if metadata is None else metadata,
-        [(file.name, len(content)) for file, content in zip(files, contents, strict=True)],
-        lambda number, start, stop: contents[number][start:stop],
-        "here",
-    )
+    chunks = [in_memory(f.read_bytes(), f.name, f.name) for f in sorted(folder.glob("*.distcp"))]
+    first = (folder / ".metadata").read_bytes() if metadata is None else metadata
+    return read_distributed(in_memory(first, ".metadata", "here", *chunks))
 
 
 def changed(folder: Path, change: Callable[[Metadata], Any]) -> bytes:
@@ -61,7 +57,7 @@ def test_where_tensors_lie(folder: Path) -> None:
     }  # fmt: skip
     place = found["layers.0.w"]
     data = next(folder.glob("*.distcp")).read_bytes()
-    assert [run.first for run in place.runs] == [0]
+    assert [extent.first for extent in place.extents] == [0]
     values = torch.frombuffer(bytearray(data[place.start : place.stop]), dtype=torch.float32)
     assert values.tolist() == list(range(12))
 

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.safetensors import MAX_HEADER_BYTES, StoredTensor, read_header
+from pipeline.checkpoint.safetensors import read_safetensors
+from pipeline.checkpoint.stored import StoredTensor
+from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES
 from pipeline.errors import FormatError
+from tests.checkpoint import in_memory
 
 
 def headed(data: bytes) -> dict[str, StoredTensor]:
-    return read_header(lambda start, stop: data[start:stop], len(data), "there")
+    return read_safetensors(in_memory(data, "x.safetensors", "there"))
 
 
 def file_of(header: object, body: bytes = b"") -> bytes:

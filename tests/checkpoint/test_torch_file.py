@@ -18,11 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint.formats import read_header
 from pipeline.checkpoint.pickles import load
-from pipeline.checkpoint.safetensors import MAX_RUNS
-from pipeline.checkpoint.torch_file import read_torch_file
+from pipeline.checkpoint.stored import MAX_EXTENTS
+from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError
-from pipeline.statistics.gram import TORCH_DTYPES
+from pipeline.statistics.piece import TORCH_DTYPES
+from tests.checkpoint import in_memory
 
 KINDS = ["zip", "legacy"]
 FLOATS = [
@@ -38,7 +40,7 @@ def saved(found: Any, kind: str) -> bytes:
 
 
 def read(data: bytes) -> dict:
-    return read_torch_file(lambda start, stop: data[start:stop], len(data), "x.bin")
+    return read_header(in_memory(data, "x.bin"))
 
 
 def values(data: bytes, place: Any) -> torch.Tensor:
@@ -99,7 +101,7 @@ def test_integers_and_odd_strides_are_seen_as_such(kind: str) -> None:
     assert found["transposed"].order == (1, 2, 0)
     assert found["gaps"].order == ()
     begin = found["gaps"].start
-    assert [(run.first, run.start - begin) for run in found["gaps"].runs] == [
+    assert [(e.first, e.start - begin) for e in found["gaps"].extents] == [
         (2 * row, 16 * row) for row in range(6)
     ]
     assert found["repeated"].order == (-1,)
@@ -131,7 +133,7 @@ def test_little_of_a_file_is_read(tmp_path: Path) -> None:
         asked.append(stop - start)
         return data[start:stop]
 
-    found = read_torch_file(part, len(data), "x.bin")
+    found = read_header(WeightFile("x.bin", len(data), "x.bin", part))
     assert len(found) == 100
     assert sum(asked) < 0.01 * len(data)
     assert len(asked) <= 3
@@ -240,15 +242,15 @@ def test_records_that_point_outside(change: dict, message: str) -> None:
         read(pickled(buffer.getvalue()))
 
 
-def test_runs_are_bounded_by_what_a_file_holds() -> None:
-    """Rows that repeat: a few bytes would make a hundred million runs."""
+def test_extents_are_bounded_by_what_a_file_holds() -> None:
+    """Rows that repeat: a few bytes would make a hundred million extents."""
     wide = torch.ones(4).as_strided((400_000, 2), (0, 1))
     found = read(saved({f"w{i}": wide for i in range(50)}, "zip"))
     assert {place.order for place in found.values()} == {(-1,)}
     columns = torch.zeros(600_000, 4)[:, :2]
     found = read(saved({"w0": columns, "w1": columns}, "zip"))
-    assert len(found["w0"].runs) == 600_000 and found["w1"].order == (-1,)
-    assert sum(len(place.runs) for place in found.values()) <= MAX_RUNS
+    assert len(found["w0"].extents) == 600_000 and found["w1"].order == (-1,)
+    assert sum(len(place.extents) for place in found.values()) <= MAX_EXTENTS
 
 
 ZIP, LEGACY = (saved(layers(torch.float32), kind) for kind in KINDS)

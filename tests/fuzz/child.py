@@ -78,9 +78,10 @@ def readers(corpus: Path) -> dict[str, Reader]:
 
 
 def _read_weights(data: bytes, name: str) -> None:
-    from pipeline.checkpoint.shards import read_tensors
+    from pipeline.checkpoint.formats import read_header
+    from tests.checkpoint import in_memory
 
-    for place in read_tensors(lambda start, stop: data[start:stop], len(data), name, "x").values():
+    for place in read_header(in_memory(data, name)).values():
         _check_place(place, [len(data)])
 
 
@@ -90,11 +91,12 @@ def _check_place(place: Any, sizes: list[int]) -> None:
 
     assert place.numel == math.prod(place.shape) < 2**63
     size = DTYPES[place.dtype].bits / 8
-    if place.runs:
-        stops = [*(run.first for run in place.runs[1:]), place.numel]
-        for run, stop in zip(place.runs, stops, strict=True):
-            assert run.first < stop
-            assert 0 <= run.start <= run.start + (stop - run.first) * size <= sizes[run.file]
+    if place.extents:
+        stops = [*(extent.first for extent in place.extents[1:]), place.numel]
+        for extent, stop in zip(place.extents, stops, strict=True):
+            assert extent.first < stop
+            end = extent.start + (stop - extent.first) * size
+            assert 0 <= extent.start <= end <= sizes[extent.file]
     elif place.order != (-1,):
         assert 0 <= place.start <= place.stop <= sizes[0]
         assert place.stop - place.start == place.numel * size
@@ -112,32 +114,30 @@ def _records(data: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 def _read_distributed(folder: Path, metadata: bytes) -> None:
     from pipeline.checkpoint.distributed import read_distributed
+    from tests.checkpoint import in_memory
 
-    files = [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.distcp"))]
-    listed = [(".metadata", metadata), *files]
-    sizes = [len(data) for _, data in listed]
-    found = read_distributed(
-        metadata,
-        [(name, len(data)) for name, data in listed],
-        lambda number, start, stop: listed[number][1][start:stop],
-        "x",
-    )
+    chunks = [in_memory(path.read_bytes(), path.name) for path in sorted(folder.glob("*.distcp"))]
+    found = read_distributed(in_memory(metadata, ".metadata", "x", *chunks))
+    sizes = [len(metadata), *(chunk.size for chunk in chunks)]
     for place in found.values():
         _check_place(place, sizes)
 
 
 def _read_tile(data: bytes) -> None:
+    from pipeline.statistics.statistic import specs
+    from pipeline.statistics.table import ALWAYS
     from pipeline.store.tiles import decode
 
-    for partial in decode(data).parts.values():
-        count = len(partial.non_finite)
-        assert partial.increments.shape == (count, count)
+    sums = decode(data, specs(ALWAYS, 5))  # as many checkpoints as the corpus has
+    assert sums.arrays["gram.increments"].shape == (len(sums.keys), 15)
 
 
 def _read_index(data: bytes) -> None:
     from pipeline.checkpoint.shards import weight_files
 
-    named = weight_files({"a.safetensors", "model.safetensors.index.json"}, lambda _: data, "x")
+    named = weight_files(
+        {"a.safetensors", "model.safetensors.index.json"}, lambda _: data, "x"
+    ).paths
     assert named == ("a.safetensors",)
 
 

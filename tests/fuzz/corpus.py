@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save
 from torch.distributed.checkpoint import save as save_distributed
 
-from pipeline.statistics.partial import PartialGram, TileResult
+from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.statistic import specs
+from pipeline.statistics.table import ALWAYS
 from pipeline.store.tiles import encode
 from tests.hub import Hub
 
@@ -90,11 +92,11 @@ def _tables(folder: Path, uris: list[str]) -> None:
     pyarrow.parquet.write_table(table, folder / "t.parquet")
 
 
-def _tile() -> TileResult:
+def _tile() -> Sums:
     count = 5
-    filled = PartialGram.empty(count)
-    filled.increments[:] = np.arange(count * count, dtype=float).reshape(count, count)
-    return TileResult({(0, 0, 0): filled, (1, 0, 3): PartialGram.empty(count)}, "cpu")
+    arrays = {spec.name: spec.empty(2, packed=True) for spec in specs(ALWAYS, count)}
+    arrays["gram.increments"][0] = np.arange(count * (count + 1) / 2)
+    return Sums((PartKey(0, 0, 0), PartKey(1, 0, 3)), arrays, "cpu")
 
 
 def _listings(folder: Path) -> None:

@@ -9,7 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.drive.schedule import Lost, Schedule
-from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.worker import Worker
 
 _HERE = "this process"
 

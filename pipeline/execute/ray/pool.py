@@ -34,6 +34,7 @@ from pipeline.execute.ray.session import (
     working_nodes,
 )
 from pipeline.execute.ray.tasks import TaskBlocks
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import (
     BlockReleased,
     BlockRequest,
@@ -45,7 +46,7 @@ from pipeline.execute.work.urls import (
     TileBegun,
     UrlBroker,
 )
-from pipeline.execute.work.worker import Receipt, Sink, Worker
+from pipeline.execute.work.worker import Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.signals import uninterrupted

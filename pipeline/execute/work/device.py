@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import LifoQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,17 @@ from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.memory import scratch_bytes, show_size
 from pipeline.planning.slices import ROW_ALIGNMENT, Placed, width
-from pipeline.statistics.gram import SHORT_SUM, TORCH_DTYPES, PartAccumulator, Scratch, decoded
+from pipeline.statistics.accumulator import Accumulator
+from pipeline.statistics.gram import SHORT_SUM
+from pipeline.statistics.parts import PartKey
+from pipeline.statistics.piece import (
+    TORCH_DTYPES,
+    Piece,
+    Scratch,
+    TensorFacts,
+    columns_of,
+    decoded,
+)
 from pipeline.statistics.pieces import PIECE, piece_bounds
 
 SHARE_OF_FREE = 0.5
@@ -45,71 +55,108 @@ THREADS_OF_A_CARD = 4
 _PAGE = 4096
 
 
+class Lacking(NamedTuple):
+    """One piece of one part that has yet to be added."""
+
+    key: PartKey
+    facts: TensorFacts
+    start: int
+    stop: int
+    """Elements [start, stop) of the tensor."""
+    offset: int
+    """Elements of the batch before it."""
+
+
 @dataclass(eq=False, slots=True)
-class Piece:
-    """Elements [start, stop) of a tensor, multiplied at once, and where a slice holds them."""
+class Batch:
+    """Pieces that lie side by side in a block and are decoded at once: PIECE elements at most."""
 
     placed: Placed
+    """Where the first of them lies."""
     dtypes: tuple[str, ...]
     begins: NDArray[np.int64]
     """(K,) columns of the first byte; rows differ where formats do."""
     ends: NDArray[np.int64]
-    start: int
-    stop: int
-    lacking: list[PartAccumulator]
-    """What it has yet to be added to."""
+    numel: int
+    lacking: list[Lacking]
+    """In order; the last one is added first."""
 
 
-def pieces_of(
-    placed: Placed, dtypes: tuple[str, ...], accumulators: Sequence[PartAccumulator]
-) -> Iterator[Piece]:
-    """Yield the pieces of a fragment in a slice; each is to be added to all accumulators."""
-    sizes = np.array([TORCH_DTYPES[dtype].itemsize for dtype in dtypes])
-    first = placed.fragment.first
-    for start, stop in piece_bounds(first, placed.fragment.stop):
-        begins, ends = (placed.column + (at - first) * sizes for at in (start, stop))
-        yield Piece(placed, dtypes, begins, ends, start, stop, list(accumulators))
+def batches(
+    placed: Iterable[tuple[Placed, Sequence[tuple[PartKey, TensorFacts]]]],
+) -> Iterator[Batch]:
+    """Yield the pieces of a block, each to be added to the parts that come with its range.
+
+    Small tensors of one format that lie side by side share a batch.
+    """
+    batch: Batch | None = None
+    for place, parts in placed:
+        dtypes = parts[0][1].dtypes
+        sizes = parts[0][1].sizes
+        uniform = parts[0][1].stored is not None
+        first = place.fragment.first
+        for start, stop in piece_bounds(first, place.fragment.stop):
+            begins = place.column + (start - first) * sizes
+            joins = (
+                batch is not None
+                and uniform
+                and batch.dtypes[0] == dtypes[0]
+                and batch.dtypes == dtypes
+                and batch.numel + stop - start <= PIECE
+                and batch.ends[0] == begins[0]
+            )
+            if batch is None or not joins:
+                if batch is not None:
+                    batch.lacking.reverse()
+                    yield batch
+                batch = Batch(place, dtypes, begins, begins, 0, [])
+            batch.lacking += (Lacking(key, facts, start, stop, batch.numel) for key, facts in parts)
+            batch.numel += stop - start
+            batch.ends = place.column + (stop - first) * sizes
+    if batch is not None:
+        batch.lacking.reverse()
+        yield batch
 
 
 @dataclass(eq=False, slots=True)
 class Window:
-    """Pieces that lie side by side, and the columns that hold them."""
+    """Batches that lie side by side, and the columns that hold them."""
 
-    pieces: list[Piece]
+    batches: list[Batch]
     begins: NDArray[np.int64]
     """(K,) of ROW_ALIGNMENT, so that what is aligned in the slice is aligned in a copy."""
     ends: NDArray[np.int64]
 
-    def takes(self, piece: Piece, room: int) -> bool:
-        """Return whether a piece may come last and every row still fits into `room` bytes."""
-        # From where rows differ, a fragment that is alike in all of them would lie in no table.
+    def takes(self, batch: Batch, room: int) -> bool:
+        """Return whether a batch may come last and every row still fits into `room` bytes."""
+        # From where rows differ, a tensor that is alike in all of them would lie in no table.
         level = bool((self.begins == self.begins[0]).all())
-        return (level or piece.placed is self.pieces[0].placed) and int(
-            (piece.ends - self.begins).max()
+        return (level or batch.placed is self.batches[0].placed) and int(
+            (batch.ends - self.begins).max()
         ) <= room
 
-    def stored(self, piece: Piece, table: Tensor) -> Tensor | list[Tensor]:
-        """Return a piece's values as stored, given the window's bytes: (M,) rows or (K, M)."""
-        begins, ends = piece.begins - self.begins, piece.ends - self.begins
-        if len(set(piece.dtypes)) == 1:
-            return table[:, begins[0] : ends[0]].view(TORCH_DTYPES[piece.dtypes[0]])
+    def stored(self, batch: Batch, table: Tensor) -> Tensor | list[Tensor]:
+        """Return a batch's values as stored, given the window's bytes: (M,) rows or (K, M)."""
+        begins, ends = batch.begins - self.begins, batch.ends - self.begins
+        if batch.lacking[0].facts.stored is not None:
+            return table[:, begins[0] : ends[0]].view(TORCH_DTYPES[batch.dtypes[0]])
         return [
             row[begin:end].view(TORCH_DTYPES[dtype])
-            for row, begin, end, dtype in zip(table, begins, ends, piece.dtypes, strict=True)
+            for row, begin, end, dtype in zip(table, begins, ends, batch.dtypes, strict=True)
         ]
 
 
-def windows(pieces: Sequence[Piece], room: int) -> Iterator[Window]:
-    """Divide pieces, in order, into windows of at most `room` bytes a row; a piece must fit."""
+def windows(pieces: Sequence[Batch], room: int) -> Iterator[Window]:
+    """Divide batches, in order, into windows of at most `room` bytes a row; a batch must fit."""
     window: Window | None = None
-    for piece in pieces:
-        if window is not None and window.takes(piece, room):
-            window.pieces.append(piece)
-            window.ends = piece.ends
+    for batch in pieces:
+        if window is not None and window.takes(batch, room):
+            window.batches.append(batch)
+            window.ends = batch.ends
         else:
             if window is not None:
                 yield window
-            window = Window([piece], piece.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, piece.ends)
+            window = Window([batch], batch.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, batch.ends)
     if window is not None:
         yield window
 
@@ -254,26 +301,34 @@ class Lane:
         self._scratch: Scratch | None = None
         self._buffers: list[Tensor] = []  # two windows at most
 
-    def add(self, block: Block, pieces: Sequence[Piece]) -> None:
-        """Add the pieces of a slice to what lacks them; the block is free for use then.
+    def add(self, block: Block, pieces: Sequence[Batch], accumulator: Accumulator) -> None:
+        """Add the batches of a block to what lacks them; the block is free for use then.
 
         Raises:
             DeviceFull: there is no memory for a single piece.
         """
         # it is only read; from_numpy warns where it may not be written
         table = torch.from_dlpack(block)
-        while pieces := [piece for piece in pieces if piece.lacking]:
+        rows = [row.data for row in block]
+        while pieces := [batch for batch in pieces if batch.lacking]:
             window = self._device.window
-            if not self._added(table, pieces, window):
+            if not self._added(table, rows, pieces, accumulator, window):
                 self._scratch, self._buffers = None, []
                 torch.cuda.empty_cache()
                 self._device.halve(window or 0)
 
-    def _added(self, table: Tensor, pieces: Sequence[Piece], window: int | None) -> bool:
-        """Add pieces; return False if memory ran out, with nothing left of what filled it."""
+    def _added(
+        self,
+        table: Tensor,
+        rows: Sequence[memoryview],
+        pieces: Sequence[Batch],
+        accumulator: Accumulator,
+        window: int | None,
+    ) -> bool:
+        """Add batches; return False if memory ran out, with nothing left of what filled it."""
         try:
             with self._api.stream(self._computing):
-                self._work_through(table, pieces, window)
+                self._work_through(table, rows, pieces, accumulator, window)
         except RuntimeError as error:
             if window is None or not ran_out_of_memory(error):
                 raise
@@ -283,10 +338,17 @@ class Lane:
                 self._copying.synchronize()
         return True
 
-    def _work_through(self, table: Tensor, pieces: Sequence[Piece], size: int | None) -> None:
+    def _work_through(
+        self,
+        table: Tensor,
+        rows: Sequence[memoryview],
+        pieces: Sequence[Batch],
+        accumulator: Accumulator,
+        size: int | None,
+    ) -> None:
         if size is None:
             here = np.zeros(len(table), np.int64)
-            self._compute(Window(list(pieces), here, here), table)
+            self._compute(Window(list(pieces), here, here), table, rows, accumulator)
             return
         divided = list(windows(pieces, size))
         copied = self._copied(table, divided[0], size, 0)
@@ -295,7 +357,7 @@ class Lane:
             here = copied
             if number < len(divided):
                 copied = self._copied(table, divided[number], size, number % 2)
-            self._compute(window, here)
+            self._compute(window, here, rows, accumulator)
 
     def _copied(self, table: Tensor, window: Window, size: int, number: int) -> Tensor:
         """Return a buffer into which a window is on its way."""
@@ -314,14 +376,46 @@ class Lane:
                 target[: end - begin].copy_(row[begin:end], non_blocking=True)
         return buffer
 
-    def _compute(self, window: Window, table: Tensor) -> None:
+    def _compute(
+        self,
+        window: Window,
+        table: Tensor,
+        rows: Sequence[memoryview],
+        accumulator: Accumulator,
+    ) -> None:
         if self._scratch is None:
             self._scratch = Scratch(len(table), self._device.torch)
-        for piece in window.pieces:
-            values = decoded(window.stored(piece, table), self._scratch)
-            while piece.lacking:
-                piece.lacking[-1].add_values(values, piece.start, self._scratch)
-                piece.lacking.pop()
+        for batch in window.batches:
+            values = decoded(window.stored(batch, table), self._scratch)
+            while batch.lacking:
+                self._add_piece(batch, batch.lacking[-1], values, rows, accumulator)
+                batch.lacking.pop()
+
+    def _add_piece(
+        self,
+        batch: Batch,
+        lacking: Lacking,
+        values: Tensor,
+        rows: Sequence[memoryview],
+        accumulator: Accumulator,
+    ) -> None:
+        key, facts, start, stop, offset = lacking
+        columns = columns_of(facts.part, start, stop)
+        if columns is None:
+            return
+        if isinstance(columns, slice):
+            values = values[:, offset + columns.start : offset + columns.stop]
+        else:
+            gathered = torch.from_numpy(columns + offset).to(values.device)
+            values = values.index_select(1, gathered)
+
+        def bytes_of(k: int) -> memoryview:
+            size = int(facts.sizes[k])
+            begin = int(batch.begins[k]) + offset * size
+            return rows[k][begin : begin + (stop - start) * size]
+
+        assert self._scratch is not None
+        accumulator.add(key, Piece(facts, start, stop, values, columns, bytes_of, self._scratch))
 
 
 def choose_device(wanted: str) -> str:

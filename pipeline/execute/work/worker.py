@@ -10,39 +10,30 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.device import Device, Lane, pieces_of
+from pipeline.execute.work.device import Device, Lane, batches
 from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
+from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Turn, Verifier
+from pipeline.numerics.joint import parents
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
-from pipeline.planning.slices import Placed, Slice, slices
+from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of, results
-from pipeline.statistics.gram import TORCH_DTYPES, PartAccumulator, one_thread_products
-from pipeline.statistics.partial import TileResult
+from pipeline.statistics.accumulator import Accumulator
+from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.piece import TensorFacts, one_thread_products
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader, UrlProvider
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """A finished tile: its result is in the store."""
-
-    tile: int
-    bytes: int
-    pull_seconds: float
-    gram_seconds: float
-    device: str
 
 
 class Sink(Protocol):
     """Where results go. Picklable."""
 
-    def put(self, tile_name: str, result: TileResult) -> None: ...
+    def put(self, tile_name: str, result: Sums) -> None: ...
 
     def prove(self, node: str) -> None:
         """Raise StoreUnusable if results from this node would not be where the driver looks."""
@@ -77,6 +68,8 @@ class Worker:
         """
         self._plan, self._sink, self._memory = plan, sink, memory
         self._device = Device(device, plan.tensors, memory.row_bytes, threads, sharers)
+        self._parents = parents(plan.firsts, len(plan.checkpoints))
+        self._known_facts: dict[tuple[int, int], TensorFacts] = {}
         self._local = threading.local()
         self._counters, self._counting = Counters(), threading.Lock()
         self.reader = Reader(urls, self.count)
@@ -130,10 +123,9 @@ class Worker:
         tile = self._plan.tiles[index]
         try:
             with self._verifier.turns.turn(turn) as mine:
-                accumulators = self._accumulators(index)
-                pull_seconds, gram_seconds = self._work(index, accumulators, mine)
-            parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
-            self._sink.put(tile.name, TileResult(parts, self._device.name))
+                accumulator = self._accumulator(index)
+                pull_seconds, gram_seconds = self._work(index, accumulator, mine)
+            self._sink.put(tile.name, accumulator.result(self._device.name))
         except HallmarksError:
             self.count(tiles_failed=1)
             raise
@@ -152,23 +144,18 @@ class Worker:
         for _ in self._puller.threads.map(self._verifier.finish, files):
             pass
 
-    def _accumulators(self, index: int) -> dict[tuple[int, int, int], PartAccumulator]:
-        tensors = self._plan.tensors
-        return {
-            key: PartAccumulator(
-                tensors[key[0]].parts[key[1]],
-                tensors[key[0]].numel,
-                tensors[key[0]].dtypes,
-                self._plan.firsts,
-            )
+    def _accumulator(self, index: int) -> Accumulator:
+        keys = {
+            key: None
             for fragment in self._plan.tiles[index].fragments
-            for key in results(fragment, tensors)
+            for key in results(fragment, self._plan.tensors)
         }
+        return Accumulator(tuple(keys), self._plan.statistics, len(self._plan.checkpoints))
 
     def _work(
         self,
         index: int,
-        accumulators: dict[tuple[int, int, int], PartAccumulator],
+        accumulator: Accumulator,
         turn: Turn,
     ) -> tuple[float, float]:
         """Pull and add a tile's slices; return the seconds of each."""
@@ -178,7 +165,7 @@ class Worker:
             pull_seconds += time.perf_counter() - started
             with self._device.lane() as lane:
                 started = time.perf_counter()
-                self._add(piece, block, accumulators, lane)
+                self._add(piece, block, accumulator, lane)
                 gram_seconds += time.perf_counter() - started
             del block  # it may be in an object store that has room for few
             self.count(slices=1)
@@ -215,27 +202,26 @@ class Worker:
             flat = self._local.flat = self._device.table(count * self._memory.row_bytes)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 
-    def _add(
-        self,
-        piece: Slice,
-        block: Block,
-        accumulators: dict[tuple[int, int, int], PartAccumulator],
-        lane: Lane,
-    ) -> None:
-        pieces = []
-        for placed in piece.placed:
-            dtypes = self._plan.tensors[placed.fragment.tensor].dtypes
-            stored = _rows(block, placed, dtypes)
-            adding = [accumulators[key] for key in results(placed.fragment, self._plan.tensors)]
-            for accumulator in adding:
-                accumulator.add_bytes(stored, placed.fragment.first)
-            pieces += pieces_of(placed, dtypes, adding)
-        lane.add(block, pieces)
+    def _add(self, piece: Slice, block: Block, accumulator: Accumulator, lane: Lane) -> None:
+        placed = [
+            (
+                place,
+                [(key, self._facts(key)) for key in results(place.fragment, self._plan.tensors)],
+            )
+            for place in piece.placed
+        ]
+        lane.add(block, list(batches(placed)), accumulator)
 
-
-def _rows(block: Block, placed: Placed, dtypes: tuple[str, ...]) -> list[Block]:
-    length = placed.fragment.stop - placed.fragment.first
-    return [
-        row[placed.column : placed.column + length * TORCH_DTYPES[dtype].itemsize]
-        for row, dtype in zip(block, dtypes, strict=True)
-    ]
+    def _facts(self, key: PartKey) -> TensorFacts:
+        facts = self._known_facts.get(key[:2])
+        if facts is None:
+            tensor = self._plan.tensors[key.tensor]
+            facts = TensorFacts(
+                tensor.parts[key.part],
+                tensor.numel,
+                tensor.dtypes,
+                self._plan.firsts,
+                self._parents,
+            )
+            self._known_facts[key[:2]] = facts
+        return facts

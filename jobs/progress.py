@@ -1,0 +1,115 @@
+"""The progress of a job, on standard error."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from jobs.console import console, say
+from pipeline.execute.drive.schedule import Lost
+from pipeline.job.summary import Summary
+from pipeline.planning.memory import show_size
+from pipeline.planning.plan import Plan
+
+LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Return a figure and its standard error, to two digits of that."""
+    if error is None:
+        return f"{value:.4g} ± ?"
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 6
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if digits < 15 else f"{value:.6g}"
+
+
+class JobProgress:
+    """A live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._done = self._total = self._resumed = 0
+        self._started = self._last_line = time.monotonic()
+        self._estimate = ""
+
+    def planned(self, plan: Plan, finished_bytes: int) -> None:
+        self._done = self._resumed = finished_bytes
+        self._total, self._started = plan.bytes_to_read, time.monotonic()
+        resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
+        self._say(
+            f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.tensors)} tensors,"
+            f" {show_size(plan.bytes_to_read)} in {len(plan.tiles)} tiles{resumed}"
+        )
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("reading{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, completed=finished_bytes)
+
+    def tile_done(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            rate = (self._done - self._resumed) / max(1e-9, time.monotonic() - self._started)
+            left = (self._total - self._done) / max(1.0, rate)
+            self._say(
+                f"{show_size(self._done)} of {show_size(self._total)},"
+                f" {show_size(int(rate))}/s, {left:.0f} s left{self._estimate}"
+            )
+
+    def tile_lost(self, lost: Lost) -> None:
+        self._say(f"tile {lost.tile} failed for good: {lost.error.message}")
+
+    def estimated(self, summary: Summary) -> None:
+        """Show the model's figures so far from now on."""
+        figures = (
+            ("mds", summary.mds, summary.mds_stderr),
+            ("relative mds", summary.relative_mds, summary.relative_mds_stderr),
+        )
+        self._estimate = "".join(
+            f"; {name} {with_error(value, error)}"
+            for name, value, error in figures
+            if value is not None
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._estimate)
+
+    def verified(self, num_files: int) -> None:
+        """Say that whole files are what was published; of some sources no hash is."""
+        self._say(f"verified: {num_files:,} files have the hashes that their repository publishes")
+
+    def reducing(self) -> None:
+        self.close()
+        self._say("reducing and writing")
+
+    def note(self, text: str) -> None:
+        """Say what the job does beside its work, and why."""
+        self._say(text)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)

@@ -1,0 +1,43 @@
+"""Where a tensor lies in the files of a checkpoint: what every header reader returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MAX_EXTENTS = 1 << 20
+"""Of all tensors of one file: 100 MB of records, whatever a few bytes of it say; a vocabulary cut by
+columns has 250,000."""
+
+
+class Extent(NamedTuple):
+    """Elements of a tensor that lie side by side in a file; they end where the next extent begins."""
+
+    first: int
+    """Index of its first element in the tensor."""
+    file: int
+    """Which file it lies in, counted from the file that the tensor is listed with."""
+    start: int
+    """Absolute offset of its first byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Absolute offset of the first byte."""
+    stop: int
+    """Absolute offset one past the last byte."""
+    order: tuple[int, ...] = ()
+    """Dimensions by descending stride where that is not their order: a transposed tensor. (-1,)
+    where hardly any two elements lie side by side. Empty for a plain tensor."""
+    extents: tuple[Extent, ...] = ()
+    """Its extents where it has several: a slice of a larger tensor, or chunks in several files."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)

@@ -1,0 +1,38 @@
+"""The memory of one worker: the user's budget, or a share of the machine's."""
+
+from __future__ import annotations
+
+from pipeline.errors import PlanDoesNotFit
+from pipeline.planning.machine import total_memory
+from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
+from pipeline.planning.plan import Plan
+from pipeline.planning.request import Resources
+
+
+def worker_memory(
+    plan: Plan,
+    resources: Resources,
+    calls: int,
+    workers: int = 1,
+    largest_block: int | None = None,
+) -> Memory:
+    """Return how one worker with `calls` tiles in hand spends its budget.
+
+    Args:
+        workers: how many share a machine.
+        largest_block: what an object store takes, if blocks travel through one.
+
+    Raises:
+        PlanDoesNotFit: the budget, the machine or the store is too small.
+    """
+    total, on_ray = total_memory(), resources.executor == "ray"
+    budget = resources.memory or default_budget(total, workers, on_ray)
+    memory = project(plan.tensors, plan.tiles, budget, calls, plan.statistics, largest_block)
+    if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
+        raise PlanDoesNotFit(
+            f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"
+            f" {show_size(idle_bytes(1, on_ray))} of an idle process, and this machine or container"
+            f" has {show_size(total)}",
+            "leave --memory out, or raise the limit",
+        )
+    return memory

@@ -1,0 +1,270 @@
+"""One job, from tiles without a result to runs that count, whatever fails in its store meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pipeline.errors import (
+    Corrupted,
+    HallmarksError,
+    Interrupted,
+    LeaseLost,
+    StoreFailed,
+    StoreUnusable,
+    TileLost,
+)
+from pipeline.execute.drive.schedule import MAX_FAILURES, Lost
+from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.verify import published
+from pipeline.job.executor import WorkThrough
+from pipeline.job.outcome import Account
+from pipeline.job.patience import Patience, store_in_use
+from pipeline.job.progress import Progress
+from pipeline.job.runs import Leases, Runs
+from pipeline.job.snapshots import Snapshots
+from pipeline.job.summary import Execution, Summary
+from pipeline.job.write import Written, write_runs
+from pipeline.planning.memory import results_ahead
+from pipeline.reduce.groups import grouping
+from pipeline.reduce.parts import sums_of_parts
+from pipeline.reduce.reduce import group_sums
+from pipeline.statistics.parts import Sums
+from pipeline.statistics.statistic import part_bytes
+from pipeline.store.attempts import final, remove_superseded
+from pipeline.store.folder import Folder
+from pipeline.store.progress import ProgressFile, remove_record
+from pipeline.store.sums import SumFolder
+from pipeline.store.tiles import TileFolder, discard, discard_all
+
+
+class _Gone(Exception):
+    """Results of tiles that had one are damaged or gone."""
+
+
+class Job:
+    """The work of one plan, whose tables are written as one run or several."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        folder: Folder,
+        tiles: TileFolder,
+        sums: SumFolder,
+        leases: Leases,
+        execution: Execution,
+        progress: Progress,
+        verify: bool,
+    ) -> None:
+        """`verify`: whole files are compared with the hashes that are published of them."""
+        self._runs, self._plan, self._folder = runs, runs.whole, folder
+        self._tiles, self._sums, self._leases = tiles, sums, leases
+        self._execution, self._progress, self._verify = execution, progress, verify
+        self._record = ProgressFile(folder, self._plan.run, leases.tokens[-1])
+        self._patience = Patience(progress.note)
+        self._order = self._plan.order()
+        self._account = Account()
+        self._gone: Counter[int] = Counter()
+        """How often the result of a tile has gone."""
+
+    def run(self, work: WorkThrough) -> list[Summary]:
+        """Compute what has no result yet, write the runs, and clean up.
+
+        What the store does not take is tried again, and results that have gone are made again.
+
+        Raises:
+            StoreFailed: the store has failed for too long.
+            HallmarksError: whatever else ended the work; what was finished is kept.
+        """
+        try:
+            written = self._written(work)
+            commit(written, self._patience)
+        except Interrupted:
+            self._renew("interrupted", now=True)
+            raise
+        except LeaseLost:
+            raise  # the record is another driver's, too
+        except HallmarksError:
+            self._renew("failed", now=True)
+            raise
+        try:
+            sums = None if self._account.lost else self._sums
+            settle(self._runs, self._leases, self._folder, sums)
+        except (StoreUnusable, LeaseLost) as error:
+            self._progress.note(f"{error.message}; what is left over goes with the next run")
+        return written.summaries
+
+    def _written(self, work: WorkThrough) -> Written:
+        while True:
+            try:
+                with store_in_use():
+                    pending = self._pending()
+                self._work_through(work, pending)
+                with store_in_use():
+                    return self._write()
+            except _Gone:
+                continue
+            except StoreFailed as error:
+                self._patience.wait(error)
+
+    def _pending(self) -> list[int]:
+        """Return the tiles that have no result, in the plan's random order."""
+        stored = self._tiles.finished()
+        devices: dict[int, str] = {}
+        for tile in self._plan.tiles:
+            if tile.name not in stored:
+                continue
+            if tile.index in self._account.done:
+                devices[tile.index] = self._account.done[tile.index]
+            elif (result := self._tiles.get(tile.name)) is not None:
+                devices[tile.index] = result.device
+            # a damaged result is done again, so each is looked at before it is counted on
+        self._account.stored(devices)
+        lost = self._account.lost
+        pending = [n for n in self._order if n not in devices and n not in lost]
+        if self._verify:
+            pending.sort()  # as files are hashed
+        return pending
+
+    def _work_through(self, work: WorkThrough, pending: list[int]) -> None:
+        if not (pending or self._verify):
+            return
+        self._progress.planned(self._plan, self._bytes_done)
+        snapshots = Snapshots(
+            self._runs, self._leases, self._folder, self._tiles, self._execution, self._progress
+        )
+        self._renew("reading", now=True)
+        try:
+            for outcome in work(pending, self._tiles):
+                self._take(outcome)
+                self._renew("reading")
+                if not self._verify:  # else what has been read is no random sample
+                    snapshots.consider(self._account.outcome)
+            if self._verify:
+                self._progress.verified(len(published(self._plan)))
+            self._verify = False
+        except Interrupted:
+            snapshots.last(self._account.outcome())
+            raise
+        except Corrupted:
+            discard(self._folder, self._plan.run)  # some of it was made from wrong bytes
+            raise
+        finally:
+            snapshots.stop()
+
+    @property
+    def _bytes_done(self) -> int:
+        return sum(self._plan.tiles[number].bytes for number in self._account.done)
+
+    def _renew(self, state: str, *, now: bool = False) -> None:
+        """Tell those who look at the store how far this is."""
+        if not now and not self._record.due:
+            return
+        self._record.renew(
+            state=state,
+            tiles=len(self._plan.tiles),
+            tiles_done=len(self._account.done),
+            tiles_lost=len(self._account.lost),
+            bytes=self._plan.bytes_to_read,
+            bytes_done=self._bytes_done,
+            workers=self._execution.workers,
+        )
+
+    def _take(self, outcome: Receipt | Lost) -> None:
+        self._leases.assure()
+        if isinstance(outcome, Lost):
+            self._give_up(outcome)
+            return
+        self._patience.succeeded()
+        self._account.finished(outcome)
+        self._progress.tile_done(outcome.bytes)
+
+    def _give_up(self, lost: Lost) -> None:
+        self._account.gave_up(lost)
+        self._progress.tile_lost(lost)
+
+    def _write(self) -> Written:
+        """Reduce, and write the tables of each run.
+
+        Raises:
+            _Gone: results are not there any more.
+        """
+        self._progress.reducing()
+        self._renew("reducing", now=True)
+        outcome = self._account.outcome()
+        gone: set[int] = set()
+        self._sums.write(sums_of_parts(self._plan, self._results(gone)))
+        if gone:
+            self._do_again(gone)
+            raise _Gone
+        lost = {
+            fragment.tensor
+            for number in self._account.lost
+            for fragment in self._plan.tiles[number].fragments
+        }
+
+        def ready() -> None:
+            self._leases.check()
+            if outcome.complete:
+                self._sums.seal()
+
+        grouped = grouping(self._plan)
+        return write_runs(
+            self._runs,
+            [final(token) for token in self._leases.tokens],
+            grouped,
+            group_sums(self._plan, grouped, self._sums.read, frozenset(lost)),
+            self._folder,
+            self._execution,
+            outcome,
+            final=True,
+            check=self._leases.assure,
+            ready=ready,
+        )
+
+    def _results(self, gone: set[int]) -> Iterator[tuple[int, Sums | None]]:
+        """Yield the results of all tiles, in order; `gone` gets those that should be there."""
+        each = part_bytes(self._plan.statistics, len(self._plan.checkpoints))
+        ahead = results_ahead(self._plan.tiles, self._plan.tensors, each)
+        for number, sums in self._tiles.results(self._plan.tiles, ahead):
+            self._leases.assure()
+            if sums is None and number not in self._account.lost:
+                gone.add(number)
+            yield number, sums
+
+    def _do_again(self, gone: set[int]) -> None:
+        """Have tiles done again whose results are gone, unless that has happened too often."""
+        self._account.gone(gone)
+        self._gone.update(gone)
+        for number in sorted(gone):
+            message = f"tile {number}: its result is damaged or gone"
+            if self._gone[number] < MAX_FAILURES:
+                self._progress.note(f"{message}; it is done again")
+            else:
+                self._give_up(Lost(number, TileLost(f"{message}, {MAX_FAILURES} times")))
+
+
+def commit(written: Written, patience: Patience) -> None:
+    """Make runs count: again while the store fails, since nobody knows whether they do."""
+    while True:
+        try:
+            return written.commit()
+        except StoreUnusable as error:
+            patience.wait(error)
+
+
+def settle(runs: Runs, leases: Leases, folder: Folder, sums: SumFolder | None) -> None:
+    """Remove what written runs need no more. May be done again, by whoever holds their leases.
+
+    Args:
+        sums: of the plan that is complete; None if tiles were lost: the others' results are kept.
+    """
+    leases.check()
+    for plan in runs:
+        remove_superseded(folder, plan.run)
+    if sums is None:
+        remove_record(folder, runs.whole.run)
+    else:
+        sums.remove_others()
+        for plan in runs:
+            discard_all(folder, plan.run)  # last: it shows that there is something left to do

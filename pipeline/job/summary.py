@@ -1,0 +1,176 @@
+"""What a job says of a run when it is over: what `analyze --json` prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.findings.finding import Finding, counts
+from pipeline.job.outcome import Outcome
+from pipeline.planning.plan import Plan
+from pipeline.reduce.figures import Figures
+from pipeline.store.attempts import counting
+from pipeline.store.folder import Folder
+from pipeline.store.query import Store
+from pipeline.version import VERSION
+
+FIGURES_FORMAT = 2
+"""Raised when figures, scopes or findings are added or change: stored runs are then made again from
+their sums, without reading a weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `analyze --json` prints (docs/contract.md, §1)."""
+
+    run: str
+    store: str
+    checkpoints: int
+    first_step: int | None
+    """Of the checkpoint that displacements are measured from; None where its name states none."""
+    tensors: int
+    parameters: int
+    bytes_total: int
+    bytes_read: int
+    fraction: float
+    seconds: float
+    gram_seconds: float
+    pull_seconds: float
+    device: str
+    executor: str
+    workers: int
+    mds: float | None
+    relative_mds: float | None
+    mds_stderr: float | None
+    relative_mds_stderr: float | None
+    findings: dict[str, int]
+    """Counts by severity."""
+    complete: bool
+    resumed_tiles: int
+    """Tiles that an earlier attempt had finished."""
+    already_complete: bool = False
+    """Nothing was read: the store had this very run, or all that its figures are made from."""
+    recomputed: bool = False
+    """The figures were made again from stored sums."""
+    lost: list[str] = field(default_factory=list)
+    """Why tiles failed for good."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Where a job is done, and since when."""
+
+    store: str
+    executor: str
+    workers: int
+    started: float
+    """By the monotonic clock."""
+
+
+def summary(
+    plan: Plan,
+    execution: Execution,
+    outcome: Outcome,
+    fraction: float,
+    model: Figures | None = None,
+    found: Sequence[Finding] = (),
+) -> Summary:
+    """Return the summary of a run.
+
+    Args:
+        fraction: share of the weights that the figures are made from.
+        model: figures of the whole model, if there are any.
+    """
+    values = {} if model is None else model.indicators
+    errors = {} if model is None else model.indicator_errors
+    return Summary(
+        run=plan.run,
+        store=execution.store,
+        checkpoints=len(plan.checkpoints),
+        first_step=plan.checkpoints[0].step,
+        tensors=len(plan.tensors),
+        parameters=plan.parameters,
+        bytes_total=plan.bytes_total,
+        bytes_read=outcome.bytes_read,
+        fraction=fraction,
+        seconds=time.monotonic() - execution.started,
+        gram_seconds=outcome.gram_seconds,
+        pull_seconds=outcome.pull_seconds,
+        device=" + ".join(sorted(outcome.devices)),
+        executor=execution.executor,
+        workers=execution.workers,
+        mds=_number(values.get("mds")),
+        relative_mds=_number(values.get("relative_mds")),
+        mds_stderr=_number(errors.get("mds")),
+        relative_mds_stderr=_number(errors.get("relative_mds")),
+        findings=counts(found),
+        complete=outcome.complete,
+        resumed_tiles=outcome.resumed_tiles,
+        already_complete=outcome.already_complete,
+        recomputed=outcome.recomputed,
+        lost=[lost.error.message for lost in outcome.lost],
+    )
+
+
+def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary | None:
+    """Return the summary of this very plan if the store holds all of it, with today's figures."""
+    if not counting(folder, plan.run):
+        return None
+    stored, run = Store(execution.store), [plan.run]
+    columns = "fraction, device, plan, complete, figures"
+    rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
+    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+        return None
+    if stored.trouble(plan.run) is not None:
+        return None
+    values = {
+        indicator: (value, stderr)
+        for indicator, value, stderr in stored.sql(
+            "SELECT indicator, value, stderr FROM indicators WHERE scope = 'model'"
+            " AND run = ? AND indicator IN ('mds', 'relative_mds')",
+            run,
+        ).fetchall()
+    }
+    severities = stored.sql(
+        "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
+    ).fetchall()
+    fraction, device = rows[0][:2]
+    outcome = Outcome(devices=frozenset({device}), already_complete=True)
+    without_figures = summary(plan, execution, outcome, fraction)
+    return replace(
+        without_figures,
+        mds=values["mds"][0],
+        relative_mds=values["relative_mds"][0],
+        mds_stderr=values["mds"][1],
+        relative_mds_stderr=values["relative_mds"][1],
+        findings=without_figures.findings | dict(severities),
+    )
+
+
+def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
+    """Return what the table `runs` says of a run, beside its files.
+
+    Args:
+        final: False of an estimate from the tiles read so far.
+    """
+    return {
+        "final": final,
+        "plan": plan.digest,
+        "source": plan.source,
+        "selection": plan.selection,
+        "created_at": datetime.now(UTC),
+        "version": VERSION,
+        "figures": FIGURES_FORMAT,
+        "settings": None,
+        **summary.as_dict(),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else value

@@ -1,0 +1,130 @@
+"""From sums to runs in the store: figures, findings, tables, and a summary of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from pipeline.findings.finding import Finding
+from pipeline.findings.judge import findings
+from pipeline.findings.observe import Observations
+from pipeline.job.outcome import Outcome
+from pipeline.job.runs import Runs
+from pipeline.job.summary import Execution, Summary, run_row, summary
+from pipeline.planning.machine import available_cores
+from pipeline.planning.plan import Plan
+from pipeline.reduce.groups import Grouping
+from pipeline.reduce.reduce import OfGroups, reduce
+from pipeline.signals import uninterrupted
+from pipeline.statistics.piece import one_thread_products
+from pipeline.store.folder import Folder
+from pipeline.store.query import views_sql
+from pipeline.store.write import RunWriter
+
+
+class Written:
+    """The tables of each run of a plan: written, but not counting yet."""
+
+    def __init__(self, writers: Sequence[RunWriter], summaries: Sequence[Summary]) -> None:
+        self._writers = writers
+        self.summaries = list(summaries)
+
+    def commit(self) -> None:
+        """Make them count, whatever signal arrives meanwhile. May be tried again.
+
+        Raises:
+            LeaseLost: another driver has taken a run over.
+            StoreUnusable: the storage does not answer; they may count all the same.
+        """
+        with uninterrupted():
+            for writer in self._writers:
+                writer.commit()
+
+
+def write_runs(
+    runs: Runs,
+    attempts: Sequence[str],
+    grouped: Grouping,
+    sums: Iterable[OfGroups],
+    folder: Folder,
+    execution: Execution,
+    outcome: Outcome,
+    *,
+    final: bool,
+    check: Callable[[], None],
+    ready: Callable[[], None],
+) -> Written:
+    """Make the figures and findings of each run and write its tables, all but the row that counts.
+
+    Args:
+        attempts: the name of the attempt at each run.
+        grouped: the groups of the plan.
+        sums: of all of them.
+        outcome: what has been done of the tiles that the sums are of.
+        final: False of an estimate from the tiles read so far.
+        check: called between groups.
+        ready: called when all is written; what either raises ends the attempt, and nothing stays.
+    """
+    writers = [
+        RunWriter(folder, plan.run, attempt) for plan, attempt in zip(runs, attempts, strict=True)
+    ]
+    summaries: list[Summary] = []
+    found: list[list[Finding]] = []
+    try:
+        observed = _write_figures(runs, grouped, sums, writers, check)
+        folder.replace("views.sql", views_sql(folder).encode())
+        for plan, writer, seen in zip(runs, writers, observed, strict=True):
+            fraction = _fraction(plan, outcome)
+            found.append(_findings(plan, seen, fraction, found))
+            about = summary(plan, execution, outcome, fraction, seen.model, found[-1])
+            writer.complete(plan, found[-1], run_row(plan, about, final))
+            summaries.append(about)
+        ready()
+    except BaseException:  # an interrupt, too, must not leave this attempt's files
+        for writer in writers:
+            writer.abandon()
+        raise
+    return Written(writers, summaries)
+
+
+def _write_figures(
+    runs: Runs,
+    grouped: Grouping,
+    sums: Iterable[OfGroups],
+    writers: Sequence[RunWriter],
+    check: Callable[[], None],
+) -> list[Observations]:
+    """Write the figures of every group of every run; return what findings are judged from."""
+    observed = [Observations(plan) for plan in runs]
+    with one_thread_products():
+        for group, figures in reduce(runs.whole, sums, available_cores()):
+            key = grouped.keys[group]
+            of_runs = (*figures.paths, figures)
+            for writer, seen, each in zip(writers, observed, of_runs, strict=True):
+                writer.add(group, key, each)
+                seen.add(key, each)
+            check()
+    return observed
+
+
+def _fraction(plan: Plan, outcome: Outcome) -> float:
+    """Return the share of a run's weights that its figures are made from."""
+    read = sum(tile.bytes for tile in plan.tiles if tile.index in outcome.done)
+    return read / plan.bytes_total
+
+
+def _findings(
+    plan: Plan, seen: Observations, fraction: float, of_paths: Sequence[Sequence[Finding]]
+) -> list[Finding]:
+    """Return a run's findings; those of a run over several sources are the ones of each."""
+    if not plan.paths:
+        return findings(plan, seen, fraction)
+    return [
+        replace(
+            finding,
+            k=None if finding.k is None else finding.k + path.first,
+            message=f"{path.run}: {finding.message}",
+        )
+        for path, of_path in zip(plan.paths, of_paths, strict=True)
+        for finding in of_path
+    ]

@@ -1,0 +1,41 @@
+"""The sums of one tile: every statistic of every part, in stacked arrays.
+
+Letters: P parts of the tile (a part in several folds counts several times), K checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.piece import Piece
+from pipeline.statistics.statistic import Statistic, packed, specs
+
+
+class Accumulator:
+    """Adds up the pieces of one tile. A piece is added whole or not at all."""
+
+    def __init__(
+        self, keys: Sequence[PartKey], statistics: Sequence[Statistic], num_checkpoints: int
+    ) -> None:
+        self._keys, self._statistics = tuple(keys), statistics
+        self._rows = {key: row for row, key in enumerate(self._keys)}
+        self._specs = {spec.name: spec for spec in specs(statistics, num_checkpoints)}
+        self._arrays = {name: spec.empty(len(keys)) for name, spec in self._specs.items()}
+
+    def add(self, key: PartKey, piece: Piece) -> None:
+        """Add a piece of a part; if this fails, nothing was added."""
+        row = self._rows[key]
+        contributions = [each.of_piece(piece) for each in self._statistics]
+        # What may find no memory is done.
+        for contribution in contributions:
+            for name, value in contribution.items():
+                self._specs[name].merge(self._arrays[name][row, ...], value)
+
+    def result(self, device: str) -> Sums:
+        """Return the sums over everything added."""
+        arrays = {
+            name: packed(array) if self._specs[name].symmetric else array
+            for name, array in self._arrays.items()
+        }
+        return Sums(self._keys, arrays, device)

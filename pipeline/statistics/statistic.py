@@ -1,0 +1,104 @@
+"""The seam for whatever is computed of a part while its bytes are read.
+
+A statistic names the arrays that it keeps of one part, gives what one piece adds to them, and says by
+which rule arrays of two sets of elements become those of their union. From that alone follow the
+accumulators of a tile, the bytes that they take, the result files, and the reduction: none of these
+knows what it carries.
+
+Declarations do without torch, so that planning does, too; `of_piece` imports it where it needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.statistics.piece import Piece
+
+Array = NDArray[Any]
+Rule = Literal["add", "and", "max"]
+
+_MERGES = {"add": np.add, "and": np.logical_and, "max": np.maximum}
+_NEUTRAL = {"add": 0, "and": 1, "max": 0}
+
+
+class ArraySpec(NamedTuple):
+    """One array that a statistic keeps of each part."""
+
+    name: str
+    """`<statistic>.<array>`."""
+    shape: tuple[int, ...]
+    dtype: str
+    rule: Rule = "add"
+    """How the arrays of two sets of elements merge; `max` is of what is never negative."""
+    symmetric: bool = False
+    """A symmetric matrix: files and the reduction hold its upper triangle, row by row."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in an accumulator, of one part."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """The shape in files and in the reduction."""
+        if not self.symmetric:
+            return self.shape
+        return (self.shape[0] * (self.shape[0] + 1) // 2,)
+
+    def empty(self, parts: int, packed: bool = False) -> Array:
+        """Return the arrays of so many parts over no element, (parts, *shape)."""
+        shape = self.packed_shape if packed else self.shape
+        return np.full((parts, *shape), _NEUTRAL[self.rule], self.dtype)
+
+    def merge(self, into: Array, other: Any) -> None:
+        """Merge one array into another, in place."""
+        _MERGES[self.rule](into, other, out=into, casting="same_kind")
+
+
+class Statistic(Protocol):
+    """Something computed of every part, from values, stored bytes, or both."""
+
+    name: str
+
+    def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
+        """Return what is kept of one part."""
+        ...
+
+    def of_piece(self, piece: Piece) -> Mapping[str, Any]:
+        """Return what a piece adds to each array, by name.
+
+        Called once a piece and part, in ascending order of elements. What it returns may be scratch
+        memory: it is merged before the statistic is asked again.
+        """
+        ...
+
+
+def specs(statistics: Sequence[Statistic], num_checkpoints: int) -> tuple[ArraySpec, ...]:
+    """Return all arrays that these statistics keep of one part."""
+    return tuple(spec for each in statistics for spec in each.arrays(num_checkpoints))
+
+
+def part_bytes(statistics: Sequence[Statistic], num_checkpoints: int) -> int:
+    """Return the bytes that the accumulators of one part take."""
+    return sum(spec.nbytes for spec in specs(statistics, num_checkpoints))
+
+
+def packed(matrices: Array) -> Array:
+    """Return the upper triangles, (…, n (n + 1) / 2), of symmetric matrices, (…, n, n)."""
+    rows, columns = np.triu_indices(matrices.shape[-1])
+    return matrices[..., rows, columns]
+
+
+def unpacked(triangles: Array) -> Array:
+    """Return the symmetric matrices, (…, n, n), of upper triangles, (…, n (n + 1) / 2)."""
+    n = int((np.sqrt(8 * triangles.shape[-1] + 1) - 1) / 2)
+    rows, columns = np.triu_indices(n)
+    matrices = np.empty((*triangles.shape[:-1], n, n), triangles.dtype)
+    matrices[..., rows, columns] = triangles
+    matrices[..., columns, rows] = triangles
+    return matrices
