@@ -24,7 +24,7 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
-from pipeline.transport.access import Url
+from pipeline.transport.access import Access, Url
 from tests.hub import Fault, Hub
 from tests.hub.faults import Action
 from tests.test_bits import everything
@@ -222,8 +222,14 @@ def test_a_file_that_cannot_be_read_leaves_its_groups_null(
 ) -> None:
     """Exit 3: what succeeded is kept, the tensors that a lost tile touches are NULL."""
 
-    absent = Url("there", 1 << 40, f"{hub.cdn_url}/absent", etag="")
-    monkeypatch.setattr(HubRepository, "access", lambda *_: absent)
+    access = HubRepository.access
+
+    def then_gone(*arguments: Any) -> Access:
+        given = access(*arguments)
+        hub.faults.add(Fault("status", status=404))
+        return given
+
+    monkeypatch.setattr(HubRepository, "access", then_gone)
     summary = pipeline.analyze(NAME, str(tmp_path / "store"), executor="local", run="r")
     assert not summary.complete
     assert "HTTP 404" in summary.lost[0]
