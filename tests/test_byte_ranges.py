@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given, settings
@@ -57,13 +58,14 @@ def suites(draw: st.DrawFn) -> list[AlignedTensor]:
 
 
 @settings(max_examples=50, deadline=None)
-@given(suites(), st.integers(8 * PIECE, 1 << 19))
+@given(suites(), st.integers(8 * PIECE, 1 << 19), st.sampled_from([1, 1 << 16]))
 def test_every_byte_of_a_row_comes_from_where_it_lies(
-    tensors: list[AlignedTensor], row_bytes: int
+    tensors: list[AlignedTensor], row_bytes: int, at_once: int
 ) -> None:
     for tile in divide(everything(tensors), tensors, 1 << 20):
         for layout in slices(tile, tensors, row_bytes):
-            ranges = byte_ranges(layout, tensors)
+            with patch("pipeline.execute.work.byte_ranges._AT_ONCE", at_once):
+                ranges = byte_ranges(layout, tensors)
             assert [each.row for each in ranges] == sorted(each.row for each in ranges)
             for row in range(ROWS):
                 of_row = [each for each in ranges if each.row == row]

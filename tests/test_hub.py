@@ -493,5 +493,5 @@ def test_no_credential_is_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HF_TOKEN", hub.token)
     make_plan(Request(NAME))
     kept = cache_file().read_bytes()
-    assert b"tensors " in kept
+    assert b'"tensors"' in kept
     assert hub.token.encode() not in kept and b"X-Amz" not in kept and b"Signature" not in kept

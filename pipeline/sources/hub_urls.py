@@ -120,18 +120,18 @@ class HubUrls:
             client.name, file.path_in_commit, revision=commit, endpoint=client.api.endpoint
         )
         asked = time.monotonic()
-        found = client.ask(lambda: get_hf_file_metadata(url, **client.identity), file.where)
-        if found.size != file.size or found.commit_hash != commit:
+        metadata = client.ask(lambda: get_hf_file_metadata(url, **client.identity), file.where)
+        if metadata.size != file.size or metadata.commit_hash != commit:
             raise SourceChanged(
                 f"{file.where}: expected {file.size:,} bytes of commit {commit}, found"
-                f" {found.size} of {quoted(found.commit_hash)}"
+                f" {metadata.size} of {quoted(metadata.commit_hash)}"
             )
-        if _differ(found.etag, file.identity):
+        if _differ(metadata.etag, file.identity):
             raise SourceChanged(
-                f"{file.where}: expected contents {file.identity}, found {quoted(found.etag)}: the"
+                f"{file.where}: expected contents {file.identity}, found {quoted(metadata.etag)}: the"
                 " file changed under its commit"
             )
-        location, host = _leads_to(url, found.location, file.where)
+        location, host = _leads_to(url, metadata.location, file.where)
         # A file that the Hub host serves itself is read with the user's credentials; a URL
         # elsewhere is signed, and the token must never go there.
         signed = host != client.endpoint

@@ -177,8 +177,8 @@ class _Connection:
         credentials: Mapping[str, str] = {}
         if self._proxy:
             target, credentials = host_of(url) + target, self._proxy.credentials
-        own = {"User-Agent": _USER_AGENT, **credentials}
-        self.client.request("GET", target, headers={**own, **headers})
+        sent = {"User-Agent": _USER_AGENT, **headers, **credentials}
+        self.client.request("GET", target, headers=sent)
         response = self.client.getresponse()
         assert isinstance(response, Response)
         return response

@@ -171,10 +171,10 @@ class _Answer:
         else:
             self._refuse(response)
         for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
-            found = response.headers.get(name, plain)
-            if found.strip().lower() != plain:
+            encoding = response.headers.get(name, plain)
+            if encoding.strip().lower() != plain:
                 raise ReadError(
-                    f"{where}: expected the bytes as they are, found {name} {quoted(found, 60)}",
+                    f"{where}: expected the bytes as they are, found {name} {quoted(encoding, 60)}",
                     f"{host_of(access.url)}, or a proxy before it, compresses what it was asked not"
                     " to",
                 )
@@ -188,9 +188,9 @@ class _Answer:
     def _check_range(self, response: Response, first: int, last: int) -> None:
         where, size = self._range, self._access.size
         shown = response.headers.get("Content-Range", "")
-        found = _CONTENT_RANGE.fullmatch(shown)
-        numbers = tuple(int(number[:20]) for number in found.groups()) if found else (0, 0, 0)
-        if found and numbers[2] != size:
+        match = _CONTENT_RANGE.fullmatch(shown)
+        numbers = tuple(int(number[:20]) for number in match.groups()) if match else (0, 0, 0)
+        if match and numbers[2] != size:
             raise SourceChanged(f"{where}: expected a file of {size:,}, found {numbers[2]:,}")
         if numbers[:2] != (first, last):
             raise ReadError(

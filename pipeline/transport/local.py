@@ -52,10 +52,10 @@ def _fill(descriptor: int, access: LocalPath, start: int, buffer: memoryview) ->
 
 
 def _compare(descriptor: int, access: LocalPath) -> None:
-    found, planned = FileState.of(os.fstat(descriptor)), access.state
-    if found != planned:
+    state, planned = FileState.of(os.fstat(descriptor)), access.state
+    if state != planned:
         raise SourceChanged(
             f"{access.path} changed since it was planned: expected {planned.size:,} bytes, found"
-            f" {found.size:,}, or another time of change",
+            f" {state.size:,}, or another time of change",
             "start again with --fresh",
         )

@@ -87,8 +87,8 @@ class Reader(Generic[Key]):
 
     def handed_out(self, files: Sequence[Key], after: int) -> dict[Key, Access]:
         """Return access to files for another reader, whose time is counted from now."""
-        found = self.accesses(files, after)
-        return {file: good_for(access, self._left_s(file)) for file, access in found.items()}
+        accesses = self.accesses(files, after)
+        return {file: good_for(access, self._left_s(file)) for file, access in accesses.items()}
 
     def pinned(self, file: Key, after: int = 0) -> Access:
         """Return access for other readers, with the ETag of its host, which is read for it if needed."""
@@ -206,17 +206,17 @@ class Reader(Generic[Key]):
             self._requested |= {file: Future() for file in unrequested}
             answers = {file: self._requested[file] for file in lacking}
         if unrequested:
-            found: Mapping[Key, Access | BaseException] = {}
+            given: Mapping[Key, Access | BaseException]
             try:
-                found = self._provider.accesses(unrequested, after)
+                given = self._provider.accesses(unrequested, after)
             except BaseException as error:  # those who wait for the answer must hear of it, too
-                found = dict.fromkeys(unrequested, error)
-            self._take(found)
+                given = dict.fromkeys(unrequested, error)
+            self._take(given)
         return answers
 
-    def _take(self, found: Mapping[Key, Access | BaseException]) -> None:
+    def _take(self, given: Mapping[Key, Access | BaseException]) -> None:
         with self._lock:
-            for file, access in found.items():
+            for file, access in given.items():
                 answer = self._requested.pop(file)
                 if isinstance(access, BaseException):
                     answer.set_exception(access)
