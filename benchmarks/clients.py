@@ -37,12 +37,13 @@ Read = Callable[[int, memoryview], None]
 
 def reader(url: str, size: int) -> Read:
     """This project's."""
-    from pipeline.transport.connections import Transport
-    from pipeline.transport.http import UrlAccess
+    from pipeline.transport.access import Url
+    from pipeline.transport.reader import Reader
 
-    nobody: Any = None  # needed at the desk only when an address is refused
-    transport, access = Transport(nobody), UrlAccess("the file", size, url)
-    return lambda start, buffer: access.read_into(transport, start, buffer)
+    nobody: Any = None  # asked only when a URL is refused
+    made: Reader[int] = Reader(nobody)
+    made.hold(0, Url("the file", size, url))
+    return lambda start, buffer: made.read(0, [(start, buffer)])
 
 
 def urllib3(url: str, _: int) -> Read:

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device
-from pipeline.execute.work.addresses import InProcess
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Receipt, Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
@@ -189,7 +189,7 @@ def run(plan: Plan, source: Source, kind: str, threads: int) -> Run:
     """Work through all tiles."""
     memory = project(plan.tensors, plan.tiles, 8 << 30, threads)
     kept = Kept()
-    worker = Worker(plan, kept, InProcess(plan, source), kind, threads, memory)
+    worker = Worker(plan, kept, UrlBroker(plan, source), kind, threads, memory)
     started = time.perf_counter()
     outcomes = list(run_local(worker, threads, [tile.index for tile in plan.tiles]))
     seconds = time.perf_counter() - started

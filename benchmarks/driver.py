@@ -23,8 +23,8 @@ from benchmarks.memory import resident
 from pipeline.execute.drive.schedule import Schedule
 from pipeline.execute.ray.pool import Proof, RayPool
 from pipeline.execute.ray.session import Layout
-from pipeline.execute.work.addresses import FrontDesk
 from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.planning.tiles import Fragment, Tile
 
 ACTORS = 2
@@ -62,13 +62,13 @@ def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
     actors = [remote.remote() for _ in range(ACTORS)]
     nothing: Any = None
     shape = Layout(num_workers, 1, "cpu", "actor", 0, 0)
-    made = RayPool(nothing, nothing, lambda: shape, IN_HAND, nothing, Proof(nothing, ()))
+    made = RayPool(nothing, nothing, lambda: shape, IN_HAND, nothing, Proof(nothing, {}))
     made._start = lambda share: Worker(actors[share % ACTORS])
     held: dict[int, int] = {}
     started = time.perf_counter()
     done = 0
     with patch("ray.kill", lambda _: None):  # simulated workers are no actors
-        for _ in made.run(list(range(num_tiles)), FrontDesk(nothing)):
+        for _ in made.run(list(range(num_tiles)), UrlBroker(nothing, nothing)):
             done += 1
             if done % (num_tiles // 10) == 0:
                 held[10 * done // num_tiles] = resident(os.getpid())

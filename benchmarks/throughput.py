@@ -9,7 +9,7 @@ headers are known from a first plan) left out:
     job      the analysis as `hallmarks analyze --executor local` does it; *reading* is from its plan
              to its last tile, *seconds* what `--json` states, which is with figures and files
     client   the reader alone: the same ranges of the same files in the same order, into buffers that
-             stay, by as many threads as a worker has readers; addresses are asked for before
+             stay, by as many threads as a worker has readers; URLs are requested before
     product  the job on the same files in a local directory that is in the page cache
 
 Once over a link of a fixed rate, which the job should fill as the client does; once as fast as it
@@ -79,16 +79,14 @@ def job(source: str) -> dict[str, Any]:
 
 def client(source: str) -> dict[str, Any]:
     """Read in this process what the job would read, and do nothing with it."""
-    from pipeline.transport.connections import Transport
-
-    addresses, ranges, readers, longest = ranges_of_job(source)
-    transport, of_thread = Transport(addresses), threading.local()
+    reader, ranges, readers, longest = ranges_of_job(source)
+    of_thread = threading.local()
 
     def read(number: int) -> None:
         file, start, length = ranges[number]
         if not hasattr(of_thread, "buffer"):
             of_thread.buffer = bytearray(longest)
-        addresses.get(file).read_into(transport, start, memoryview(of_thread.buffer)[:length])
+        reader.read(file, [(start, memoryview(of_thread.buffer)[:length])])
 
     wall, cpu = _now()
     with ThreadPoolExecutor(readers) as pool:
@@ -104,28 +102,29 @@ def client(source: str) -> dict[str, Any]:
 
 
 def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, int]:
-    """Return addresses; file, start and length of each range; how many readers; the longest range."""
-    from pipeline.execute.work import worker
-    from pipeline.execute.work.addresses import InProcess
+    """Return a reader; file, start and length of each range; how many readers; the longest range."""
+    from pipeline.execute.work import pull
+    from pipeline.execute.work.byte_ranges import byte_ranges
+    from pipeline.execute.work.urls import UrlBroker
     from pipeline.job.memory import worker_memory
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources
-    from pipeline.planning.slices import slices, spans
+    from pipeline.planning.slices import slices
+    from pipeline.transport.reader import Reader
 
     plan, there = make_plan(Request(source))
-    calls = available_cores() + there.waits
+    calls = available_cores() + there.is_remote
     row_bytes = worker_memory(plan, Resources(executor="local"), calls).row_bytes
-    addresses = InProcess(plan, there)
-    addresses.prepare(range(len(plan.files)))
+    reader = Reader(UrlBroker(plan, there))
+    reader.accesses(range(len(plan.files)))
     found = [
-        (span.file, span.start, span.stop - span.start)
+        (each.file, each.start, each.stop - each.start)
         for number in plan.order()
-        for piece in slices(plan.tiles[number], plan.tensors, row_bytes)
-        for row in range(len(plan.checkpoints))
-        for span in spans(piece, plan.tensors, row)
+        for layout in slices(plan.tiles[number], plan.tensors, row_bytes)
+        for each in byte_ranges(layout, plan.tensors)
     ]
-    return addresses, found, worker._READERS, max(length for _, _, length in found)
+    return reader, found, pull._READERS, max(length for _, _, length in found)
 
 
 CONTESTANTS = {"job": job, "client": client}

@@ -35,7 +35,7 @@ def plan(**options: Any) -> int:
     )
     for made, source in plans:
         # A worker of this machine; on a cluster the same budget holds for each of its workers.
-        memory = worker_memory(made, resources, min(4, available_cores()) + source.waits)
+        memory = worker_memory(made, resources, min(4, available_cores()) + source.is_remote)
         if options["as_json"]:
             descriptions.append(describe(made, memory, source.requests))
         else:

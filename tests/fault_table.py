@@ -85,14 +85,14 @@ class Bench:
         """Read and compute all tiles while answers go wrong.
 
         Args:
-            before: called when the addresses are known and nothing has been read.
+            before: called when the URLs are known and nothing has been read.
 
         Raises:
             HallmarksError: a tile failed for good, or a file changed.
         """
         from pipeline.execute.drive.local import run_local
         from pipeline.execute.drive.schedule import Lost
-        from pipeline.execute.work.addresses import InProcess
+        from pipeline.execute.work.urls import UrlBroker
         from pipeline.execute.work.worker import Worker
         from pipeline.planning.memory import project
         from pipeline.sources.hub import HubRepository
@@ -100,15 +100,15 @@ class Bench:
 
         plan, hub, kept = self._plan, self._hub, Kept()
         hub.reset()
-        addresses = InProcess(plan, HubRepository(NAME))
-        addresses.prepare(range(len(plan.files)))
+        urls = UrlBroker(plan, HubRepository(NAME))
+        urls.accesses(range(len(plan.files)))
         hub.reset()
         before()
         for fault in faults:
             hub.faults.add(fault)
         least = project(plan.tensors, plan.tiles, 1 << 40, 3).least  # for many small ranges
         memory = project(plan.tensors, plan.tiles, least, 3)
-        worker = Worker(plan, kept, addresses, "cpu", 2, memory)
+        worker = Worker(plan, kept, urls, "cpu", 2, memory)
         for outcome in run_local(worker, 3, plan.order()):
             if isinstance(outcome, Lost):
                 raise outcome.error
@@ -144,8 +144,8 @@ def fill(hub: Hub, folder: Path) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Wait milliseconds where the program waits seconds."""
-    sources = "pipeline.sources."
-    with patch(sources + "limits.FIRST_PAUSE_S", 0.001), patch(sources + "http._STALL_S", 0.2):
+    room = "pipeline.transport."
+    with patch(room + "limits.FIRST_PAUSE_S", 0.001), patch(room + "http._STALL_S", 0.2):
         yield
 
 

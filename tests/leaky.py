@@ -12,22 +12,22 @@ from typing import Any
 
 
 def object_store() -> None:
-    """Addresses handed over through the object store."""
+    """URLs handed over through the object store."""
     import ray
 
-    from pipeline.execute.work import addresses
+    from pipeline.execute.work import urls
 
-    answer = addresses.FrontDesk.answer
+    answer = urls.UrlBroker.answer
     kept = []
 
-    def put(self: Any, question: Any, reply: Callable[[Any], None]) -> None:
+    def put(self: Any, request: Any, reply: Callable[[Any], None]) -> None:
         def by_reference(found: Any) -> None:
             kept.append(ray.put(found))
             reply(kept[-1])
 
-        answer(self, question, by_reference)
+        answer(self, request, by_reference)
 
-    addresses.FrontDesk.answer = put
+    urls.UrlBroker.answer = put
 
 
 def environment() -> None:
@@ -44,7 +44,7 @@ def environment() -> None:
 
 
 def quoted_errors() -> None:
-    """An error that quotes the address that failed."""
+    """An error that quotes the URL that failed."""
     from pipeline.transport import http
 
     def refuse(self: Any, response: Any) -> None:

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import TransientReadError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
-from pipeline.execute.work.addresses import InProcess
 from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
@@ -50,7 +49,7 @@ def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, 
     """Return every tile's result file, computed in this process."""
     kept = Kept()
     memory = project(plan.tensors, plan.tiles, budget, threads + 1)
-    worker = Worker(plan, kept, InProcess(plan, source), "cpu", threads, memory)
+    worker = Worker(plan, kept, UrlBroker(plan, source), "cpu", threads, memory)
     tiles = [tile.index for tile in plan.tiles]
     outcomes = list(run_local(worker, threads + 1, tiles))
     assert sorted(outcome.tile for outcome in outcomes) == tiles
@@ -78,30 +77,17 @@ def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
     assert torch.get_num_threads() > 0
 
 
-def test_a_read_that_fails_is_tried_again_and_then_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
     rows = trajectory("walk", 3, 1000, 0.1)
     plan, source = make_plan(Request(str(write_suite(tmp_path / "suite", {"w": rows}))))
 
-    class Failing:
-        where, reads_at_once, issue, good_for_s, times = "there", 1, 1, 60.0, 0
-
-        def read_into(self, transport: object, start: int, buffer: memoryview) -> None:
-            del transport, start, buffer
-            self.times += 1
-            raise TransientReadError("cut off")
-
-    failing = Failing()
     memory = project(plan.tensors, plan.tiles, 1 << 30, 2)
-    addresses = InProcess(plan, source)
-    monkeypatch.setattr(addresses, "get", lambda file: failing if file == 0 else get(file))
-    get = InProcess(plan, source).get
-    worker = Worker(plan, Kept(), addresses, "cpu", 1, memory)
+    worker = Worker(plan, Kept(), UrlBroker(plan, source), "cpu", 1, memory)
+    Path(plan.files[0].where).unlink()
     (outcome,) = run_local(worker, 2, [0])
     assert isinstance(outcome, Lost)
-    assert outcome.error.message == "cut off"
-    assert failing.times == 3
+    assert "No such file" in outcome.error.message
+    assert worker.counters.tiles_failed == 3
     assert not isinstance(outcome, Receipt)
 
 

@@ -27,7 +27,6 @@ from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device as device_module
-from pipeline.execute.work.addresses import InProcess
 from pipeline.execute.work.device import (
     Device,
     affordable_window,
@@ -37,6 +36,7 @@ from pipeline.execute.work.device import (
     ran_out_of_memory,
     windows,
 )
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
@@ -89,10 +89,9 @@ class Suite:
     """(K, numel) float64 values of each tensor, as stored."""
 
     def worker(self, kind: str = "cpu", threads: int = 1) -> tuple[Worker, Kept]:
-        kept = Kept()
+        kept, urls = Kept(), UrlBroker(self.plan, self.source)
         memory = project(self.plan.tensors, self.plan.tiles, 1 << 30, threads)
-        addresses = InProcess(self.plan, self.source)
-        return Worker(self.plan, kept, addresses, kind, threads, memory), kept
+        return Worker(self.plan, kept, urls, kind, threads, memory), kept
 
     def computed(self, kind: str = "cpu", threads: int = 1) -> Kept:
         """Return the results of all tiles; on one thread they are computed in this one."""

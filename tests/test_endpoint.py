@@ -21,7 +21,7 @@ from pipeline.errors import HallmarksError, ReadError
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
-from pipeline.transport.http import ThroughDriver, UrlAccess
+from pipeline.transport.access import ThroughDriver, Url, for_workers
 from tests import canary
 from tests.conftest import serving
 from tests.hub import Authority, Fault, Hub
@@ -193,11 +193,11 @@ def test_the_workers_do_not_get_it(hub: Hub, tmp_path: Path) -> None:
     with serving(hub):
         source = HubRepository(NAME)
         access = source.access(source.files(source.candidates()[0])[0])
-    assert isinstance(access, UrlAccess) and PASSWORD not in access.url
+    assert isinstance(access, Url) and PASSWORD not in access.url
     with pytest.raises(HallmarksError, match="does not leave the driver"):
         pickle.dumps(access)
-    assert isinstance(access.for_workers(), ThroughDriver)
-    assert PASSWORD.encode() not in pickle.dumps(access.for_workers())
+    assert isinstance(for_workers(access), ThroughDriver)
+    assert PASSWORD.encode() not in pickle.dumps(for_workers(access))
 
 
 @pytest.mark.slow

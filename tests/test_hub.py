@@ -24,7 +24,7 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
-from pipeline.transport.http import UrlAccess
+from pipeline.transport.access import Access, Url
 from tests.hub import Fault, Hub
 from tests.hub.faults import Action
 from tests.test_bits import everything
@@ -155,7 +155,7 @@ def test_the_token_goes_to_the_hub_alone(
     assert not any(record.authorized for record in hub.records if record.kind == "cdn")
     plan, source = make_plan(Request(NAME))
     access = source.access(plan.files[0])
-    assert isinstance(access, UrlAccess)
+    assert isinstance(access, Url)
     assert "Signature" in access.url
     assert "Signature" not in repr(access)
     assert hub.token not in repr(access)
@@ -222,13 +222,14 @@ def test_a_file_that_cannot_be_read_leaves_its_groups_null(
 ) -> None:
     """Exit 3: what succeeded is kept, the tensors that a lost tile touches are NULL."""
 
-    class Broken:
-        where, reads_at_once, issue, good_for_s = "there", 16, 1, 60.0
+    access = HubRepository.access
 
-        def read_into(self, transport: object, start: int, buffer: memoryview) -> None:
-            raise ReadError(f"there[{start}:{start + len(buffer)}]: HTTP 404")
+    def then_gone(*arguments: Any) -> Access:
+        given = access(*arguments)
+        hub.faults.add(Fault("status", status=404))
+        return given
 
-    monkeypatch.setattr(HubRepository, "access", lambda *_: Broken())
+    monkeypatch.setattr(HubRepository, "access", then_gone)
     summary = pipeline.analyze(NAME, str(tmp_path / "store"), executor="local", run="r")
     assert not summary.complete
     assert "HTTP 404" in summary.lost[0]

@@ -14,10 +14,11 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 import pipeline
 from pipeline.errors import HallmarksError, SourceNotFound
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
-from pipeline.sources.hub_cache import CachedAccess
-from pipeline.transport.http import UrlAccess
+from pipeline.transport.access import LocalPath, Url
+from pipeline.transport.reader import Reader
 from tests import fault_table
 from tests.fault_table import CHECKPOINTS, NAME
 from tests.hub import Hub
@@ -91,18 +92,16 @@ def test_on_another_machine_the_cache_is_not_there(hub: Hub, cache: Path) -> Non
     snapshot_download(NAME, revision=REVISIONS[0])
     plan, source = make_plan(Request(NAME))
     access = source.access(plan.files[0])
-    assert isinstance(access, CachedAccess)
+    assert isinstance(access, LocalPath)
     expected = source.read(plan.files[0], 1000, 2000)
     (blob,) = blobs(cache)
     blob.rename(blob.with_name("elsewhere"))
-    from pipeline.execute.work.addresses import InProcess
-    from pipeline.transport.connections import Transport
-
-    addresses = InProcess(plan, source)
+    reader = Reader(UrlBroker(plan, source))
+    reader.hold(0, access)
     buffer = bytearray(1000)
-    access.read_into(Transport(addresses), 1000, memoryview(buffer))
+    reader.read(0, [(1000, memoryview(buffer))])
     assert buffer == expected
-    assert isinstance(addresses.get(0), UrlAccess)
+    assert isinstance(reader.access(0), Url)
 
 
 def test_offline_the_cache_is_all_there_is(

@@ -17,14 +17,14 @@ import pytest
 
 import pipeline
 from pipeline.errors import HallmarksError, ReadError, SourceChanged, TransientReadError
-from pipeline.execute.work.addresses import InProcess
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
-from pipeline.transport.connections import Transport
-from pipeline.transport.http import UrlAccess
+from pipeline.transport.access import Url
 from pipeline.transport.limits import Limits, pause_s, windows
+from pipeline.transport.reader import Reader
 from tests import fault_table
 from tests.fault_table import NAME, Bench, Outcome, impatient
 from tests.hub import Fault, Hub
@@ -81,7 +81,7 @@ def test_faults_that_pass_change_no_bit(table: tuple[Bench, Outcome], row: str) 
         ("encoded", ReadError, "expected the bytes as they are, found Content-Encoding 'gzip'"),
         ("wrong_content_range", ReadError, r"expected bytes \d+-\d+, found Content-Range"),
         ("wrong_total", SourceChanged, "expected a file of"),
-        ("wrong_etag", SourceChanged, "expected the tag"),
+        ("wrong_etag", SourceChanged, "expected the ETag"),
     ],
 )
 @pytest.mark.parametrize("occurrence", [0, 7])
@@ -108,13 +108,12 @@ def test_small_files_may_come_whole(bench: Bench, quiet: Outcome, hub: Hub) -> N
 def test_any_range_of_a_file_that_comes_whole(hub: Hub, action: Action) -> None:
     """Also of a server that states neither how long the file is nor a tag."""
     plan, source = make_plan(Request(NAME))
-    size, transport = plan.files[0].size, Transport(InProcess(plan, source))
+    size = plan.files[0].size
     for start, stop in ((0, 10), (5000, 100_000), (size - 1, size), (0, size)):
         expected = source.read(plan.files[0], start, stop)
         hub.faults.add(Fault(action))
         buffer = bytearray(stop - start)
-        access = HubRepository(NAME).access(plan.files[0])
-        access.read_into(transport, start, memoryview(buffer))
+        Reader(UrlBroker(plan, HubRepository(NAME))).read(0, [(start, memoryview(buffer))])
         assert buffer == expected and hub.faults.applied
         hub.faults.clear()
 
@@ -122,11 +121,12 @@ def test_any_range_of_a_file_that_comes_whole(hub: Hub, action: Action) -> None:
 @pytest.mark.parametrize("action", ["truncate", "reset"])
 def test_a_file_that_comes_whole_only_at_the_second_time(hub: Hub, action: Action) -> None:
     plan, source = make_plan(Request(NAME))
-    access, size = source.access(plan.files[0]), plan.files[0].size
+    reader, size = Reader(UrlBroker(plan, source)), plan.files[0].size
+    reader.access(0)
     hub.faults.add(Fault(action, occurrences={0}, after_share=0.9, whole=True))
     hub.faults.add(Fault("ignore_range"))
     buffer = bytearray(10)
-    access.read_into(Transport(InProcess(plan, source)), 50, memoryview(buffer))
+    reader.read(0, [(50, memoryview(buffer))])
     hub.faults.clear()
     assert buffer == source.read(plan.files[0], 50, 60)
     assert [found for found in hub.ranges("model.safetensors") if found == (0, size)]
@@ -137,11 +137,12 @@ def test_a_file_that_comes_whole_only_at_the_second_time(hub: Hub, action: Actio
 def test_another_file_that_comes_whole_is_refused(hub: Hub, action: Action, longer: int) -> None:
     plan, source = make_plan(Request(NAME))
     access = source.access(plan.files[0])
-    assert isinstance(access, UrlAccess)
-    access = replace(access, size=access.size + longer, etag="")
+    assert isinstance(access, Url)
+    reader = Reader(UrlBroker(plan, source))
+    reader.hold(0, replace(access, size=access.size + longer, etag=""))
     hub.faults.add(Fault(action))
     with pytest.raises(SourceChanged, match="expected a file of"):
-        access.read_into(Transport(InProcess(plan, source)), 50, memoryview(bytearray(10)))
+        reader.read(0, [(50, memoryview(bytearray(10)))])
 
 
 def test_a_large_file_that_comes_whole_is_refused_unread(
@@ -149,15 +150,15 @@ def test_a_large_file_that_comes_whole_is_refused_unread(
 ) -> None:
     """A mirror that ignores ranges would send terabytes. It is named."""
     plan, source = make_plan(Request(NAME))
-    access, size = source.access(plan.files[0]), plan.files[0].size
-    transport = Transport(InProcess(plan, source))
+    reader, size = Reader(UrlBroker(plan, source)), plan.files[0].size
+    reader.access(0)
     monkeypatch.setattr("pipeline.transport.http.WHOLE_BYTES", size - 1)
     hub.reset()
     hub.bytes_per_s = 1e6  # the file takes more than two seconds
     hub.faults.add(Fault("ignore_range"))
     said = f"{hub.cdn_url} sent the whole file .* taken up to {size - 1:,} bytes; .* has {size:,}"
     with pytest.raises(ReadError, match=said):
-        access.read_into(transport, 5000, memoryview(bytearray(100)))
+        reader.read(0, [(5000, memoryview(bytearray(100)))])
     hub.bytes_per_s = None
     while not hub.count("cdn"):
         time.sleep(0.01)
@@ -178,7 +179,7 @@ def test_a_file_that_changes_under_its_commit_stops_the_run(
     def change() -> None:
         commit.files["model.safetensors"] = changed
 
-    with pytest.raises(SourceChanged, match="HTTP 412: expected the tag"):
+    with pytest.raises(SourceChanged, match="HTTP 412: expected the ETag"):
         bench.run(before=change)
     with pytest.raises(SourceChanged, match="changed under its commit"):
         bench.run()
@@ -207,11 +208,12 @@ def test_a_failing_host_is_given_up_after_six_attempts(bench: Bench, hub: Hub) -
 def test_a_trickle_is_a_stall(hub: Hub) -> None:
     """A byte now and then keeps no read alive; what has come is kept."""
     plan, source = make_plan(Request(NAME))
-    access = source.access(plan.files[0])
+    reader = Reader(UrlBroker(plan, source))
+    reader.access(0)
     hub.reset()
     hub.faults.add(Fault("trickle", occurrences={0}, after_bytes=100_000, seconds=0.05))
     buffer = bytearray(200_000)
-    access.read_into(Transport(InProcess(plan, source)), 1000, memoryview(buffer))
+    reader.read(0, [(1000, memoryview(buffer))])
     ranges = hub.ranges("model.safetensors")
     assert ranges[-1][0] > 101_000 and ranges[-1][1] == 201_000
     assert buffer == source.read(plan.files[0], 1000, 201_000)
@@ -220,15 +222,15 @@ def test_a_trickle_is_a_stall(hub: Hub) -> None:
 def test_hosts_that_want_to_be_left_alone_are(hub: Hub) -> None:
     """By every thread, for as long as the answer asks."""
     plan, source = make_plan(Request(NAME))
-    access = source.access(plan.files[0])
     told: list[tuple[str, float]] = []
-    addresses = InProcess(plan, source)
-    addresses.paused = lambda host, seconds: told.append((host, seconds))
-    transport = Transport(addresses)
+    urls = UrlBroker(plan, source)
+    urls.paused = lambda host, seconds: told.append((host, seconds))
+    reader = Reader(urls)
+    reader.access(0)
     hub.reset()
     hub.faults.add(Fault("status", status=429, headers={"Retry_After": "1"}, occurrences={0}))
     started = time.monotonic()
-    access.read_into(transport, 0, memoryview(bytearray(10)))
+    reader.read(0, [(0, memoryview(bytearray(10)))])
     assert time.monotonic() - started >= 1
     assert told == [(hub.cdn_url, 1.0)]
 

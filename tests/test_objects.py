@@ -20,9 +20,11 @@ from pipeline.errors import (
     SourceNotFound,
     TransientReadError,
 )
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.transport import object_client
+from pipeline.transport.reader import Reader
 from tests import buckets
 from tests.suites import trajectory, write_suite
 
@@ -63,7 +65,7 @@ def test_a_bucket_gives_what_a_directory_gives(bucket: str, suite: Path, tmp_pat
     assert dots(f"{bucket}/team/run-1/", tmp_path / "slash") == expected
     plan, source = make_plan(Request(f"{bucket}/team/run-1"))
     assert plan.run == "suites-team-run-1"
-    assert source.waits
+    assert source.is_remote
 
 
 def test_bare_files_and_manifests(bucket: str, suite: Path, tmp_path: Path) -> None:
@@ -82,12 +84,12 @@ def test_bare_files_and_manifests(bucket: str, suite: Path, tmp_path: Path) -> N
 def test_an_object_that_changed_is_refused(bucket: str, suite: Path) -> None:
     upload(suite, f"{bucket}/changing")
     plan, source = make_plan(Request(f"{bucket}/changing"))
-    access = source.access(plan.files[0])
-    access.read(0, memoryview(bytearray(100)))
+    reader = Reader(UrlBroker(plan, source))
+    reader.read(0, [(0, memoryview(bytearray(100)))])
     store = from_url(f"{bucket}/changing")
     obstore.put(store, "step0/model.safetensors", b"x" * plan.files[0].size)
     with pytest.raises(SourceChanged, match="changed since it was planned"):
-        access.read(0, memoryview(bytearray(100)))
+        reader.read(0, [(0, memoryview(bytearray(100)))])
 
 
 def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_a_listing_without_an_end(
     """Given up after a stated time, and announced before."""
     monkeypatch.setattr("pipeline.transport.object_client.QUESTION_S", 0.5)
     for module in ("waiting", "object_client"):
-        monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.2)
+        monkeypatch.setattr(f"pipeline.transport.{module}.ANNOUNCED_S", 0.2)
     monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     with (
         answering(200, LISTING, monkeypatch),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import AccessExpired, ReadError, TransientReadError
-from pipeline.execute.work.addresses import InProcess, Waiting
+from pipeline.errors import ReadError, TransientReadError
+from pipeline.execute.work.urls import LongWait, UrlBroker
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
 from pipeline.transport import waiting
-from pipeline.transport.connections import Transport
 from pipeline.transport.limits import Limits, pause_s
+from pipeline.transport.reader import Reader
 from tests import fault_table
 from tests.fault_table import NAME, impatient
 from tests.hub import Fault, Hub
@@ -50,8 +50,7 @@ def first_bytes(num_bytes: int = 200_000) -> bytes:
     """Plan anew, and read the beginning of the first file as a worker does."""
     plan, source = make_plan(Request(NAME))
     buffer = bytearray(num_bytes)
-    access = source.access(plan.files[0])
-    access.read_into(Transport(InProcess(plan, source)), 0, memoryview(buffer))
+    Reader(UrlBroker(plan, source)).read(0, [(0, memoryview(buffer))])
     return bytes(buffer)
 
 
@@ -87,11 +86,12 @@ def test_a_hub_that_never_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
 def test_bytes_that_come_one_by_one_are_no_progress(hub: Hub) -> None:
     """Else a megabyte would take days: each attempt brings a few, and each new one is a new start."""
     plan, source = make_plan(Request(NAME))
-    access = source.access(plan.files[0])
+    reader = Reader(UrlBroker(plan, source))
+    reader.access(0)
     hub.reset()
     hub.faults.add(Fault("trickle", seconds=0.05))
     with pytest.raises(TransientReadError, match="6 times"):
-        access.read_into(Transport(InProcess(plan, source)), 1000, memoryview(bytearray(200_000)))
+        reader.read(0, [(1000, memoryview(bytearray(200_000)))])
 
 
 @pytest.mark.parametrize("kind", ["refs", "tree", "resolve_head", "cdn"])
@@ -148,11 +148,12 @@ def test_addresses_are_timed_by_the_clock_of_who_gives_them(
     """Not by the driver's: by that they may be over when they come, and were asked for for ever."""
     hub.absolute_expiry, hub.ahead_s = True, ahead_s
     plan, source = make_plan(Request(NAME))
-    with at_work(plan, source) as (remote, _):
-        remote.prepare(range(len(plan.files)))
+    with at_work(plan, source) as (urls, _):
+        reader = Reader(urls)
+        reader.accesses(range(len(plan.files)))
         for file in range(len(plan.files)):
-            remote.get(file).read_into(Transport(remote), 0, memoryview(bytearray(10)))
-            assert 0.7 * 3600 < remote.get(file).good_for_s < 0.8 * 3600 + 2
+            reader.read(file, [(0, memoryview(bytearray(10)))])
+            assert 0.7 * 3600 < reader.access(file).good_for_s < 0.8 * 3600 + 2
     assert hub.count("resolve_head") == len(plan.files)
     side = "behind" if ahead_s > 0 else "ahead of"
     (told,) = [text for text in caplog.messages if "clock" in text]
@@ -164,7 +165,7 @@ def test_addresses_that_are_over_by_their_own_clock(hub: Hub) -> None:
     hub.absolute_expiry, hub.address_life_s = True, -10.0
     source = HubRepository(NAME)
     file = source.files(source.candidates()[0])[0]
-    with pytest.raises(AccessExpired, match="the address is not accepted"):
+    with pytest.raises(TransientReadError, match="the URL is not accepted"):
         source.access(file)
     assert hub.count("resolve_head") <= 7
 
@@ -172,20 +173,26 @@ def test_addresses_that_are_over_by_their_own_clock(hub: Hub) -> None:
 def test_expired_when_they_come_a_worker_tries_them(hub: Hub) -> None:
     """On the way from the driver the rest of an address's life may pass."""
     plan, source = make_plan(Request(NAME))
-    with at_work(plan, source) as (remote, asked):
+    with at_work(plan, source) as (urls, asked):
         plain = source.access
         source.access = lambda *given: replace(plain(*given), good_for_s=-1.0)
-        remote.prepare([0, 1])
+        reader = Reader(urls)
+        reader.accesses([0, 1])
         for file in (0, 1):
-            remote.get(file).read_into(Transport(remote), 0, memoryview(bytearray(10)))
+            reader.read(file, [(0, memoryview(bytearray(10)))])
         assert len(asked) <= 5
 
 
 @pytest.fixture
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Announce what takes half a second."""
-    for module in ("waiting", "http", "hub_client", "hub_session"):
-        monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.5)
+    for module in (
+        "transport.waiting",
+        "transport.http",
+        "sources.hub_client",
+        "sources.hub_session",
+    ):
+        monkeypatch.setattr(f"pipeline.{module}.ANNOUNCED_S", 0.5)
 
 
 PAUSE = {"status": 429, "headers": {"Retry_After": "1"}}
@@ -196,11 +203,12 @@ def test_a_worker_has_the_driver_say_why_it_waits(
     hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan, source = make_plan(Request(NAME))
-    with at_work(plan, source) as (remote, asked):
-        access = remote.get(0)
+    with at_work(plan, source) as (urls, asked):
+        reader = Reader(urls)
+        reader.access(0)
         hub.faults.add(Fault("status", occurrences={0}, **PAUSE))
-        access.read_into(Transport(remote), 0, memoryview(bytearray(10)))
-    (told,) = [question for question in asked if isinstance(question, Waiting)]
+        reader.read(0, [(0, memoryview(bytearray(10)))])
+    (told,) = [request for request in asked if isinstance(request, LongWait)]
     assert told == (hub.cdn_url, f"{hub.cdn_url}: HTTP 429; trying again in 1 s")
     assert not caplog.messages
 

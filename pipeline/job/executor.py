@@ -9,17 +9,18 @@ from functools import partial
 from pipeline.errors import StoreUnusable
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
-from pipeline.execute.work.addresses import FrontDesk, InProcess
 from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
 from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.verify import published
 from pipeline.execute.work.worker import Worker
 from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Resources
-from pipeline.sources.base import Access, Source
+from pipeline.sources.base import Source
 from pipeline.store.tiles import TileFolder
+from pipeline.transport.access import Access
 
 _MOST_TASKS_A_WORKER = 16
 """Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
@@ -41,17 +42,17 @@ def executor(
     The plan is checked against the memory before anything is written.
     """
 
-    addresses = InProcess(plan, source, resources.cache)
+    urls = UrlBroker(plan, source, resources.cache)
     verified = published(plan) if resources.verify else []
     if resources.executor == "local":
         device = choose_device(resources.device)
         most = THREADS_OF_A_CARD if device == "cuda" else available_cores()
         threads = resources.threads or min(most, available_cores())
-        calls = threads + source.waits
+        calls = threads + source.is_remote
         memory = worker_memory(plan, resources, calls)
 
         def work_here(tiles: list[int], sink: TileFolder) -> Outcomes:
-            worker = Worker(plan, sink, addresses, device, threads, memory, verified)
+            worker = Worker(plan, sink, urls, device, threads, memory, verified)
             return run_local(worker, calls, tiles)
 
         yield work_here, 1, "local"
@@ -64,10 +65,10 @@ def executor(
 
     pull = "actor" if resources.verify else resources.pull
     with ray_session(resources.address, pull):
-        room = partial(layout, resources.device, resources.max_workers, pull, source.waits)
+        room = partial(layout, resources.device, resources.max_workers, pull, source.is_remote)
         shape = room()
         tasks = shape.pull == "tasks"
-        ahead = min(shape.pulling, _MOST_TASKS_A_WORKER) if tasks else source.waits
+        ahead = min(shape.pulling, _MOST_TASKS_A_WORKER) if tasks else source.is_remote
         calls = shape.threads + ahead
         largest = largest_block(shape.store_bytes) if tasks else None
         memory = worker_memory(plan, resources, calls, shape.together, largest)
@@ -78,7 +79,7 @@ def executor(
                 plan, sink, room, calls, memory, Proof(sink, local_files(plan, source)), verified
             )
             try:
-                yield from pool.run(tiles, FrontDesk(addresses))
+                yield from pool.run(tiles, urls)
             finally:
                 with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
                     sink.unmark()
@@ -86,9 +87,9 @@ def executor(
         yield work_there, shape.workers, "ray"
 
 
-def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:
-    """Return access to some files, if they lie in a directory, that every node must see too."""
-    if source.waits:
-        return ()
+def local_files(plan: Plan, source: Source) -> dict[int, Access]:
+    """Return access to some files, by number, if they lie in a directory that every node must see."""
+    if source.is_remote:
+        return {}
     every = -(-len(plan.files) // _FILES_PROVEN)
-    return tuple(source.access(file) for file in plan.files[::every])
+    return {file: source.access(plan.files[file]) for file in range(0, len(plan.files), every)}

@@ -353,7 +353,7 @@ def check_distinct(names: Sequence[str]) -> None:
 
 
 def _selection(source: Source, request: Request) -> str:
-    return json.dumps({"source": source.address, **request.selection()}, sort_keys=True)
+    return json.dumps({"source": source.uri, **request.selection()}, sort_keys=True)
 
 
 def _checkpoints(

@@ -1,4 +1,4 @@
-"""Slices: how much of a tile is held in memory at once, and which ranges fill it.
+"""Slices: how much of a tile is held in memory at once.
 
 A slice is a table of bytes with one row per checkpoint. Every fragment takes the same columns in
 all rows, as many as its widest stored format needs.
@@ -33,17 +33,6 @@ class Slice:
     row_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A half-open range of bytes of one file, and where it goes in the slice."""
-
-    file: int
-    start: int
-    stop: int
-    row: int
-    column: int
-
-
 def width(tensor: AlignedTensor) -> int:
     """Return the size in bytes of one element in the tensor's widest stored format."""
     return max(DTYPES[dtype].itemsize for dtype in set(tensor.dtypes))
@@ -74,27 +63,6 @@ def slices(tile: Tile, tensors: Sequence[AlignedTensor], row_bytes: int) -> Iter
             first = stop
     if placed:
         yield Slice(tuple(placed), _aligned(column))
-
-
-def spans(piece: Slice, tensors: Sequence[AlignedTensor], row: int) -> list[Span]:
-    """Return the ranges that fill one row; ranges that touch in file and row are one."""
-    found: list[Span] = []
-    for placed in piece.placed:
-        tensor, fragment = tensors[placed.fragment.tensor], placed.fragment
-        size = DTYPES[tensor.dtypes[row]].itemsize
-        for file, start, stop, elements in tensor.pieces(row, fragment.first, fragment.stop):
-            column = placed.column + elements * size
-            last = found[-1] if found else None
-            if (
-                last is not None
-                and last.file == file
-                and last.stop == start
-                and last.column + last.stop - last.start == column
-            ):
-                found[-1] = Span(last.file, last.start, stop, row, last.column)
-            else:
-                found.append(Span(file, start, stop, row, column))
-    return found
 
 
 def _aligned(num_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""What every kind of source offers: candidates, files, small reads, and access for workers."""
+"""What every kind of source offers: candidates, files, small reads, and access for readers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pipeline.checkpoint.names import Position, position
 from pipeline.sources.plain import is_hash
-from pipeline.transport.connections import Transport
+from pipeline.transport.access import Access
 
 _TELLS_NOTHING = re.compile(
     r"checkpoints?|ckpts?|models?|weights|outputs?|out|results?|runs?|logs|snapshots?|saves?|saved"
@@ -50,8 +50,8 @@ class Candidate:
     stated: Position | None = None
     """Where a manifest says that it stands in training."""
     repository: str = ""
-    """Address of the repository that tells of the commit, endpoint included; what a plan keeps of
-    the commit is believed of this repository alone. Empty: nothing is to be kept of it."""
+    """URL of the repository that holds the commit, endpoint included: what planning caches of the
+    commit is valid for this repository alone. Empty: nothing is cached."""
 
     @property
     def position(self) -> Position:
@@ -90,45 +90,13 @@ class File:
         return hashlib.sha1(b"blob %d\0" % self.size)  # a blob in git
 
 
-class Access(Protocol):
-    """How a worker reaches one file. Picklable; shows no secret."""
-
-    @property
-    def where(self) -> str:
-        """For people: what is read."""
-        ...
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the file's bytes from `start` on.
-
-        Raises:
-            ReadError: the bytes could not be had; nothing is known of the buffer then.
-        """
-        ...
-
-    @property
-    def reads_at_once(self) -> int:
-        """How many reads of this kind are worth having in flight together in one tile."""
-        ...
-
-    @property
-    def issue(self) -> int:
-        """Number of this access among those that the source has given for the file, from 1."""
-        ...
-
-    @property
-    def good_for_s(self) -> float:
-        """For how many seconds from now it may be used."""
-        ...
-
-
 class Source(Protocol):
     """One SOURCE argument. Lives in the driver only."""
 
     label: str
     """Name for people and for `runs.source`."""
-    address: str
-    """What it is, from wherever it is named: two sources of one address are the same."""
+    uri: str
+    """What it is, wherever it is named from: two sources of one URI are the same."""
     run_name: str
     """Default name of the run."""
 
@@ -138,8 +106,8 @@ class Source(Protocol):
         ...
 
     @property
-    def waits(self) -> bool:
-        """True if reads mostly wait for somebody else: a worker should pull one tile ahead."""
+    def is_remote(self) -> bool:
+        """True if reads mostly wait for a network: a worker should pull one tile ahead."""
         ...
 
     def candidates(self) -> list[Candidate]:
@@ -162,7 +130,7 @@ class Source(Protocol):
         """Return access to a file that is good for a while. Safe in threads.
 
         Args:
-            after: an access of this number was not accepted: return a later one.
+            after: access of this generation is not accepted any more: return a later one.
             keep: keep the file in the Hub cache.
         """
         ...

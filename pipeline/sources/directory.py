@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pipeline.checkpoint.layouts import (
     Folder,
@@ -16,73 +13,11 @@ from pipeline.checkpoint.layouts import (
     is_checkpoint,
     name_alone,
 )
-from pipeline.errors import ReadError, SourceChanged, SourceNotFound, TransientReadError, quoted
+from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File, telling_name
 from pipeline.sources.plain import is_plain
-from pipeline.transport.connections import Transport
-
-
-class FileState(NamedTuple):
-    """What changes with the contents of the file at a path, as far as the system tells unread.
-
-    Whoever sets the time of modification back, as a copy or an archive does, cannot set the time of
-    change. Without the path it says little: small files that are written at once have one time, which
-    clocks of file systems count in steps of 4 ms. Inodes are not asked: file systems over object
-    storage number them anew at each mount and on each node, and there no job could be resumed.
-    """
-
-    size: int
-    modified_ns: int
-    changed_ns: int
-
-    @staticmethod
-    def of(status: os.stat_result) -> FileState:
-        return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class LocalAccess:
-    """Positional reads of one local file, which must be as it was when planned."""
-
-    where: str
-    state: FileState
-
-    # In the page cache one thread copies at 11-22 GB/s; a second in the same tile gains nothing.
-    reads_at_once = 1
-    issue = 1
-    good_for_s = math.inf
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        del transport  # local files need no connection
-        self.read(start, buffer)
-
-    def read(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on."""
-        try:
-            with open(self.where, "rb", buffering=0) as file:
-                found = FileState.of(os.fstat(file.fileno()))
-                if found != self.state:
-                    raise SourceChanged(
-                        f"{self.where} changed since it was planned: expected"
-                        f" {self.state.size:,} bytes, found {found.size:,}, or another time of change",
-                        "start again with --fresh",
-                    )
-                _fill(file.fileno(), start, buffer, self.where)
-        except OSError as error:
-            if isinstance(error, ReadError):
-                raise
-            raise TransientReadError(
-                f"{self.where}[{start}:{start + len(buffer)}]: {error.strerror}"
-            ) from None
-
-
-def _fill(descriptor: int, start: int, buffer: memoryview, where: str) -> None:
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], start + done)
-        if count == 0:
-            raise SourceChanged(f"{where} ends at {start + done:,}, before {start + len(buffer):,}")
-        done += count
+from pipeline.transport import local
+from pipeline.transport.access import FileState, LocalPath
 
 
 class Directory:
@@ -91,13 +26,13 @@ class Directory:
     # Reads are copies from the page cache. One thread more than cores costs 10 % there, since a
     # preempted thread may hold the interpreter's lock (1.61 against 1.78 s for 4.3 GB on 2 cores);
     # from a cold disk one tile ahead gains 4 % (2.53 against 2.63 s).
-    waits = False
+    is_remote = False
     requests: Mapping[str, int] = {}
 
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         self._root = path.resolve()
-        self.address = str(self._root)
+        self.uri = str(self._root)
         self.run_name = telling_name(self._root)
 
     def candidates(self) -> list[Candidate]:
@@ -126,13 +61,13 @@ class Directory:
 
     def read(self, file: File, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
-        self.access(file).read(start, memoryview(buffer))
+        local.read(self.access(file), [(start, memoryview(buffer))])
         return bytes(buffer)
 
-    def access(self, file: File, after: int = 0, keep: bool = False) -> LocalAccess:
-        del after, keep  # there is one way to it, and it is kept already
+    def access(self, file: File, after: int = 0, keep: bool = False) -> LocalPath:
+        del after, keep  # there is one way to it, and nothing to keep
         state = file.identity.rpartition(" ")[2]
-        return LocalAccess(file.where, FileState(*map(int, state.split("."))))
+        return LocalPath(file.where, file.where, FileState(*map(int, state.split("."))))
 
     def _list(self, path: str) -> Folder[Path]:
         folder = self._root / path

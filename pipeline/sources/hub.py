@@ -1,7 +1,7 @@
 """A Hub repository whose revisions, folders or commits are checkpoints.
 
 Names and listings come from the Hub (`hub_client.py`), or offline from the user's cache
-(`hub_cache.py`); bytes from where `hub_addresses.py` finds them.
+(`hub_cache.py`); bytes from where `hub_urls.py` finds them.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from huggingface_hub import constants
 
 from pipeline.checkpoint.layouts import ListFolder, checkpoint_files, discover, listed, name_alone
 from pipeline.errors import FormatError, SourceNotFound, quoted
-from pipeline.sources.base import Access, Candidate, File
-from pipeline.sources.hub_addresses import HubAddresses
+from pipeline.sources.base import Candidate, File
 from pipeline.sources.hub_cache import HubCache
 from pipeline.sources.hub_client import Entry, HubClient
+from pipeline.sources.hub_urls import HubUrls
 from pipeline.sources.plain import is_hash, is_plain
+from pipeline.transport.access import Access
 
 
 class HubRepository:
     """One repository on the Hub, or on a mirror that `HF_ENDPOINT` names."""
 
-    waits = True
+    is_remote = True
 
     def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
         """`layout`: how checkpoints are exposed (docs/contract.md, §1)."""
         self.label = f"{name}@{revision}" if revision else name
-        self.address = f"hf://{self.label}"
+        self.uri = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")
         if revision and not is_plain(revision):
             raise SourceNotFound(f"{name}: not the name of a revision: {quoted(revision)}")
@@ -38,8 +39,8 @@ class HubRepository:
         offline = constants.is_offline_mode()
         self._listing = HubCache(name) if offline else self._client
         # offline only some of a commit's files may be there, and nobody vouches for them
-        self._repository = "" if offline else _address(self._client.api.endpoint, name)
-        self._addresses = HubAddresses(self._client)
+        self._repository = "" if offline else _url(self._client.api.endpoint, name)
+        self._urls = HubUrls(self._client)
         self._trees: dict[str, ListFolder[Entry]] = {}
 
     @property
@@ -146,13 +147,13 @@ class HubRepository:
         ]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
-        return self._addresses.bytes_of(file, start, stop)
+        return self._urls.bytes_of(file, start, stop)
 
     def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
-        return self._addresses.access(file, after, keep)
+        return self._urls.access(file, after, keep)
 
 
-def _address(endpoint: str, name: str) -> str:
-    """Return where a repository is, without the password that an endpoint may hold."""
+def _url(endpoint: str, name: str) -> str:
+    """Return a repository's URL, without the password that an endpoint may hold."""
     parts = urlsplit(endpoint)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{name}"

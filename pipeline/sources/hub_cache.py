@@ -8,11 +8,9 @@ has followed them, the contents lie in place of the link, and have no hash for a
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -20,33 +18,11 @@ from huggingface_hub.file_download import are_symlinks_supported, repo_folder_na
 
 from pipeline.errors import Corrupted, ReadError, SourceNotFound, quoted
 from pipeline.sources.base import File
-from pipeline.sources.directory import FileState, LocalAccess
 from pipeline.sources.hub_client import Entry
 from pipeline.sources.plain import inside, is_hash
-from pipeline.transport.connections import Transport
+from pipeline.transport.access import FileState, LocalPath
 
 _PIECE_BYTES = 16 << 20  # of a file that is kept: what is held of it at once
-
-
-@dataclass(frozen=True, slots=True)
-class CachedAccess:
-    """Reads of a file in the cache of the driver's machine; elsewhere the desk knows another way."""
-
-    where: str
-    file: LocalAccess
-
-    issue = 1
-    good_for_s = math.inf
-    reads_at_once = 1
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on."""
-        try:
-            self.file.read(start, buffer)
-        except ReadError:
-            if Path(self.file.where).exists():
-                raise
-            transport.desk.renewed(self).read_into(transport, start, buffer)
 
 
 class HubCache:
@@ -56,7 +32,7 @@ class HubCache:
         folder = repo_folder_name(repo_id=repository, repo_type="model")
         self._name, self._root = repository, Path(constants.HF_HUB_CACHE) / folder
 
-    def access(self, file: File) -> CachedAccess | None:
+    def access(self, file: File) -> LocalPath | None:
         """Return access to a file, if it is there whole and of the listed contents."""
         pointer = self._pointer(file)
         if not pointer.is_file():
@@ -64,11 +40,11 @@ class HubCache:
         state = FileState.of(pointer.stat())
         if state.size != file.size or _hash_of(pointer) not in (None, file.identity):
             return None
-        return CachedAccess(file.where, LocalAccess(str(pointer.resolve()), state))
+        return LocalPath(file.where, str(pointer.resolve()), state, cached=True)
 
     def keep(
         self, file: File, read: Callable[[int, int], bytes], names: set[str]
-    ) -> CachedAccess | None:
+    ) -> LocalPath | None:
         """Put a file in, where every program of the Hub finds it, and return access to it.
 
         Args:

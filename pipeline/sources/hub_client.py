@@ -87,7 +87,7 @@ class HubClient:
             "library_version": self.api.library_version,
         }
 
-    def rights(self) -> dict[str, str]:
+    def credentials(self) -> dict[str, str]:
         """Return the headers that carry the user's token, or the password in HF_ENDPOINT."""
         headers, parts = build_hf_headers(**self.identity), urlsplit(self.api.endpoint)
         if parts.username or parts.password:  # of the two the client sends this one
@@ -151,7 +151,7 @@ class HubClient:
     ) -> _Answer:
         """Return the client's answer; its errors are translated, never quoted or chained.
 
-        They carry addresses, and may carry headers.
+        They carry URLs, and may carry headers.
 
         Raises:
             SourceNotFound: no such thing, or no right to see it.

@@ -1,6 +1,6 @@
 """What goes wrong with a question to the Hub, in one line each.
 
-Errors of huggingface_hub carry addresses, and may carry headers: nothing of their texts is passed on.
+Errors of huggingface_hub carry URLs, and may carry headers: nothing of their texts is passed on.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Clock:
             announce(
                 f"clock of {self._host}",
                 f"this machine's clock is {abs(self._ahead_s):,.0f} s {side} that of {self._host}"
-                " (Date); addresses are timed by the latter",
+                " (Date); URLs are timed by the latter",
             )
 
 
@@ -84,7 +84,7 @@ class Session:
         """`counted`: told the rate-limit class of every request."""
         self._endpoint, self._counted = endpoint, counted
         self.host = self._path = ""
-        with contextlib.suppress(ValueError):  # it is not an address, which `answer` says
+        with contextlib.suppress(ValueError):  # it is no URL, which `answer` says
             parts = urlsplit(endpoint)
             if parts.scheme in PORTS and parts.hostname:
                 self.host, self._path = host_of(endpoint), parts.path
@@ -192,7 +192,7 @@ _asking: ContextVar[_Question | None] = ContextVar("asking", default=None)
 def _watch() -> None:
     """Have the client's requests and answers pass here while it answers a question of ours.
 
-    And none of its messages be logged meanwhile: they quote addresses, and we say what failed.
+    And none of its messages be logged meanwhile: they quote URLs, and we say what failed.
     """
     for name in _LOGGERS:
         logger = logging.getLogger(name)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.sources.base import Access, Candidate, File, Source
+from pipeline.sources.base import Candidate, File, Source
+from pipeline.transport.access import Access
 
 
 class Joint:
@@ -15,7 +16,7 @@ class Joint:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self.label = " + ".join(source.label for source in sources)
-        self.address = " + ".join(source.address for source in sources)
+        self.uri = " + ".join(source.uri for source in sources)
         self.run_name = "--with--".join(source.run_name for source in sources)
 
     @property
@@ -24,9 +25,9 @@ class Joint:
         return sum((Counter(source.requests) for source in self._sources), Counter())
 
     @property
-    def waits(self) -> bool:
-        """True if any of the sources waits."""
-        return any(source.waits for source in self._sources)
+    def is_remote(self) -> bool:
+        """True if any of the sources is."""
+        return any(source.is_remote for source in self._sources)
 
     def adopted(self, number: int, candidate: Candidate) -> Candidate:
         """Return a candidate of the source of that number as one of this."""

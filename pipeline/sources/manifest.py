@@ -1,4 +1,4 @@
-"""A table of checkpoints: a row each, with the address of one and, if known, its step."""
+"""A table of checkpoints: a row each, with the URI of one and, if known, its step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pyarrow.parquet
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.names import Position, position
 from pipeline.errors import SourceNotFound, quoted
-from pipeline.sources.base import Access, Candidate, File, Source, telling_name
+from pipeline.sources.base import Candidate, File, Source, telling_name
+from pipeline.transport.access import Access
 
 _COLUMNS = ("uri", "name", "step", "tokens")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
@@ -28,17 +29,17 @@ class Manifest:
     """Checkpoints that a table lists, from sources of any kind."""
 
     def __init__(self, path: Path, open_one: Callable[[str], Source]) -> None:
-        """`open_one` gives the source of one address."""
+        """`open_one` gives the source of one URI."""
         self.label = str(path)
-        self.address = str(path.resolve())
+        self.uri = str(path.resolve())
         self.run_name = telling_name(path.resolve().with_suffix(""))
         self._path, self._open = path, open_one
         self._sources: dict[str, Source] = {}
 
     @property
-    def waits(self) -> bool:
-        """True if any of the sources waits."""
-        return any(source.waits for source in self._sources.values())
+    def is_remote(self) -> bool:
+        """True if any of the sources is."""
+        return any(source.is_remote for source in self._sources.values())
 
     @property
     def requests(self) -> Mapping[str, int]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import obstore
 
@@ -17,74 +15,23 @@ from pipeline.checkpoint.layouts import (
     is_checkpoint,
     name_alone,
 )
-from pipeline.errors import (
-    HallmarksError,
-    SourceChanged,
-    SourceNotFound,
-    TransientReadError,
-    quoted,
-)
+from pipeline.errors import SourceNotFound
 from pipeline.sources.base import Candidate, File
-from pipeline.transport.connections import Transport
-from pipeline.transport.object_client import Trouble, ask
-
-_Answer = TypeVar("_Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectAccess:
-    """Range reads of one object, which must be the version that was planned."""
-
-    where: str
-    root: str
-    path: str
-    size: int
-    etag: str
-
-    reads_at_once = 16
-    issue = 1
-    good_for_s = math.inf
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        del transport  # the client has its own connections
-        self.read(start, buffer)
-
-    def read(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on.
-
-        Raises:
-            SourceChanged: the object is another one by now.
-            TransientReadError: it could not be read.
-        """
-        if not len(buffer):
-            return
-        span = f"{self.where}[{start}:{start + len(buffer)}]"
-        options: Any = {"range": (start, start + len(buffer)), "if_match": self.etag}
-
-        def fill(store: Any) -> None:
-            answer = obstore.get(store, self.path, options=options)
-            data = answer.bytes()
-            if answer.meta["size"] != self.size or len(data) != len(buffer):
-                raise SourceChanged(
-                    f"{span}: expected {len(buffer):,} bytes of {self.size:,}, found"
-                    f" {len(data):,} of {answer.meta['size']:,}"
-                )
-            buffer[:] = memoryview(data)
-
-        _ask(self.root, fill, span)
+from pipeline.transport import objects
+from pipeline.transport.access import ObjectKey
 
 
 class ObjectStorage:
     """Checkpoints below one prefix, or one that is a single object."""
 
-    waits = True
+    is_remote = True
     requests: Mapping[str, int] = {}
 
     def __init__(self, url: str, file: str = "") -> None:
         """`file`: the object below `url` that is meant, if not all that is there."""
         self._url = url.rstrip("/")
         self._object = file
-        self.label = self.address = f"{self._url}/{file}" if file else self._url
+        self.label = self.uri = f"{self._url}/{file}" if file else self._url
         self.run_name = self.label.partition("://")[2]
         self._listings: dict[str, Folder[Any]] = {}
 
@@ -125,18 +72,18 @@ class ObjectStorage:
 
     def read(self, file: File, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
-        self.access(file).read(start, memoryview(buffer))
+        objects.read(self.access(file), start, memoryview(buffer))
         return bytes(buffer)
 
-    def access(self, file: File, after: int = 0, keep: bool = False) -> ObjectAccess:
+    def access(self, file: File, after: int = 0, keep: bool = False) -> ObjectKey:
         del after, keep  # credentials are every worker's own; the Hub's cache is for the Hub
-        path, etag = file.where.removeprefix(f"{self._url}/"), file.identity.rpartition("\n")[2]
-        return ObjectAccess(file.where, self._url, path, file.size, etag)
+        key, etag = file.where.removeprefix(f"{self._url}/"), file.identity.rpartition("\n")[2]
+        return ObjectKey(file.where, self._url, key, file.size, etag)
 
     def _list(self, path: str) -> Folder[Any]:
         """Return what lies below a prefix, by one question that is asked once."""
         if path not in self._listings:
-            answer = _ask(
+            answer = objects.ask(
                 self._url,
                 lambda store: obstore.list_with_delimiter(store, path or None),
                 f"{self.label}/{path}" if path else self.label,
@@ -155,32 +102,4 @@ class ObjectStorage:
             with contextlib.suppress(FileNotFoundError):
                 return obstore.head(store, name)
 
-        return _ask(self._url, question, f"{self._url}/{name}")
-
-
-def _ask(root: str, question: Callable[[Any], _Answer], where: str) -> _Answer:
-    def translated(trouble: Trouble, name: str) -> HallmarksError:
-        match trouble:
-            case Trouble.CHANGED:
-                return SourceChanged(
-                    f"{where} changed since it was planned", "start again with --fresh"
-                )
-            case Trouble.DENIED:
-                return SourceNotFound(
-                    f"{where}: access denied", "check the credentials in the environment"
-                )
-            case Trouble.ABSENT:
-                return SourceNotFound(f"nothing at {quoted(where)}")
-            case Trouble.NO_BUCKET:
-                return SourceNotFound(f"no such bucket: {quoted(where)}")
-            case Trouble.ADDRESS:
-                return SourceNotFound(
-                    f"{quoted(where)} cannot be addressed: {name}",
-                    "are the account, endpoint and credentials set?",
-                )
-            case Trouble.PASSING:
-                return TransientReadError(
-                    f"{where}: {name}", "are the endpoint, region and credentials set?"
-                )
-
-    return ask(root, question, translated)
+        return objects.ask(self._url, question, f"{self._url}/{name}")

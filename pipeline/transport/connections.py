@@ -16,15 +16,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pipeline.errors import ReadError, quoted
 from pipeline.transport.proxies import PORTS, Proxy, proxy_of
 from pipeline.version import VERSION
-
-if TYPE_CHECKING:
-    from pipeline.sources.base import Access
 
 _CONNECT_S = 10.0
 _ANSWER_S = 15.0
@@ -33,19 +30,11 @@ _ANSWER_S = 15.0
 _USER_AGENT = f"hallmarks/{VERSION}"
 
 
-class Desk(Protocol):
-    """Where a reader gets what only the driver has."""
-
-    def renewed(self, access: Any) -> Access:
-        """Return another way to the same file: this one is not accepted."""
-        ...
-
-    def read(self, where: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file that the driver alone may read."""
-        ...
+class Notices(Protocol):
+    """Who else is told what happens on the connections. Safe in threads."""
 
     def paused(self, host: str, seconds: float) -> None:
-        """Take note that a host wants to be left alone by all."""
+        """Take note that a host requested a pause, which concerns every process."""
         ...
 
     def waiting(self, host: str, why: str) -> None:
@@ -59,7 +48,8 @@ class Count(Protocol):
     def __call__(self, **more: float) -> None: ...
 
 
-def _uncounted(**_: float) -> None: ...
+def uncounted(**_: float) -> None:
+    """Count nothing."""
 
 
 class Response(http.client.HTTPResponse):
@@ -107,12 +97,12 @@ class _Timed(io.RawIOBase):
         super().close()
 
 
-class Transport:
+class Connections:
     """The connections of one process: every thread has its own, one to each host."""
 
-    def __init__(self, desk: Desk, count: Count = _uncounted) -> None:
-        """`count`: told of `retries`, and of `rate_limited_seconds` that hosts asked for."""
-        self.desk, self.count = desk, count
+    def __init__(self, notices: Notices, count: Count = uncounted) -> None:
+        """`count`: told of `retries`, and of `rate_limited_seconds` that hosts requested."""
+        self.notices, self.count = notices, count
         self._of_thread = threading.local()
         self._trust = ssl.create_default_context()
         self._free_at: dict[str, float] = defaultdict(float)
@@ -121,7 +111,7 @@ class Transport:
         """Return the answer to a request, of which status and headers have been read.
 
         It is to be read to its end, or the connection dropped, before this thread's next request.
-        Waits while the host wants to be left alone.
+        Waits while the host's pause lasts.
 
         Raises:
             RequestError: the environment names something else than an HTTP proxy.
@@ -142,12 +132,12 @@ class Transport:
             return connection.get(url, headers)
 
     def pause(self, host: str, seconds: float) -> None:
-        """Leave a host alone for so long, in all threads."""
+        """Send nothing to a host for so long, in all threads."""
         self._free_at[host] = max(self._free_at[host], time.monotonic() + seconds)
 
     def drop(self, url: str) -> None:
         """Close this thread's connection to a host: something unread is in it."""
-        with contextlib.suppress(ValueError):  # a malformed address has none
+        with contextlib.suppress(ValueError):  # a malformed URL has none
             self._connection(url).client.close()
 
     def _connection(self, url: str) -> _Connection:
@@ -159,18 +149,18 @@ class Transport:
 
 
 class _Connection:
-    """A connection to an address's host, straight or through a proxy."""
+    """A connection to a URL's host, direct or through a proxy."""
 
     def __init__(self, url: str, trust: ssl.SSLContext) -> None:
         parts, proxy = urlsplit(url), proxy_of(url)
         host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
         to = (proxy.host, proxy.port) if proxy else (host, port)
         self._proxy: Proxy | None = None
-        """That is asked for whole addresses. Of one that passes TLS on, requests know nothing."""
+        """That is sent whole URLs. One that passes TLS on is invisible to requests."""
         if parts.scheme == "https":
             client = http.client.HTTPSConnection(*to, timeout=_CONNECT_S, context=trust)
             if proxy:
-                client.set_tunnel(host, port, {"Host": f"{host}:{port}", **proxy.rights})
+                client.set_tunnel(host, port, {"Host": f"{host}:{port}", **proxy.credentials})
         else:
             client = http.client.HTTPConnection(*to, timeout=_CONNECT_S)
             self._proxy = proxy
@@ -184,17 +174,18 @@ class _Connection:
         self.client.sock.settimeout(_ANSWER_S)
         parts = urlsplit(url)
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        rights: Mapping[str, str] = {}
+        credentials: Mapping[str, str] = {}
         if self._proxy:
-            target, rights = host_of(url) + target, self._proxy.rights
-        self.client.request("GET", target, headers={"User-Agent": _USER_AGENT, **headers, **rights})
+            target, credentials = host_of(url) + target, self._proxy.credentials
+        sent = {"User-Agent": _USER_AGENT, **headers, **credentials}
+        self.client.request("GET", target, headers=sent)
         response = self.client.getresponse()
         assert isinstance(response, Response)
         return response
 
 
 def host_of(url: str) -> str:
-    """Return an address's scheme, host and port: nothing in it is a secret."""
+    """Return a URL's scheme, host and port, none of which is a secret."""
     parts = urlsplit(url)
     port = parts.port if parts.port not in (None, PORTS.get(parts.scheme)) else None
     name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
@@ -202,7 +193,7 @@ def host_of(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return an address without the user's name and password."""
+    """Return a URL without its user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 

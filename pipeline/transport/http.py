@@ -1,20 +1,18 @@
-"""Ranges of a file over HTTP, straight into memory: the right bytes, or an error that says which.
+"""One range of a file over HTTP, straight into memory: the right bytes, or an error that says which.
 
-What passes by itself is tried again here; an address that is no longer accepted is exchanged at the
-desk. Errors of the client are translated, never quoted or chained: their texts may hold the
-address, which is signed.
+Failures that may pass are retried here; a URL that is no longer accepted is the caller's to renew.
+Errors of the client are translated, never quoted or chained: their texts may hold the URL, which is
+signed.
 """
 
 from __future__ import annotations
 
 import http.client
-import math
 import re
 import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import replace
+from typing import NoReturn
 
 from pipeline.errors import (
     AccessExpired,
@@ -24,19 +22,15 @@ from pipeline.errors import (
     TransientReadError,
     quoted,
 )
-from pipeline.transport.connections import Response, Transport, host_of, untrusted
+from pipeline.transport.access import Url
+from pipeline.transport.connections import Connections, Response, host_of, untrusted
 from pipeline.transport.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
 from pipeline.transport.proxies import HINT, refusal
 from pipeline.transport.waiting import ANNOUNCED_S
 
-if TYPE_CHECKING:
-    from pipeline.sources.base import Access
-
 ATTEMPTS = 6
-"""Tries in a row that bring less than _STALL_BYTES before a read fails: with the pauses below about
-30 s in all, where the host answers at once."""
-DIRECT_BYTES = 10_000_000
-"""Up to here a file that needs the user's rights is read by the driver for the workers."""
+"""Attempts in a row that bring less than _STALL_BYTES before a read fails: with the pauses below about
+30 s in all, where the host answers at once. As many URLs in a row may be refused."""
 WHOLE_BYTES = 16 << 20
 """Up to here a server may send the whole file instead of a range: it may ignore `Range` (RFC 9110,
 14.2). Of a larger one every range would cost gigabytes."""
@@ -49,116 +43,67 @@ stalled connection is given up, what has come is kept."""
 _STALL_BYTES = 16 << 10  # 32 connections at this pace share 100 KB/s
 
 
-@dataclass(frozen=True, slots=True)
-class UrlAccess:
-    """Range reads of one address, which is a secret where it is signed: no `repr` shows it."""
+class Download:
+    """One range on its way into a buffer: a body that breaks off is resumed where it broke."""
 
-    where: str
-    size: int
-    url: str = field(repr=False)
-    etag: str | None = None
-    """As the address's host stated it first; None: not known yet; empty: it states none."""
-    issue: int = 1
-    """Number of the address among those that the driver has had for the file."""
-    good_for_s: float = math.inf
-    """How long it may be used, from when it was handed out."""
-    signed: bool = True
-    """Another address can be had. Else the host serves the file itself."""
-    rights: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Headers that carry the user's token. They never leave the driver."""
+    def __init__(
+        self, connections: Connections, where: str, start: int, buffer: memoryview
+    ) -> None:
+        self._connections, self._start, self._buffer = connections, start, buffer
+        self._range = f"{where}[{start}:{start + len(buffer)}]"
+        self._done = self._refusals = 0
+        self._tries = _Tries(connections, self._range)
 
-    # Enough to hide a round trip of 50 ms at 1 MiB a read and 300 MB/s.
-    reads_at_once = 16
+    @property
+    def rest(self) -> tuple[int, memoryview]:
+        """What is left to be read: from which byte on, and into what."""
+        return self._start + self._done, self._buffer[self._done :]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.rights:
-            raise HallmarksError(f"{self.where}: access with a token does not leave the driver")
-        fields = (
-            self.where, self.size, self.url, self.etag, self.issue, self.good_for_s, self.signed,
-        )  # fmt: skip
-        return UrlAccess, fields
-
-    def for_workers(self) -> Access:
-        """Return what a worker may have of this: an address without the user's rights."""
-        if not self.rights:
-            return self
-        if self.size <= DIRECT_BYTES:
-            return ThroughDriver(self.where, self.issue, self.good_for_s)
-        return replace(self, rights={})
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on; a body that breaks off is resumed where it broke.
+    def read(self, access: Url) -> Url:
+        """Read what is left; return the access with the ETag that its host states.
 
         Raises:
-            AccessExpired: no address is accepted.
-            TransientReadError: every attempt failed.
+            AccessExpired: the URL is not accepted. The rest may be read by another one.
+            TransientReadError: every attempt failed, or one URL after the other was refused.
             SourceChanged: the answer is for another file than the one planned.
             ReadError: the server refused for good, or does not serve ranges.
         """
-        self.read_pinned(transport, start, buffer)
-
-    def read_pinned(self, transport: Transport, start: int, buffer: memoryview) -> Access:
-        """Read as `read_into` does; return the access that worked, with the host's tag in it."""
-        access: Access = self
-        span = f"{self.where}[{start}:{start + len(buffer)}]"
-        tries = _Tries(transport, span)
-        done = refusals = 0
-        while done < len(buffer):
-            if not isinstance(access, UrlAccess):  # by now the file is reached in another way
-                access.read_into(transport, start + done, buffer[done:])
-                break
-            answer = _Answer(access, start, buffer, done)
+        while self._done < len(self._buffer):
+            answer = _Answer(access, self._start, self._buffer, self._done)
             try:
-                access = replace(access, etag=answer.read(transport))
-            except AccessExpired:
-                refusals += 1
-                if not access.signed or refusals >= ATTEMPTS:
-                    raise
-                access = transport.desk.renewed(access)
+                access = replace(access, etag=answer.read(self._connections))
+            except AccessExpired as error:
+                self._refusals += 1
+                if self._refusals >= ATTEMPTS:
+                    raise TransientReadError(error.message) from None
+                raise
             except _Broken as error:
-                if answer.done - done >= _STALL_BYTES:
-                    tries, refusals = _Tries(transport, span), 0
-                tries.failed(host_of(access.url), error)
-            done = answer.done
+                if answer.done - self._done >= _STALL_BYTES:
+                    self._tries, self._refusals = _Tries(self._connections, self._range), 0
+                self._tries.failed(host_of(access.url), error)
+            self._done = answer.done
         return access
-
-
-@dataclass(frozen=True, slots=True)
-class ThroughDriver:
-    """Range reads that the driver makes: of small files that need the user's rights."""
-
-    where: str
-    issue: int
-    good_for_s: float
-
-    reads_at_once = 16
-
-    def read_into(self, transport: Transport, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on."""
-        data = transport.desk.read(self.where, start, start + len(buffer))
-        if len(data) != len(buffer):
-            raise ReadError(f"{self.where}: expected {len(buffer):,} bytes, found {len(data):,}")
-        buffer[:] = data
 
 
 class _Answer:
     """One request for what is left of a range, and its answer."""
 
-    def __init__(self, access: UrlAccess, start: int, buffer: memoryview, done: int) -> None:
+    def __init__(self, access: Url, start: int, buffer: memoryview, done: int) -> None:
         """`done`: bytes of the buffer that are good, before and after."""
         self._access, self._start, self._buffer, self.done = access, start, buffer, done
-        self._span = f"{access.where}[{start + done}:{start + len(buffer)}]"
+        self._range = f"{access.where}[{start + done}:{start + len(buffer)}]"
 
-    def read(self, transport: Transport) -> str:
-        """Fill the buffer; return the tag that the host states, empty if it states none."""
+    def read(self, connections: Connections) -> str:
+        """Fill the buffer; return the ETag that the host states, empty if it states none."""
         access = self._access
         first, last = self._start + self.done, self._start + len(self._buffer) - 1
-        headers = {**access.rights, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-        if access.etag and not access.etag.startswith("W/"):  # weak ones never match
+        headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+        headers |= access.credentials
+        if access.etag and not access.etag.startswith("W/"):  # weak ETags never match
             headers["If-Match"] = access.etag
         complete = False
         try:
-            response = transport.get(access.url, headers)
+            response = connections.get(access.url, headers)
             self._check(response, first, last)
             self._fill(response) if response.status == 206 else self._pick(response)
             complete = True
@@ -167,17 +112,17 @@ class _Answer:
         except HallmarksError:
             raise  # some are OSErrors too
         except ssl.SSLCertVerificationError as error:
-            raise untrusted(self._span, error) from None
+            raise untrusted(self._range, error) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             if tunnel := _TUNNEL.match(str(error)):
                 self._refuse_tunnel(int(tunnel[1]))
             raise _Broken(type(error).__name__) from None
         finally:
             if not complete:
-                transport.drop(access.url)
+                connections.drop(access.url)
 
     def _fill(self, response: Response) -> None:
-        """Read the body as it comes: what has come is kept, a stall shows within seconds."""
+        """Read the body as it arrives: what has arrived is kept, a stall is noticed within seconds."""
         buffer, body = self._buffer, response.fp
         while self.done < len(buffer):
             response.within(_STALL_S)
@@ -189,7 +134,7 @@ class _Answer:
                 self.done += count
 
     def _pick(self, response: Response) -> None:
-        """Read the whole file as it comes, and keep what is wanted of it, if it comes whole."""
+        """Read the whole file as it arrives, and keep the wanted part, if it is complete."""
         size, position, done = self._access.size, 0, self.done
         rest = memoryview(bytearray(_STALL_BYTES))
         while position < size:
@@ -205,96 +150,98 @@ class _Answer:
                 raise _Broken("the body ended early")
             if not count:
                 raise SourceChanged(
-                    f"{self._span}: expected a file of {size:,} bytes, found {position:,}"
+                    f"{self._range}: expected a file of {size:,} bytes, found {position:,}"
                 )
             position += count
             done += count if keep else 0
         if response.read(1):
-            raise SourceChanged(f"{self._span}: expected a file of {size:,} bytes, found more")
+            raise SourceChanged(f"{self._range}: expected a file of {size:,} bytes, found more")
         self.done = done
 
     def _check(self, response: Response, first: int, last: int) -> None:
         """Refuse an answer that is neither the range nor the whole of the file that was planned."""
-        span, access = self._span, self._access
+        where, access = self._range, self._access
         if response.status == 206:
             self._check_range(response, first, last)
         elif response.status == 200 and access.size <= WHOLE_BYTES:
             if response.length not in (None, access.size):
                 raise SourceChanged(
-                    f"{span}: expected a file of {access.size:,} bytes, found {response.length:,}"
+                    f"{where}: expected a file of {access.size:,} bytes, found {response.length:,}"
                 )
         else:
             self._refuse(response)
         for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
-            found = response.headers.get(name, plain)
-            if found.strip().lower() != plain:
+            encoding = response.headers.get(name, plain)
+            if encoding.strip().lower() != plain:
                 raise ReadError(
-                    f"{span}: expected the bytes as they are, found {name} {quoted(found, 60)}",
+                    f"{where}: expected the bytes as they are, found {name} {quoted(encoding, 60)}",
                     f"{host_of(access.url)}, or a proxy before it, compresses what it was asked not"
                     " to",
                 )
         etag = response.headers.get("ETag", "")
         if access.etag and etag != access.etag:
             raise SourceChanged(
-                f"{span}: expected the tag {quoted(access.etag)}, found {quoted(etag)}: the file"
+                f"{where}: expected the ETag {quoted(access.etag)}, found {quoted(etag)}: the file"
                 " changed"
             )
 
     def _check_range(self, response: Response, first: int, last: int) -> None:
-        span, size = self._span, self._access.size
+        where, size = self._range, self._access.size
         shown = response.headers.get("Content-Range", "")
-        found = _CONTENT_RANGE.fullmatch(shown)
-        numbers = tuple(int(number[:20]) for number in found.groups()) if found else (0, 0, 0)
-        if found and numbers[2] != size:
-            raise SourceChanged(f"{span}: expected a file of {size:,}, found {numbers[2]:,}")
+        match = _CONTENT_RANGE.fullmatch(shown)
+        numbers = tuple(int(number[:20]) for number in match.groups()) if match else (0, 0, 0)
+        if match and numbers[2] != size:
+            raise SourceChanged(f"{where}: expected a file of {size:,}, found {numbers[2]:,}")
         if numbers[:2] != (first, last):
             raise ReadError(
-                f"{span}: expected bytes {first}-{last}, found Content-Range {quoted(shown, 60)}",
+                f"{where}: expected bytes {first}-{last}, found Content-Range {quoted(shown, 60)}",
                 "the server, or a proxy before it, answers with other ranges than asked for",
             )
         if response.chunked or response.length != last + 1 - first:
-            raise ReadError(f"{span}: expected {last + 1 - first:,} bytes, found {response.length}")
+            raise ReadError(
+                f"{where}: expected {last + 1 - first:,} bytes, found {response.length}"
+            )
 
     def _refuse(self, response: Response) -> NoReturn:
         """Raise what a status means that is not that of bytes."""
-        status, span, access = response.status, self._span, self._access
+        status, where, access = response.status, self._range, self._access
         if status in TRANSIENT:
             raise _Broken(f"HTTP {status}", pause_s(response.headers))
         if status in (401, 403):
             if access.signed:
-                raise AccessExpired(f"{span}: HTTP {status}: the address is not accepted")
-            if access.rights:
-                raise ReadError(f"{span}: HTTP {status}: the host refuses", "check HF_TOKEN")
+                raise AccessExpired(f"{where}: HTTP {status}: the URL is not accepted")
+            if access.credentials:
+                raise ReadError(f"{where}: HTTP {status}: the host refuses", "check HF_TOKEN")
             raise ReadError(
-                f"{span}: HTTP {status}: the host wants a token, which does not leave the driver",
+                f"{where}: HTTP {status}: the host wants a token, which does not leave the driver",
                 "use --executor local",
             )
         if status == 407:
             self._refuse_tunnel(status)
         if status == 412:
             raise SourceChanged(
-                f"{span}: HTTP 412: expected the tag {quoted(access.etag)}: the file changed"
+                f"{where}: HTTP 412: expected the ETag {quoted(access.etag)}: the file changed"
             )
         if status == 200:
             raise ReadError(
-                f"{span}: {host_of(access.url)} sent the whole file instead of the range, which is"
+                f"{where}: {host_of(access.url)} sent the whole file instead of the range, which is"
                 f" taken up to {WHOLE_BYTES:,} bytes; this one has {access.size:,}",
                 "use a server or mirror that serves byte ranges",
             )
         hint = {404: "check the name", 416: "is the file shorter than its listing says?"}
-        raise ReadError(f"{span}: HTTP {status}", hint.get(status, ""))
+        raise ReadError(f"{where}: HTTP {status}", hint.get(status, ""))
 
     def _refuse_tunnel(self, status: int) -> NoReturn:
         """Raise what the proxy's own answer means."""
         if status in TRANSIENT:
             raise _Broken(f"HTTP {status} from the proxy")
-        raise ReadError(f"{self._span}: {refusal(self._access.url, status)}", HINT)
+        raise ReadError(f"{self._range}: {refusal(self._access.url, status)}", HINT)
 
 
 class _Broken(Exception):
     """One attempt failed. Never leaves this module.
 
-    Of a client's error only the kind is passed on: its text may quote the address, which is signed.
+    Of a client's error only the kind is passed on: its text may quote the URL, which is signed.
     """
 
     def __init__(self, message: str, pause_s: float | None = None) -> None:
@@ -303,32 +250,32 @@ class _Broken(Exception):
 
 
 class _Tries:
-    """Attempts in a row that brought nothing, and the pauses between them."""
+    """Attempts in a row that brought nothing, and the back-off between them."""
 
-    def __init__(self, transport: Transport, span: str) -> None:
-        self._transport, self._span = transport, span
+    def __init__(self, connections: Connections, where: str) -> None:
+        self._connections, self._range = connections, where
         self._failures, self._since = 0, time.monotonic()
 
     def failed(self, host: str, error: _Broken) -> None:
-        """Wait before the next attempt: as long as the host asks for, and then all readers do.
+        """Wait before the next attempt: as long as the host requests, and then every process does.
 
         Raises:
-            TransientReadError: there were enough, or the host asks for too long a pause.
+            TransientReadError: there were enough, or the host requests too long a pause.
         """
         self._failures += 1
         if self._failures >= ATTEMPTS:
-            message = f"{self._span}: {error}, {ATTEMPTS} times"
+            message = f"{self._range}: {error}, {ATTEMPTS} times"
             raise TransientReadError(message) from None
-        transport, asked_s = self._transport, error.pause_s
-        transport.count(retries=1)
+        connections, asked_s = self._connections, error.pause_s
+        connections.count(retries=1)
         if asked_s is not None and asked_s > LONGEST_PAUSE_S:
-            raise TransientReadError(f"{self._span}: {error}: {too_long(asked_s)}") from None
+            raise TransientReadError(f"{self._range}: {error}: {too_long(asked_s)}") from None
         pause = backoff_s(self._failures) if asked_s is None else asked_s
         if time.monotonic() + pause - self._since >= ANNOUNCED_S:
-            transport.desk.waiting(host, f"{host}: {error}; trying again in {pause:.0f} s")
+            connections.notices.waiting(host, f"{host}: {error}; trying again in {pause:.0f} s")
         if asked_s is None:
             time.sleep(pause)
         else:
-            transport.count(rate_limited_seconds=asked_s)
-            transport.pause(host, asked_s)
-            transport.desk.paused(host, asked_s)
+            connections.count(rate_limited_seconds=asked_s)
+            connections.pause(host, asked_s)
+            connections.notices.paused(host, asked_s)

@@ -1,8 +1,8 @@
-"""How many requests a Hub account may make, and keeping to it.
+"""How many requests a Hub account may make, and keeping to that.
 
 The Hub counts two classes in fixed windows of five minutes: `api` (listings) and `resolvers`
-(addresses of files). It states what is left with every answer. Bytes from the host that an address
-leads to count in neither.
+(URLs of files). It states what is left with every answer. Bytes from the host that a URL leads to
+count in neither.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def pause_s(headers: Headers) -> float | None:
     until = _date(text)
     if until is not None:
         asked.append(max(0.0, until - (server_time(headers) or time.time())))
-    found = _LEFT.search(headers.get("RateLimit") or "")
-    if found and int(found["left"][:9]) == 0:
+    stated = _LEFT.search(headers.get("RateLimit") or "")
+    if stated and int(stated["left"][:9]) == 0:
         # whole seconds are stated: one more
-        asked.append(_seconds(found["seconds"], math.inf) + 1)
+        asked.append(_seconds(stated["seconds"], math.inf) + 1)
     return max(asked, default=None)
 
 
@@ -89,10 +89,10 @@ def too_long(seconds: float) -> str:
 
 def _date(text: str | None) -> float | None:
     try:
-        found = parsedate_to_datetime(text or "")
+        date = parsedate_to_datetime(text or "")
     except (ValueError, OverflowError):
         return None
-    return found.timestamp() if found.tzinfo is not None else None
+    return date.timestamp() if date.tzinfo is not None else None
 
 
 def _seconds(text: str, otherwise: float) -> float:
@@ -154,21 +154,21 @@ class Limits:
         Not of windows that are too long to be waited for: when such a one is spent, the server
         refuses, and says for how long.
         """
-        found = _LEFT.search(headers.get("RateLimit") or "")
-        if found is None:
+        stated = _LEFT.search(headers.get("RateLimit") or "")
+        if stated is None:
             return
         policy = _POLICY.search(headers.get("RateLimit-Policy") or "")
-        seconds = _seconds(found["seconds"], math.inf)
+        seconds = _seconds(stated["seconds"], math.inf)
         length = _seconds(policy["seconds"], math.inf) if policy else float(WINDOW_S)
         if max(seconds, length) > LONGEST_PAUSE_S:
             return
-        left = int(found["left"][:9])
+        left = int(stated["left"][:9])
         quota = int(policy["quota"][:9]) if policy else left
         ends = time.monotonic() + seconds + 1
         with self._lock:
-            window = self._windows.get(found["kind"])
+            window = self._windows.get(stated["kind"])
             if window is not None and ends < window.ends + 2:
                 # answers may overtake each other, and requests under way are not in them
                 window.left = min(window.left, left)
             else:
-                self._windows[found["kind"]] = _Window(left, quota, length, ends)
+                self._windows[stated["kind"]] = _Window(left, quota, length, ends)

@@ -45,7 +45,7 @@ class Trouble(Enum):
     """Why the storage did not do what it was asked."""
 
     ADDRESS = auto()
-    """Not an address, or one that the environment does not complete."""
+    """Not a URL, or one that the environment does not complete."""
     NO_BUCKET = auto()
     ABSENT = auto()
     DENIED = auto()
@@ -76,7 +76,7 @@ def ask(
 ) -> _Answer:
     """Return the answer to a question that is put to the client, again while trouble may pass.
 
-    The client's errors carry addresses, which may be signed, and the storage's XML: they are never
+    The client's errors carry URLs, which may be signed, and the storage's XML: they are never
     quoted or chained.
 
     Args:

@@ -1,7 +1,7 @@
-"""Which proxy the environment names for an address, by the rules of the Hub's client (httpx).
+"""Which proxy the environment names for a URL, by the rules of the Hub's client (httpx).
 
-So that ranges take the way that names and listings take. A proxy's address may hold a password:
-nothing here shows one.
+Ranges thus take the same route as names and listings. A proxy's URL may hold a password: nothing
+here shows one.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class Proxy:
 
     host: str
     port: int
-    rights: dict[str, str] = field(repr=False)
-    """Headers that carry its user's name and password."""
+    credentials: dict[str, str] = field(repr=False)
+    """Headers that carry its user name and password."""
 
     def __str__(self) -> str:
         return f"http://{self.host}:{self.port}"
 
 
 def proxy_of(url: str) -> Proxy | None:
-    """Return the proxy for an address: HTTP_PROXY or HTTPS_PROXY by its scheme, else ALL_PROXY.
+    """Return the proxy for a URL: HTTP_PROXY or HTTPS_PROXY by its scheme, else ALL_PROXY.
 
-    The names in lower case come first, as everywhere; NO_PROXY lists the exceptions.
+    Lower-case names take precedence, as everywhere; NO_PROXY lists the exceptions.
 
     Raises:
-        RequestError: the variable does not hold the address of an HTTP proxy.
+        RequestError: the variable does not hold the URL of an HTTP proxy.
     """
     parts, named = urlsplit(url), getproxies()
     kind = parts.scheme if named.get(parts.scheme) else "all"
@@ -51,13 +51,13 @@ def proxy_of(url: str) -> Proxy | None:
 
 
 def refusal(url: str, status: int) -> str:
-    """Return what is said where an address's proxy passes nothing on."""
+    """Return what is said where a URL's proxy passes nothing on."""
     why = "asks for a user and a password" if status == 407 else "refuses the connection"
     return f"HTTP {status}: the proxy {proxy_of(url)} {why}"
 
 
 def basic(user: str | None, password: str | None) -> str:
-    """Return the Authorization of a user and password as they stand in an address."""
+    """Return the Authorization for a user and password as they stand in a URL."""
     pair = f"{unquote(user or '')}:{unquote(password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
@@ -74,8 +74,8 @@ def _proxy(text: str, variable: str) -> Proxy:
             HINT,
         )
     given = parts.username is not None or parts.password is not None
-    rights = {"Proxy-Authorization": basic(parts.username, parts.password)} if given else {}
-    return Proxy(host, port or PORTS["http"], rights)
+    credentials = {"Proxy-Authorization": basic(parts.username, parts.password)} if given else {}
+    return Proxy(host, port or PORTS["http"], credentials)
 
 
 def _spared(host: str, port: int, listed: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,22 +34,23 @@ from pipeline.execute.ray.session import (
     working_nodes,
 )
 from pipeline.execute.ray.tasks import TaskBlocks
-from pipeline.execute.work.addresses import (
-    Begun,
-    FrontDesk,
-    Left,
-    Paused,
-    Question,
-    Remote,
-    Room,
-    Waiting,
-)
 from pipeline.execute.work.receipt import Receipt
+from pipeline.execute.work.urls import (
+    BlockReleased,
+    BlockRequest,
+    DriverUrls,
+    HostPaused,
+    LongWait,
+    Notice,
+    Request,
+    TileBegun,
+    UrlBroker,
+)
 from pipeline.execute.work.worker import Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.signals import uninterrupted
-from pipeline.sources.base import Access
+from pipeline.transport.access import Access
 from pipeline.transport.waiting import announce
 
 MAX_DEATHS_IN_A_ROW = 5  # workers that died with no tile finished in between: something is wrong
@@ -70,14 +71,14 @@ class Proof:
     """What a worker must find on its node before it gets a tile. Holds no secret."""
 
     sink: Sink
-    files: tuple[Access, ...]
+    files: Mapping[int, Access]
     """Some of the files of a local source."""
 
 
 class _Actor:
     """The worker as Ray sees it. No argument of the constructor is a secret.
 
-    Addresses come as arguments of `answer`, each below the size from which Ray would put it into
+    URLs come as arguments of `answer`, each below the size from which Ray would put it into
     its object store, whose pages are spilled to disk in clear text.
     """
 
@@ -93,12 +94,12 @@ class _Actor:
         sharers: int,
     ) -> None:
         """`for_tasks`: a reference to the plan, if tasks pull."""
-        self._addresses = Remote(plan)
+        self._urls = DriverUrls()
         self._blocks = None
         if for_tasks:
-            self._blocks = TaskBlocks(plan, for_tasks[0], self._addresses, memory.row_bytes)
+            self._blocks = TaskBlocks(plan, for_tasks[0], self._urls, memory.row_bytes)
         self._worker = Worker(
-            plan, sink, self._addresses, device, threads, memory, verified, self._blocks, sharers
+            plan, sink, self._urls, device, threads, memory, verified, self._blocks, sharers
         )
         self._metrics = Metrics(plan.run)
 
@@ -106,7 +107,7 @@ class _Actor:
         """Return which node this is, and what is wrong with it."""
         context, node = ray.get_runtime_context(), ray.util.get_node_ip_address()
         try:
-            self._worker.prove(proof.files)
+            self._worker.probe(proof.files)
             proof.sink.prove(node)
         except HallmarksError as error:
             hint = error.hint or "store and local checkpoints must be on every node"
@@ -114,7 +115,7 @@ class _Actor:
         return context.get_node_id(), None
 
     def run(self, index: int, turn: int) -> Receipt:
-        self._addresses.tell(Begun(index))
+        self._urls.tell(TileBegun(index))
         try:
             return self._worker.run(index, turn)
         finally:
@@ -123,15 +124,15 @@ class _Actor:
     def verify(self) -> None:
         self._worker.verify()
 
-    def questions(self) -> tuple[int, list[tuple[int, Question]]]:
+    def questions(self) -> tuple[int, list[tuple[int, Request | Notice]]]:
         """Return a number that rises with the work, and what was asked since the last call."""
-        asked = self._addresses.questions(_POLL_S)
+        asked = self._urls.requests(_POLL_S)
         counters = self._worker.counters
         self._metrics.export(counters)
         return counters.bytes_pulled + counters.slices, asked
 
     def answer(self, number: int, found: Any) -> None:
-        self._addresses.answer(number, found)
+        self._urls.answer(number, found)
 
     def pause(self, host: str, seconds: float) -> None:
         self._worker.pause(host, seconds)
@@ -141,21 +142,21 @@ class _Actor:
     # What tasks ask that pull for this worker, in threads of their own (`_FOR_TASKS`).
 
     @ray.method(concurrency_group="tasks")
-    def access(self, files: Sequence[int], after: int) -> dict[int, tuple[Access, float]]:
-        return self._addresses.passed_on(files, after)
+    def accesses(self, files: Sequence[int], after: int) -> dict[int, Access]:
+        return self._worker.reader.handed_out(files, after)
 
     @ray.method(concurrency_group="tasks")
-    def read(self, where: str, start: int, stop: int) -> bytes:
-        return self._addresses.read(where, start, stop)
+    def read(self, file: int, start: int, stop: int) -> bytes:
+        return self._urls.read(file, start, stop)
 
     @ray.method(concurrency_group="tasks")
     def paused(self, host: str, seconds: float) -> None:
         self.pause(host, seconds)
-        self._addresses.paused(host, seconds)
+        self._urls.paused(host, seconds)
 
     @ray.method(concurrency_group="tasks")
     def waiting(self, host: str, why: str) -> None:
-        self._addresses.waiting(host, why)
+        self._urls.waiting(host, why)
 
     @ray.method(concurrency_group="tasks")
     def count(self, more: dict[str, float]) -> None:
@@ -229,7 +230,7 @@ class RayPool:
         self._left_out: list[str] = []  # nodes that did not
         self._begun, self._announced = time.monotonic(), -_ANNOUNCE_EVERY_S
 
-    def run(self, tiles: list[int], desk: FrontDesk) -> Iterator[Receipt | Lost]:
+    def run(self, tiles: list[int], desk: UrlBroker) -> Iterator[Receipt | Lost]:
         """Yield each tile's outcome as it comes; workers' questions are answered meanwhile.
 
         Raises:
@@ -251,7 +252,7 @@ class RayPool:
             for handle in self._handles:
                 ray.kill(handle.actor)
 
-    def _step(self, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
+    def _step(self, schedule: Schedule, desk: UrlBroker) -> Iterator[Receipt | Lost]:
         """Hand tiles over, and see to whatever has happened by then.
 
         A signal is waited for in `wait` alone: in others of its calls, Ray catches what a handler
@@ -320,7 +321,7 @@ class RayPool:
         # one look at all of them costs as much as at one
         return wait(calls, len(calls), 0) if ended else []
 
-    def _take(self, call: Any, schedule: Schedule, desk: FrontDesk) -> Iterator[Receipt | Lost]:
+    def _take(self, call: Any, schedule: Schedule, desk: UrlBroker) -> Iterator[Receipt | Lost]:
         """Yield what a call that ended means."""
         if call not in self._pending:
             return  # of an actor that was dropped meanwhile
@@ -356,9 +357,9 @@ class RayPool:
     def _attend(
         self,
         handle: _Handle,
-        told: tuple[int, list[tuple[int, Question]]],
+        told: tuple[int, list[tuple[int, Request | Notice]]],
         schedule: Schedule,
-        desk: FrontDesk,
+        desk: UrlBroker,
     ) -> None:
         """See to what a worker says and asks."""
         self._pending[handle.actor.questions.remote()] = handle, "questions", -1
@@ -368,15 +369,15 @@ class RayPool:
             handle.progress, handle.progressed = progress, now
         for number, question in questions:
             match question:
-                case Begun(tile):
+                case TileBegun(tile):
                     schedule.begun(handle, tile)
-                case Paused(host, seconds):
+                case HostPaused(host, seconds):
                     self._pause(handle, host, seconds)
-                case Waiting(host, why):
+                case LongWait(host, why):
                     announce(host, why)
-                case Left(num_bytes):
+                case BlockReleased(num_bytes):
                     self._admission.left(handle, num_bytes)
-                case Room(num_bytes):
+                case BlockRequest(num_bytes):
                     handle.unanswered.add(number)
                     self._admission.ask(handle, number, num_bytes)
                 case _:

@@ -3,7 +3,7 @@
 For clusters of few GPUs and many network cards. A worker asks the driver for room (`admission.py`),
 starts the task that pulls the block, and owns it: if the worker dies, its tasks and blocks go with
 it. A task has no way to the driver; what it lacks it asks the worker that it pulls for, so that
-addresses travel as small answers between processes, and no object store holds one.
+URLs travel as small answers between processes, and no object store holds one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ import ray
 
 from pipeline.errors import TileLost, TransientReadError
 from pipeline.execute.ray.session import result
-from pipeline.execute.work.addresses import FILES_A_QUESTION, Kept, Left, Remote, Room
 from pipeline.execute.work.pull import Block, Counters, Puller
+from pipeline.execute.work.urls import (
+    FILES_A_REQUEST,
+    BlockReleased,
+    BlockRequest,
+    DriverUrls,
+)
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of
-from pipeline.sources.base import Access
+from pipeline.transport.access import Access
+from pipeline.transport.reader import Reader
 
 AHEAD = 2  # blocks of a tile that are asked for at once: one is computed, the next on its way
 _TELL_S = 1.0  # so often a task says how far it is: silence means that its worker is stuck
@@ -51,10 +57,10 @@ class Errand:
 class TaskBlocks:
     """The blocks of one worker's tiles, pulled by tasks. Safe in threads."""
 
-    def __init__(self, plan: Plan, reference: Any, remote: Remote, row_bytes: int) -> None:
+    def __init__(self, plan: Plan, reference: Any, urls: DriverUrls, row_bytes: int) -> None:
         """`reference`: to the plan in the object store."""
         self._plan, self._reference, self._row_bytes = plan, reference, row_bytes
-        self._remote = remote
+        self._urls = urls
         self._worker = ray.get_runtime_context().current_actor
         self._pauses: dict[str, float] = {}  # hosts to leave alone, and until when
 
@@ -92,17 +98,17 @@ class TaskBlocks:
             errand = Errand((self._reference,), index, number, self._row_bytes, pauses)
             return _pull.remote(errand, self._worker)
 
-        return _Pulling(piece, size, self._remote, start)
+        return _Pulling(piece, size, self._urls, start)
 
 
 class _Pulling:
     """One block on its way."""
 
-    def __init__(self, piece: Slice, size: int, remote: Remote, start: Callable[[], Any]) -> None:
-        self.piece, self._size, self._remote, self._start = piece, size, remote, start
+    def __init__(self, piece: Slice, size: int, urls: DriverUrls, start: Callable[[], Any]) -> None:
+        self.piece, self._size, self._urls, self._start = piece, size, urls, start
         self._wanted = True
         self._task: Future[Any] = Future()
-        remote.ask(Room(size)).add_done_callback(self._granted)
+        urls.ask(BlockRequest(size)).add_done_callback(self._granted)
 
     def block(self) -> Block:
         """Return the block as soon as it is here."""
@@ -123,7 +129,7 @@ class _Pulling:
     def _ended(self, task: Future[Any]) -> None:
         if task.exception() is None and task.result() is not None:
             ray.wait([task.result()])  # if its tile has failed it may still be pulled
-        self._remote.tell(Left(self._size))
+        self._urls.tell(BlockReleased(self._size))
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
@@ -134,7 +140,7 @@ def _pull(errand: Errand, worker: Any) -> Block:
 
 
 class _Here:
-    """What a process that pulls keeps from task to task: the plan, addresses, connections."""
+    """What a process that pulls keeps from task to task: the plan, URLs, connections."""
 
     last: tuple[str, _Here] | None = None
 
@@ -148,19 +154,20 @@ class _Here:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._relay = _Relay(plan)
-        self._puller = Puller(plan, self._relay, self._relay.count)
+        self._relay = _Relay()
+        self._reader = Reader(self._relay, self._relay.count)
+        self._puller = Puller(plan, self._reader)
 
     def pull(self, errand: Errand, worker: Any) -> Block:
         self._relay.worker = worker
         for host, seconds in errand.pauses.items():
-            self._puller.transport.pause(host, seconds)
+            self._reader.pause(host, seconds)
         tile = self._plan.tiles[errand.tile]
         pieces = slices(tile, self._plan.tensors, errand.row_bytes)
         piece = next(islice(pieces, errand.slice, None))
         block = np.empty((len(self._plan.checkpoints), piece.row_bytes), np.uint8)
         try:
-            self._relay.prepare(files_of(tile, self._plan.tensors))
+            self._reader.accesses(files_of(tile, self._plan.tensors))
             self._puller.fill(block, piece)
         finally:
             self._relay.tell()
@@ -168,27 +175,23 @@ class _Here:
 
 
 class _Relay:
-    """Addresses for a process that pulls: the worker that it pulls for has them, or asks."""
+    """Gives access to files in a process that pulls: the worker that it pulls for has it, or asks."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self) -> None:
         self.worker: Any = None
-        self._numbers = {file.where: number for number, file in enumerate(plan.files)}
-        self._kept = Kept()
-        self._asking = threading.Lock()
         self._counters, self._told = Counters(), time.monotonic()
         self._counting = threading.Lock()
 
-    def prepare(self, files: Sequence[int]) -> None:
-        self._ask_for(files, 0)
+    def accesses(self, files: Sequence[int], after: int) -> dict[int, Access]:
+        groups = [
+            files[first : first + FILES_A_REQUEST]
+            for first in range(0, len(files), FILES_A_REQUEST)
+        ]
+        answers = [self.worker.accesses.remote(group, after) for group in groups]
+        return {file: access for answer in answers for file, access in _result(answer).items()}
 
-    def get(self, file: int, after: int = 0) -> Access:
-        return self._kept.get(file, after) or self._ask_for([file], after)[file]
-
-    def renewed(self, access: Access) -> Access:
-        return self.get(self._numbers[access.where], access.issue)
-
-    def read(self, where: str, start: int, stop: int) -> bytes:
-        return _result(self.worker.read.remote(where, start, stop))
+    def read(self, file: int, start: int, stop: int) -> bytes:
+        return _result(self.worker.read.remote(file, start, stop))
 
     def paused(self, host: str, seconds: float) -> None:
         self.worker.paused.remote(host, seconds)
@@ -209,21 +212,6 @@ class _Relay:
             news, self._counters = self._counters, Counters()
             self._told = time.monotonic()
         self.worker.count.remote(asdict(news))
-
-    def _ask_for(self, files: Sequence[int], after: int) -> dict[int, Access]:
-        """Return access to some files; the worker is asked for what is lacking."""
-        with self._asking:  # one question for all threads that lack the same
-            found = {file: there for file in files if (there := self._kept.get(file, after))}
-            lacking = [file for file in files if file not in found]
-            groups = [
-                lacking[first : first + FILES_A_QUESTION]
-                for first in range(0, len(lacking), FILES_A_QUESTION)
-            ]
-            for answer in [self.worker.access.remote(group, after) for group in groups]:
-                for file, (access, seconds) in _result(answer).items():
-                    self._kept.keep(file, access, seconds)
-                    found[file] = access  # also if it expires at once: each is tried
-            return found
 
 
 def _result(call: Any) -> Any:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.addresses import Addresses
 from pipeline.execute.work.device import Device, Lane, batches
-from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
+from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Turn, Verifier
 from pipeline.numerics.joint import parents
@@ -23,10 +23,11 @@ from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of, results
-from pipeline.sources.base import Access
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import TensorFacts, one_thread_products
+from pipeline.transport.access import Access
+from pipeline.transport.reader import Reader, UrlProvider
 
 
 class Sink(Protocol):
@@ -49,7 +50,7 @@ class Worker:
         self,
         plan: Plan,
         sink: Sink,
-        addresses: Addresses,
+        urls: UrlProvider[int],
         device: str,
         threads: int,
         memory: Memory,
@@ -60,18 +61,19 @@ class Worker:
         """Prepare; nothing is read yet.
 
         Args:
+            urls: gives access to files.
             verified: files of the plan whose hashes are checked here.
             elsewhere: where blocks come from if they are not pulled here.
             sharers: workers that compute on the same card, this one included.
         """
         self._plan, self._sink, self._memory = plan, sink, memory
-        self._addresses = addresses
         self._device = Device(device, plan.tensors, memory.row_bytes, threads, sharers)
         self._parents = parents(plan.firsts, len(plan.checkpoints))
         self._known_facts: dict[tuple[int, int], TensorFacts] = {}
         self._local = threading.local()
         self._counters, self._counting = Counters(), threading.Lock()
-        self._puller = Puller(plan, addresses, self.count)
+        self.reader = Reader(urls, self.count)
+        self._puller = Puller(plan, self.reader)
         self._blocks = elsewhere.of if elsewhere else None
         self._verifier = Verifier(plan, verified, self._puller.read)
         self._pinned = ExitStack()
@@ -92,7 +94,7 @@ class Worker:
         with self._counting:
             self._counters.add(more)
 
-    def prove(self, files: Sequence[Access]) -> None:
+    def probe(self, files: Mapping[int, Access]) -> None:
         """Look at the device, and read a byte of each of these files.
 
         Raises:
@@ -101,12 +103,12 @@ class Worker:
             ReadError: one of the files is not here, or is another.
         """
         self._device.open()
-        self._puller.prove(files)
+        self._puller.probe(files)
 
     def pause(self, host: str, seconds: float) -> None:
-        """Leave a host alone: another worker was told to."""
+        """Send nothing to a host for so long: another worker was told to."""
         self.count(rate_limited_seconds=seconds)
-        self._puller.transport.pause(host, seconds)
+        self.reader.pause(host, seconds)
 
     def run(self, index: int, turn: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
@@ -138,8 +140,8 @@ class Worker:
             ReadError: bytes could not be had.
         """
         files = self._verifier.files
-        self._addresses.prepare(files)
-        for _ in self._puller.readers.map(self._verifier.finish, files):
+        self.reader.accesses(files)
+        for _ in self._puller.threads.map(self._verifier.finish, files):
             pass
 
     def _accumulator(self, index: int) -> Accumulator:
@@ -173,22 +175,22 @@ class Worker:
     def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
         """Pull a tile's slices here, one after the other, into this thread's block."""
         tile, tensors = self._plan.tiles[index], self._plan.tensors
-        self._addresses.prepare(files_of(tile, tensors))
+        self.reader.accesses(files_of(tile, tensors))
         for piece in slices(tile, tensors, self._memory.row_bytes):
             block = self._block(piece.row_bytes)
-            places = self._puller.fill(block, piece)
+            reads = self._puller.fill(block, piece)
             if self._verifier.files:
-                self._verify(places, turn)
+                self._verify(reads, turn)
             yield piece, block
 
-    def _verify(self, places: Places, turn: Turn) -> None:
+    def _verify(self, reads: Sequence[Read], turn: Turn) -> None:
         """Hash what was read of each file, after the tiles before this one."""
-        spans: dict[int, list[tuple[int, memoryview]]] = {}
-        for (file, start, _), (first, *_) in sorted(places.items(), key=lambda entry: entry[0]):
-            spans.setdefault(file, []).append((start, first.data))
+        ranges: dict[int, list[tuple[int, memoryview]]] = {}
+        for file, start, buffer in sorted(reads, key=itemgetter(0, 1)):
+            ranges.setdefault(file, []).append((start, buffer))
         turn.wait()
-        for _ in self._puller.readers.map(
-            lambda file: self._verifier.take(file, spans[file]), spans
+        for _ in self._puller.threads.map(
+            lambda file: self._verifier.take(file, ranges[file]), ranges
         ):
             pass
 

@@ -1,0 +1,104 @@
+"""Which byte ranges of files fill a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.planning.align import AlignedTensor
+from pipeline.planning.slices import Placed, Slice
+
+
+class ByteRange(NamedTuple):
+    """A half-open range of bytes of one file, and where it goes in the block."""
+
+    file: int
+    start: int
+    stop: int
+    row: int
+    column: int
+
+
+_AT_ONCE = 1 << 16
+"""Tensor ranges, over all rows, whose arrays are in memory together: 6 MB of them."""
+
+
+def byte_ranges(layout: Slice, tensors: Sequence[AlignedTensor]) -> list[ByteRange]:
+    """Return the ranges that fill a block, row by row; ranges that touch in file and row are one.
+
+    Where tensors are small, this costs more than reading them, so many rows are computed at once:
+    12,000 tensors of 24 checkpoints take 0.05 s, and 0.5 s tensor by tensor.
+    """
+    held = [tensors[placed.fragment.tensor] for placed in layout.placed]
+    scattered = {row for tensor in held for row in tensor.scattered}
+    num_rows, step = len(held[0].files), max(1, _AT_ONCE // len(held))
+    ranges: list[ByteRange] = []
+    for first in range(0, num_rows, step):
+        rows = range(first, min(first + step, num_rows))
+        for row, of_row in zip(rows, _of_rows(layout.placed, held, rows), strict=True):
+            ranges += _joined(_by_extent(layout.placed, held, row)) if row in scattered else of_row
+    return ranges
+
+
+def _of_rows(
+    placed: Sequence[Placed], tensors: Sequence[AlignedTensor], rows: range
+) -> Iterator[Iterator[ByteRange]]:
+    """Yield the ranges of each row, in which every tensor lies in one extent."""
+    some = slice(rows.start, rows.stop)
+    files = np.array([tensor.files[some] for tensor in tensors])
+    sizes = np.array([_itemsizes(tensor.dtypes)[some] for tensor in tensors])
+    origins = np.array([tensor.starts[some] for tensor in tensors])
+    starts = origins + np.array([[place.fragment.first] for place in placed]) * sizes
+    stops = origins + np.array([[place.fragment.stop] for place in placed]) * sizes
+    columns = np.array([[place.column] for place in placed])
+    begins = np.ones(files.shape, np.bool_)
+    begins[1:] = (
+        (files[1:] != files[:-1])
+        | (starts[1:] != stops[:-1])
+        | (columns[1:] != columns[:-1] + stops[:-1] - starts[:-1])
+    )
+    for number, row in enumerate(rows):
+        (begin,) = begins[:, number].nonzero()
+        last = np.append(begin[1:], len(begins)) - 1
+        values = (
+            files[begin, number], starts[begin, number], stops[last, number],
+            np.full(len(begin), row), columns[begin, 0],
+        )  # fmt: skip
+        yield map(ByteRange._make, zip(*(value.tolist() for value in values), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _itemsizes(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
+    return np.array([DTYPES[dtype].itemsize for dtype in dtypes])
+
+
+def _by_extent(
+    placed: Sequence[Placed], tensors: Sequence[AlignedTensor], row: int
+) -> Iterator[ByteRange]:
+    """Yield the ranges of one row, extent by extent."""
+    for place, tensor in zip(placed, tensors, strict=True):
+        size = DTYPES[tensor.dtypes[row]].itemsize
+        extents = tensor.pieces(row, place.fragment.first, place.fragment.stop)
+        for file, start, stop, elements in extents:
+            yield ByteRange(file, start, stop, row, place.column + elements * size)
+
+
+def _joined(ranges: Iterator[ByteRange]) -> list[ByteRange]:
+    joined: list[ByteRange] = []
+    for range_ in ranges:
+        last = joined[-1] if joined else None
+        touches = (
+            last is not None
+            and (last.file, last.stop) == (range_.file, range_.start)
+            and last.column + last.stop - last.start == range_.column
+        )
+        if last is not None and touches:
+            joined[-1] = last._replace(stop=range_.stop)
+        else:
+            joined.append(range_)
+    return joined
