@@ -27,7 +27,7 @@ from pipeline.store.tiles import TileFolder
 _MOST_TASKS_A_WORKER = 16
 """Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
 one block, so that fewer would leave CPUs of other nodes idle (benchmarks/results/pull.md)."""
-_FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
+_FILES_PROBED = 64  # of a local source, on each node, before it gets a tile
 
 
 Outcomes = Iterator[Receipt | Lost]
@@ -62,7 +62,8 @@ def executor(
 
     # Ray takes a second to import: not for those who do without it.
     from pipeline.execute.drive.admission import largest_block
-    from pipeline.execute.ray.pool import Proof, RayPool
+    from pipeline.execute.ray.actor import Probe
+    from pipeline.execute.ray.pool import RayPool
     from pipeline.execute.ray.session import layout, ray_session
 
     pull = "actor" if resources.verify else resources.pull
@@ -76,15 +77,15 @@ def executor(
         memory = worker_memory(plan, resources, calls, shape.together, largest)
 
         def work_there(tiles: list[int], sink: TileFolder) -> Outcomes:
-            sink.mark()
+            sink.leave_marker()
             pool = RayPool(
-                plan, sink, room, calls, memory, Proof(sink, local_files(plan, source)), verified
+                plan, sink, room, calls, memory, Probe(sink, local_files(plan, source)), verified
             )
             try:
                 yield from pool.run(tiles, FrontDesk(addresses))
             finally:
                 with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
-                    sink.unmark()
+                    sink.remove_markers()
 
         yield work_there, shape.workers, "ray"
 
@@ -93,7 +94,7 @@ def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:
     """Return access to some files, if they lie in a directory, that every node must see too."""
     if source.waits:
         return ()
-    every = -(-len(plan.files) // _FILES_PROVEN)
+    every = -(-len(plan.files) // _FILES_PROBED)
     return tuple(source.access(file) for file in plan.files[::every])
 
 

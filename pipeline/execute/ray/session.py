@@ -168,7 +168,7 @@ def layout(
     Raises:
         RequestError: the cluster does not have what is asked for.
     """
-    nodes = working_nodes(without)
+    nodes = [of for node, of in working_nodes().items() if node not in without]
     has_gpu = any(node.get("GPU", 0) for node in nodes)
     if device == "cuda" and not has_gpu:
         raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
@@ -196,10 +196,10 @@ def layout(
     return Layout(workers, threads, device, pull, store, pulling, together, gpus)
 
 
-def working_nodes(without: Collection[str] = ()) -> list[dict[str, float]]:
-    """Return the resources of the nodes that can work, but for some, given by their identifiers."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
-    return [node["Resources"] for node in alive if node["Resources"].get("CPU")]
+def working_nodes() -> dict[str, dict[str, float]]:
+    """Return the nodes that can work, by their identifiers, and the resources of each."""
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return {node: resources for node, resources in alive.items() if resources.get("CPU")}
 
 
 def has_room(needs: Mapping[str, float], without: Collection[str]) -> bool:

@@ -17,7 +17,7 @@ from pipeline.execute.work.addresses import Addresses
 from pipeline.execute.work.device import Device, Lane, pieces_of
 from pipeline.execute.work.pull import Block, Blocks, Counters, Places, Puller
 from pipeline.execute.work.receipt import Receipt
-from pipeline.execute.work.verify import Turn, Verifier
+from pipeline.execute.work.verify import Place, Verifier
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.slices import Placed, Slice, slices
@@ -32,7 +32,7 @@ class Sink(Protocol):
 
     def put(self, tile_name: str, result: TileResult) -> None: ...
 
-    def prove(self, node: str) -> None:
+    def probe(self, node: str) -> None:
         """Raise StoreUnusable if results from this node would not be where the driver looks."""
         ...
 
@@ -88,7 +88,7 @@ class Worker:
         with self._counting:
             self._counters.add(more)
 
-    def prove(self, files: Sequence[Access]) -> None:
+    def probe(self, files: Sequence[Access]) -> None:
         """Look at the device, and read a byte of each of these files.
 
         Raises:
@@ -104,11 +104,11 @@ class Worker:
         self.count(rate_limited_seconds=seconds)
         self._puller.transport.pause(host, seconds)
 
-    def run(self, index: int, turn: int) -> Receipt:
+    def run(self, index: int, position: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
 
         Args:
-            turn: how many tiles were handed to this worker before; each of them has its call.
+            position: how many tiles were handed to this worker before; each of them has its call.
 
         Raises:
             ReadError: bytes could not be had.
@@ -116,9 +116,9 @@ class Worker:
         """
         tile = self._plan.tiles[index]
         try:
-            with self._verifier.turns.turn(turn) as mine:
+            with self._verifier.order.place(position) as place:
                 accumulators = self._accumulators(index)
-                pull_seconds, gram_seconds = self._work(index, accumulators, mine)
+                pull_seconds, gram_seconds = self._work(index, accumulators, place)
             parts = {key: accumulator.result() for key, accumulator in accumulators.items()}
             self._sink.put(tile.name, TileResult(parts, self._device.name))
         except HallmarksError:
@@ -156,12 +156,12 @@ class Worker:
         self,
         index: int,
         accumulators: dict[tuple[int, int, int], PartAccumulator],
-        turn: Turn,
+        place: Place,
     ) -> tuple[float, float]:
         """Pull and add a tile's slices; return the seconds of each."""
         pull_seconds = gram_seconds = 0.0
         started = time.perf_counter()
-        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, turn):
+        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, place):
             pull_seconds += time.perf_counter() - started
             with self._device.lane() as lane:
                 started = time.perf_counter()
@@ -172,7 +172,7 @@ class Worker:
             started = time.perf_counter()
         return pull_seconds, gram_seconds
 
-    def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
+    def _pulled(self, index: int, place: Place) -> Iterator[tuple[Slice, Block]]:
         """Pull a tile's slices here, one after the other, into this thread's block."""
         tile, tensors = self._plan.tiles[index], self._plan.tensors
         self._addresses.prepare(files_of(tile, tensors))
@@ -180,15 +180,15 @@ class Worker:
             block = self._block(piece.row_bytes)
             places = self._puller.fill(block, piece)
             if self._verifier.files:
-                self._verify(places, turn)
+                self._verify(places, place)
             yield piece, block
 
-    def _verify(self, places: Places, turn: Turn) -> None:
+    def _verify(self, places: Places, place: Place) -> None:
         """Hash what was read of each file, after the tiles before this one."""
         spans: dict[int, list[tuple[int, memoryview]]] = {}
         for (file, start, _), (first, *_) in sorted(places.items(), key=lambda entry: entry[0]):
             spans.setdefault(file, []).append((start, first.data))
-        turn.wait()
+        place.wait()
         for _ in self._puller.readers.map(
             lambda file: self._verifier.take(file, spans[file]), spans
         ):
