@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import (
@@ -31,15 +32,21 @@ _FILES_PROBED = 64  # of a local source, on each node, before it gets a tile
 
 
 Outcomes = Iterator[Receipt | Lost]
-WorkThrough = Callable[[list[int], TileFolder], Outcomes]
-"""Works through tiles, by their numbers in the plan, into a folder of results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Who works through tiles."""
+
+    name: str
+    workers: int
+    work: Callable[[list[int], TileFolder], Outcomes]
+    """Works through tiles, by their numbers in the plan, into a folder of results."""
 
 
 @contextlib.contextmanager
-def executor(
-    plan: Plan, source: Source, resources: Resources
-) -> Iterator[tuple[WorkThrough, int, str]]:
-    """Yield how to work through tiles, on how many workers, and the executor's name.
+def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Executor]:
+    """Yield who works through tiles.
 
     The plan is checked against the memory before anything is written.
     """
@@ -57,7 +64,7 @@ def executor(
             worker = Worker(plan, sink, addresses, device, threads, memory, verified)
             return run_local(worker, calls, tiles)
 
-        yield work_here, 1, "local"
+        yield Executor("local", 1, work_here)
         return
 
     # Ray takes a second to import: not for those who do without it.
@@ -76,7 +83,7 @@ def executor(
         largest = largest_block(shape.store_bytes) if tasks else None
         memory = worker_memory(plan, resources, calls, shape.together, largest)
 
-        def work_there(tiles: list[int], sink: TileFolder) -> Outcomes:
+        def work_on_ray(tiles: list[int], sink: TileFolder) -> Outcomes:
             sink.leave_marker()
             pool = RayPool(
                 plan, sink, room, calls, memory, Probe(sink, local_files(plan, source)), verified
@@ -87,7 +94,7 @@ def executor(
                 with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
                     sink.remove_markers()
 
-        yield work_there, shape.workers, "ray"
+        yield Executor("ray", shape.workers, work_on_ray)
 
 
 def local_files(plan: Plan, source: Source) -> tuple[Access, ...]:

@@ -124,7 +124,7 @@ class Schedule:
 
         Raises:
             SourceChanged: a file is not what was planned, and the rest of it may not be either.
-            DeviceFull: a card has no memory for this tile, nor for any other.
+            DeviceFull: a GPU has no memory for this tile, nor for any other.
             StoreFailed: the store did not take its result, and will not take the next.
         """
         if isinstance(error, SourceChanged | DeviceFull | StoreFailed):

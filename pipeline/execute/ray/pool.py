@@ -102,7 +102,7 @@ class RayPool:
         self._left_out: list[str] = []  # nodes
         self._looked = 0.0
 
-    def run(self, tiles: list[int], desk: FrontDesk) -> Iterator[Receipt | Lost]:
+    def run(self, tiles: list[int], broker: FrontDesk) -> Iterator[Receipt | Lost]:
         """Yield each tile's outcome as it comes; workers' requests are answered meanwhile.
 
         A signal is waited for in `wait` alone: in others of its calls, Ray catches what a handler
@@ -117,8 +117,8 @@ class RayPool:
         try:
             while True:
                 with uninterrupted():
-                    happened = [*self._look_now_and_then(), *self._happened(returned, desk)]
-                    commands = loop.step(happened, time.monotonic())
+                    new = [*self._look_now_and_then(), *self._new_events(returned, broker)]
+                    commands = loop.step(new, time.monotonic())
                     for command in commands:
                         self._do(command)
                 for command in commands:
@@ -130,7 +130,7 @@ class RayPool:
                         return
                 returned = self._returned()
         finally:
-            desk.close()
+            broker.close()
             for actor in self._actors.values():
                 ray.kill(actor)
 
@@ -163,17 +163,17 @@ class RayPool:
         # one look at all of them costs as much as at one
         return wait(calls, len(calls), 0) if ended else []
 
-    def _happened(self, returned: Iterable[Any], desk: FrontDesk) -> Iterator[Event]:
+    def _new_events(self, returned: Iterable[Any], broker: FrontDesk) -> Iterator[Event]:
         """Yield what calls that have ended mean, and which requests have been answered."""
         for call in returned:
-            yield from self._means(call, self._pending.pop(call), desk)
+            yield from self._events_of(call, self._pending.pop(call), broker)
         try:
             while True:
                 yield self._answered.get_nowait()
         except Empty:
             return
 
-    def _means(self, ended: Any, call: _Call, desk: FrontDesk) -> Iterator[Event]:
+    def _events_of(self, ended: Any, call: _Call, broker: FrontDesk) -> Iterator[Event]:
         worker, method, tile = call
         outcome = _outcome(ended)
         if isinstance(outcome, NotStarted) and (node := node_of(self._actors[worker])):
@@ -197,15 +197,15 @@ class RayPool:
             work, messages = outcome
             yield events.Reported(worker, work, bool(messages))
             for request, message in messages:
-                yield from self._said(worker, request, message, desk)
+                yield from self._events_of_message(worker, request, message, broker)
             self._call(worker, "messages")
         elif method == "verify":
             yield events.Verified(worker)
 
-    def _said(
-        self, worker: int, request: int, message: Question, desk: FrontDesk
+    def _events_of_message(
+        self, worker: int, request: int, message: Question, broker: FrontDesk
     ) -> Iterator[Event]:
-        """Yield what a worker's message means; the desk answers what the loop does not."""
+        """Yield what a worker's message means; the broker answers what the loop does not."""
         match message:
             case Begun(tile):
                 yield events.Began(worker, tile)
@@ -220,10 +220,10 @@ class RayPool:
             case _:
                 yield events.Asked(worker, request)
                 reply = partial(self._reply, worker, self._actors[worker], request)
-                desk.answer(message, reply)
+                broker.answer(message, reply)
 
     def _reply(self, worker: int, actor: Any, request: int, answer: Any) -> None:
-        """Send an answer, from a thread of the desk."""
+        """Send an answer, from a thread of the broker."""
         actor.answer.remote(request, answer)
         self._answered.put(events.Answered(worker, request))
 

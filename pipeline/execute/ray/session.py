@@ -47,11 +47,11 @@ class Layout:
     together: int = 1
     """Workers that one node holds, at most."""
     gpus: float = 0
-    """Cards of a worker: one, or a share of one."""
+    """GPUs of a worker: one, or a share of one."""
 
     @property
     def sharers(self) -> int:
-        """How many workers may compute on the card of one."""
+        """How many workers may compute on the GPU of one."""
         return max(1, int(1 / self.gpus)) if self.gpus else 1
 
 
@@ -121,11 +121,11 @@ def _connected(life: Life, address: str) -> None:
 
 
 def _assure_that_something_listens(address: str) -> None:
-    """Refuse an address where nothing listens, at which Ray would knock for five minutes."""
+    """Refuse an address where nothing listens, which Ray would try for five minutes."""
     try:
-        there = canonicalize_bootstrap_address(address)
-        if there is not None:
-            host, _, port = there.rpartition(":")
+        place = canonicalize_bootstrap_address(address)
+        if place is not None:
+            host, _, port = place.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
         raise _no_cluster(address, error.strerror or str(error)) from None
