@@ -21,7 +21,8 @@ import ray
 
 from benchmarks.memory import resident
 from pipeline.execute.drive.schedule import Schedule
-from pipeline.execute.ray.pool import Proof, RayPool
+from pipeline.execute.ray.actor import Probe
+from pipeline.execute.ray.pool import RayPool
 from pipeline.execute.ray.session import Layout
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
@@ -35,13 +36,14 @@ IN_HAND = 2
 class Simulated:
     """Many workers at once."""
 
-    async def prove(self) -> None: ...
+    async def probe(self) -> tuple[str, None]:
+        return "node", None
 
     async def run(self, tile: int, _: int) -> Receipt:
         await asyncio.sleep(SECONDS_A_TILE)
         return Receipt(tile, 1 << 26, 0.0, 0.0, "none")
 
-    async def questions(self) -> tuple[float, list]:
+    async def messages(self) -> tuple[float, list]:
         await asyncio.sleep(5)
         return time.monotonic(), []
 
@@ -50,9 +52,9 @@ class Worker:
     """One simulated worker, as the pool sees an actor."""
 
     def __init__(self, actor: Any) -> None:
-        self.prove = SimpleNamespace(remote=lambda _: actor.prove.remote())
+        self.probe = SimpleNamespace(remote=lambda _: actor.probe.remote())
         self.run = SimpleNamespace(remote=actor.run.remote)
-        self.questions = SimpleNamespace(remote=actor.questions.remote)
+        self.messages = SimpleNamespace(remote=actor.messages.remote)
 
 
 def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
@@ -62,7 +64,7 @@ def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
     actors = [remote.remote() for _ in range(ACTORS)]
     nothing: Any = None
     shape = Layout(num_workers, 1, "cpu", "actor", 0, 0)
-    made = RayPool(nothing, nothing, lambda: shape, IN_HAND, nothing, Proof(nothing, {}))
+    made = RayPool(nothing, nothing, lambda _: shape, IN_HAND, nothing, Probe(nothing, {}))
     made._start = lambda share: Worker(actors[share % ACTORS])
     held: dict[int, int] = {}
     started = time.perf_counter()

@@ -86,7 +86,7 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
     resumable()
     _check_store(options["store"])
-    progress = JobProgress()
+    progress = JobProgress(options["store"])
     where, resources = options["store"], resources_from(options)
     how: dict[str, Any] = {"progress": progress}
     how |= {name: options[name] for name in ("fresh", "replace")}

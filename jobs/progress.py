@@ -16,6 +16,8 @@ from rich.progress import (
 )
 
 from jobs.console import console, say
+from jobs.internal_error import told
+from pipeline.errors import HallmarksError
 from pipeline.execute.drive.schedule import Lost
 from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
@@ -35,7 +37,9 @@ def with_error(value: float, error: float | None) -> str:
 class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: str) -> None:
+        """`store`: where the job keeps its results; logs of internal errors lie beside it."""
+        self._store = store
         self._console = console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
@@ -92,6 +96,16 @@ class JobProgress:
         )
         if self._bar is not None:
             self._bar.update(self._task, description=self._estimate)
+
+    def estimate_failed(self, error: Exception) -> None:
+        """Say why there is no estimate; the work goes on."""
+        if isinstance(error, HallmarksError):
+            why = error.message
+        elif isinstance(error, MemoryError):
+            why = "out of memory"
+        else:
+            why = "{} ({})".format(*told(error, self._store))
+        self._say(f"no estimate for now, the work goes on: {why}")
 
     def verified(self, num_files: int) -> None:
         """Say that whole files are what was published; of some sources no hash is."""

@@ -98,7 +98,7 @@ class Cluster:
                     own = str(self.folder).encode() in (folder / "environ").read_bytes()
                 except OSError:
                     continue
-                if own and command.startswith(b"ray::_Actor"):
+                if own and command.startswith(b"ray::WorkerActor"):
                     found.append(int(folder.name))
         return found
 

@@ -86,7 +86,7 @@ class Nodes:
         return found
 
     def actors(self) -> list[int]:
-        return self.processes("_Actor")
+        return self.processes("WorkerActor")
 
 
 @contextmanager

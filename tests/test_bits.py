@@ -221,7 +221,7 @@ def test_ray_is_interrupted_in_time(
     """And none of its processes, which it starts from this one, has the user's token."""
     monkeypatch.setenv("HF_TOKEN", "hf_canaryToken")
     process = started(large, tmp_path)
-    assert in_processes(["ray::_Actor"], but=[])
+    assert in_processes(["ray::WorkerActor"], but=[])
     assert in_processes(["hf_canaryToken"], but=[]) == [f"/proc/{process.pid}/environ"]
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)

@@ -24,7 +24,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import Interrupted, StoreUnusable
-from pipeline.execute.ray import pool
+from pipeline.execute.drive import loop
 from pipeline.job import snapshots
 from pipeline.job.summary import Summary
 from pipeline.planning.plan import make_plan
@@ -203,7 +203,7 @@ def test_a_worker_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Ray does not notice: it is the lack of progress that ends it."""
-    monkeypatch.setattr(pool, "NO_PROGRESS_S", 8.0)
+    monkeypatch.setattr(loop, "NO_PROGRESS_S", 8.0)
     stopped = []
 
     def stop(nodes: Nodes) -> None:
@@ -322,12 +322,12 @@ class Elsewhere(TileFolder):
     """A store that lies somewhere else on every node but the driver's."""
 
     def __reduce__(self) -> Any:
-        return _elsewhere, (self._folder.root, self._mark, self._specs)
+        return _elsewhere, (self._folder.root, self._marker, self._specs)
 
 
-def _elsewhere(root: str, mark: str, specs: Sequence[ArraySpec]) -> TileFolder:
+def _elsewhere(root: str, marker: str, specs: Sequence[ArraySpec]) -> TileFolder:
     found = TileFolder(Folder(root + "-elsewhere"), "r", "digest", specs)
-    found._mark = mark
+    found._marker = marker
     return found
 
 
@@ -401,7 +401,7 @@ def test_workers_that_no_node_has_room_for_are_announced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Another job holds all CPUs; when it has gone the work begins."""
-    monkeypatch.setattr(pool, "ROOM_S", 1.0)
+    monkeypatch.setattr(loop, "ROOM_S", 1.0)
     script = (
         "import ray, sys\n"
         f"ray.init(address={nodes.address!r}, log_to_driver=False)\n"

@@ -218,10 +218,10 @@ def analysed(
 
 def stop_and_go_on(nodes: Nodes) -> None:
     """Stop the workers that compute: what has been asked for piles up in the object stores."""
-    for pid in nodes.processes("_Actor"):
+    for pid in nodes.processes("WorkerActor"):
         os.kill(pid, signal.SIGSTOP)
     time.sleep(5)
-    for pid in nodes.processes("_Actor"):
+    for pid in nodes.processes("WorkerActor"):
         os.kill(pid, signal.SIGCONT)
 
 

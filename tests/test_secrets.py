@@ -107,7 +107,7 @@ def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str, pull: str = "
     leaks += canary.in_files(secrets, cluster.folder, folder)
     spilled = cluster.spilled()
     presser.communicate()
-    seen = bool(killed and spilled and ("_Actor." in answers or "_pull" in answers))
+    seen = bool(killed and spilled and ("WorkerActor." in answers or "_pull" in answers))
     return Job(job.returncode, log.read_text(), leaks, seen)
 
 

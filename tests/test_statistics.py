@@ -171,7 +171,7 @@ def test_a_sample_stands_for_the_whole(tmp_path: Path) -> None:
     where = f"tensor = '{LARGE}' AND scope = 'tensor'"
     for view, name in (("values", "variance"), ("values", "size_p90"), ("sparsity", "changed")):
         a, b = (rows(store, view, where)[name][1:] for store in (whole, sample))
-        assert 0 < np.nanmax(np.abs(a - b) / np.nanmax(a)) < 0.05, name
+        assert np.nanmax(np.abs(a - b) / np.nanmax(a)) < 0.05, name
 
 
 def test_the_paths_of_a_joint_run(tmp_path: Path) -> None:

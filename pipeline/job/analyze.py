@@ -101,8 +101,8 @@ def _analyze(
     if not fresh:
         if (done := _stored(runs, folder, nothing)) is not None:
             if resources.verify:
-                with executor(plan, source, resources) as (work, *_):
-                    list(work([], tiles))
+                with executor(plan, source, resources) as chosen:
+                    list(chosen.work([], tiles))
                 progress.verified(len(published(plan)))
             _settle_for_another(runs, folder, sums)
             return done
@@ -113,7 +113,7 @@ def _analyze(
                 settle(runs, leases, folder, sums)
                 return written.summaries
     with (
-        executor(plan, source, resources) as (work, workers, executor_name),
+        executor(plan, source, resources) as chosen,
         Leases(folder, runs).held() as leases,
     ):
         if not may_replace:  # another may have been written meanwhile
@@ -123,9 +123,9 @@ def _analyze(
             sums.discard()
         elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        execution = Execution(store, executor_name, workers, started)
+        execution = Execution(store, chosen.name, chosen.workers, started)
         job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
-        return job.run(work)
+        return job.run(chosen)
 
 
 def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | None:

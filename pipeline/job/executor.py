@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import StoreUnusable
@@ -25,19 +26,25 @@ from pipeline.transport.access import Access
 _MOST_TASKS_A_WORKER = 16
 """Tiles that a worker has pulled for it beside those that it computes. A tile of many checkpoints is
 one block, so that fewer would leave CPUs of other nodes idle (benchmarks/results/pull.md)."""
-_FILES_PROVEN = 64  # of a local source, on each node, before it gets a tile
+_FILES_PROBED = 64  # of a local source, on each node, before it gets a tile
 
 
 Outcomes = Iterator[Receipt | Lost]
-WorkThrough = Callable[[list[int], TileFolder], Outcomes]
-"""Works through tiles, by their numbers in the plan, into a folder of results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Who works through tiles."""
+
+    name: str
+    workers: int
+    work: Callable[[list[int], TileFolder], Outcomes]
+    """Works through tiles, by their numbers in the plan, into a folder of results."""
 
 
 @contextlib.contextmanager
-def executor(
-    plan: Plan, source: Source, resources: Resources
-) -> Iterator[tuple[WorkThrough, int, str]]:
-    """Yield how to work through tiles, on how many workers, and the executor's name.
+def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Executor]:
+    """Yield who works through tiles.
 
     The plan is checked against the memory before anything is written.
     """
@@ -55,12 +62,13 @@ def executor(
             worker = Worker(plan, sink, urls, device, threads, memory, verified)
             return run_local(worker, calls, tiles)
 
-        yield work_here, 1, "local"
+        yield Executor("local", 1, work_here)
         return
 
     # Ray takes a second to import: not for those who do without it.
     from pipeline.execute.drive.admission import largest_block
-    from pipeline.execute.ray.pool import Proof, RayPool
+    from pipeline.execute.ray.actor import Probe
+    from pipeline.execute.ray.pool import RayPool
     from pipeline.execute.ray.session import layout, ray_session
 
     pull = "actor" if resources.verify else resources.pull
@@ -73,23 +81,23 @@ def executor(
         largest = largest_block(shape.store_bytes) if tasks else None
         memory = worker_memory(plan, resources, calls, shape.together, largest)
 
-        def work_there(tiles: list[int], sink: TileFolder) -> Outcomes:
-            sink.mark()
+        def work_on_ray(tiles: list[int], sink: TileFolder) -> Outcomes:
+            sink.leave_marker()
             pool = RayPool(
-                plan, sink, room, calls, memory, Proof(sink, local_files(plan, source)), verified
+                plan, sink, room, calls, memory, Probe(sink, local_files(plan, source)), verified
             )
             try:
                 yield from pool.run(tiles, urls)
             finally:
                 with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
-                    sink.unmark()
+                    sink.remove_markers()
 
-        yield work_there, shape.workers, "ray"
+        yield Executor("ray", shape.workers, work_on_ray)
 
 
 def local_files(plan: Plan, source: Source) -> dict[int, Access]:
     """Return access to some files, by number, if they lie in a directory that every node must see."""
     if source.is_remote:
         return {}
-    every = -(-len(plan.files) // _FILES_PROVEN)
+    every = -(-len(plan.files) // _FILES_PROBED)
     return {file: source.access(plan.files[file]) for file in range(0, len(plan.files), every)}

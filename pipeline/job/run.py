@@ -17,7 +17,7 @@ from pipeline.errors import (
 from pipeline.execute.drive.schedule import MAX_FAILURES, Lost
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import published
-from pipeline.job.executor import WorkThrough
+from pipeline.job.executor import Executor
 from pipeline.job.outcome import Account
 from pipeline.job.patience import Patience, store_in_use
 from pipeline.job.progress import Progress
@@ -67,7 +67,7 @@ class Job:
         self._gone: Counter[int] = Counter()
         """How often the result of a tile has gone."""
 
-    def run(self, work: WorkThrough) -> list[Summary]:
+    def run(self, executor: Executor) -> list[Summary]:
         """Compute what has no result yet, write the runs, and clean up.
 
         What the store does not take is tried again, and results that have gone are made again.
@@ -77,7 +77,7 @@ class Job:
             HallmarksError: whatever else ended the work; what was finished is kept.
         """
         try:
-            written = self._written(work)
+            written = self._written(executor)
             commit(written, self._patience)
         except Interrupted:
             self._renew("interrupted", now=True)
@@ -94,12 +94,12 @@ class Job:
             self._progress.note(f"{error.message}; what is left over goes with the next run")
         return written.summaries
 
-    def _written(self, work: WorkThrough) -> Written:
+    def _written(self, executor: Executor) -> Written:
         while True:
             try:
                 with store_in_use():
                     pending = self._pending()
-                self._work_through(work, pending)
+                self._work_through(executor, pending)
                 with store_in_use():
                     return self._write()
             except _Gone:
@@ -126,7 +126,7 @@ class Job:
             pending.sort()  # as files are hashed
         return pending
 
-    def _work_through(self, work: WorkThrough, pending: list[int]) -> None:
+    def _work_through(self, executor: Executor, pending: list[int]) -> None:
         if not (pending or self._verify):
             return
         self._progress.planned(self._plan, self._bytes_done)
@@ -135,7 +135,7 @@ class Job:
         )
         self._renew("reading", now=True)
         try:
-            for outcome in work(pending, self._tiles):
+            for outcome in executor.work(pending, self._tiles):
                 self._take(outcome)
                 self._renew("reading")
                 if not self._verify:  # else what has been read is no random sample

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pyarrow
 
-from pipeline.errors import HallmarksError, Interrupted, StoreUnusable
+from pipeline.errors import Interrupted, LeaseLost, StoreUnusable
 from pipeline.job.outcome import Outcome
 from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
@@ -32,14 +32,34 @@ SNAPSHOT_AFTER_S = 5.0
 """Shorter runs are over before anyone has looked."""
 SNAPSHOT_SHARE = 0.05
 """Of the time at most goes into snapshots."""
+AGAIN_AFTER_S = 30.0
+"""After one that failed, and each time twice as long: a job of a day tries a dozen times."""
 QUICK_SNAPSHOT_S = 1.0
 """What a snapshot may take that is made when the run is stopped: Ray leaves a job 3 seconds."""
+
+
+class Pace:
+    """When the next estimate is due, on the clock that the caller reads."""
+
+    def __init__(self, now: float) -> None:
+        self.due = now + SNAPSHOT_AFTER_S
+        self._pause = AGAIN_AFTER_S
+
+    def made(self, now: float, seconds: float) -> None:
+        """Take note of one that took so long."""
+        self.due = now + seconds / SNAPSHOT_SHARE
+        self._pause = AGAIN_AFTER_S
+
+    def failed(self, now: float, seconds: float) -> None:
+        """Take note of one that failed after so long."""
+        self.due = now + max(self._pause, seconds / SNAPSHOT_SHARE)
+        self._pause *= 2
 
 
 class Snapshots:
     """Estimates from the tiles read so far, made now and then beside the work, as tables too.
 
-    A finished run of the same name is never replaced by one.
+    A finished run of the same name is never replaced by one. Whatever fails in one, the work goes on.
     """
 
     def __init__(
@@ -57,10 +77,12 @@ class Snapshots:
         self._made = 0
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self._due = time.monotonic() + SNAPSHOT_AFTER_S
+        self._pace = Pace(time.monotonic())
+        self._failed = False
+        self._wanted: bool | None = None
+        """None until the store has been asked whether there is a finished run."""
         self.seconds: float | None = None
         """What the last one took."""
-        self._wanted = not any(_is_complete(folder, execution.store, plan.run) for plan in runs)
 
     def consider(self, outcome: Callable[[], Outcome]) -> None:
         """Begin one if it is time, and the last is done.
@@ -68,13 +90,18 @@ class Snapshots:
         `outcome` gives what has been done so far; it is asked only then.
         """
         busy = self._thread is not None and self._thread.is_alive()
-        if busy or not self._wanted or time.monotonic() < self._due:
+        if busy or self._wanted is False or time.monotonic() < self._pace.due:
             return
         now = outcome()
         if not self._enough(now.done):
             return
-        self._thread = threading.Thread(target=self._quietly, args=(now,), name="snapshot")
-        self._thread.start()
+        thread = threading.Thread(target=self._quietly, args=(now,), name="snapshot")
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread to give
+            self._has_failed(error, 0.0)
+        else:
+            self._thread = thread
 
     def stop(self) -> None:
         """Give up the one under way, and wait until it has gone."""
@@ -86,7 +113,7 @@ class Snapshots:
         """Make one now, of a run that is being stopped, if that is quickly done."""
         self.stop()
         self._stopped.clear()
-        if self.seconds is not None and self.seconds < QUICK_SNAPSHOT_S and self._wanted:
+        if self.seconds is not None and self.seconds < QUICK_SNAPSHOT_S:
             self._quietly(outcome)
 
     def _enough(self, done: Collection[int]) -> bool:
@@ -98,17 +125,33 @@ class Snapshots:
         return set().union(*(roles[number] for number in read)) == set().union(*roles)
 
     def _quietly(self, outcome: Outcome) -> None:
+        started = time.monotonic()
         try:
-            self._make(outcome)
-        except Interrupted:
-            return  # what was asked for
-        except HallmarksError as error:
-            self._wanted = False  # the work itself needs none
-            self._progress.note(f"no more estimates: {error.message}")
+            if self._wanted is None:
+                self._wanted = not self._is_finished()
+            if self._wanted:
+                self._make(outcome)
+        except (Interrupted, LeaseLost):
+            return  # what was asked for; what ends the work as well
+        except Exception as error:  # the work needs no estimate, whatever is wrong with it
+            self._has_failed(error, time.monotonic() - started)
+        else:
+            self.seconds = time.monotonic() - started
+            self._pace.made(time.monotonic(), self.seconds)
+        finally:
+            _give_back()
+
+    def _has_failed(self, error: Exception, seconds: float) -> None:
+        self._pace.failed(time.monotonic(), seconds)
+        if not self._failed:  # said once: the next ones mostly fail for the same reason
+            self._failed = True
+            self._progress.estimate_failed(error)
+
+    def _is_finished(self) -> bool:
+        store = self._execution.store
+        return any(_is_complete(self._folder, store, plan.run) for plan in self._runs)
 
     def _make(self, outcome: Outcome) -> None:
-        started = time.monotonic()
-
         grouped = grouping(self._plan)
 
         def result(number: int) -> Sums:
@@ -142,9 +185,6 @@ class Snapshots:
         for plan in self._runs:
             remove_superseded(self._folder, plan.run)
         self._progress.estimated(written.summaries[-1])
-        _give_back()
-        self.seconds = time.monotonic() - started
-        self._due = time.monotonic() + self.seconds / SNAPSHOT_SHARE
 
 
 def _give_back() -> None:

@@ -38,8 +38,8 @@ class TileFolder:
         """`specs`: the arrays that every result holds."""
         self._folder, self._specs = folder, tuple(specs)
         self._prefix = f"_tiles/run={run}/{plan_digest}"
-        self._marks = f"_tiles/run={run}/seen/"
-        self._mark = ""
+        self._markers = f"_tiles/run={run}/seen/"
+        self._marker = ""
 
     def put(self, tile_name: str, result: Sums) -> None:
         """Write a tile's result unless it is there: of two workers on one tile the first wins.
@@ -79,24 +79,24 @@ class TileFolder:
             for number, result in under_way:
                 yield number, result.result()
 
-    def mark(self) -> None:
-        """Leave a mark for workers to find, other than any before."""
-        self._mark = uuid.uuid4().hex
-        self._folder.replace(self._marks + "driver", self._mark.encode())
+    def leave_marker(self) -> None:
+        """Leave a marker for workers to find, other than any before."""
+        self._marker = uuid.uuid4().hex
+        self._folder.replace(self._markers + "driver", self._marker.encode())
 
-    def prove(self, node: str) -> None:
-        """Find the driver's mark, and leave one from here.
+    def probe(self, node: str) -> None:
+        """Find the driver's marker, and leave one from here.
 
         Raises:
             StoreUnusable: this is another place than the driver's store, or it cannot be written.
         """
-        if self._folder.read(self._marks + "driver") != self._mark.encode():
+        if self._folder.read(self._markers + "driver") != self._marker.encode():
             raise StoreUnusable(f"--store {self._folder.root} is not the driver's")
-        self._folder.replace(self._marks + node, self._mark.encode())
+        self._folder.replace(self._markers + node, self._marker.encode())
 
-    def unmark(self) -> None:
-        """Remove all marks."""
-        self._folder.delete(self._folder.list(self._marks.rstrip("/")))
+    def remove_markers(self) -> None:
+        """Remove all markers."""
+        self._folder.delete(self._folder.list(self._markers.rstrip("/")))
 
     def finished(self) -> set[str]:
         """Return the names of the tiles that have a result."""
@@ -119,7 +119,7 @@ def is_left(folder: Folder, run: str) -> bool:
 
 
 def discard_all(folder: Folder, run: str) -> None:
-    """Remove all that a run needs only until it is complete: results, marks, and the record."""
+    """Remove all that a run needs only until it is complete: results, markers, and the record."""
     folder.delete(folder.list(f"_tiles/run={run}"))
 
 

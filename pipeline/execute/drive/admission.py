@@ -9,7 +9,7 @@ what Ray itself puts, and blocks that are done with: it frees what it has gather
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 from pipeline.errors import HallmarksError
 from pipeline.planning.memory import show_size
@@ -30,24 +30,24 @@ class Admission:
     """Admits blocks in the order in which workers ask. A worker holds what it was admitted."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Hashable, int, int]] = deque()
-        self._held: Counter[Hashable] = Counter()
+        self._waiting: deque[tuple[int, int, int]] = deque()
+        self._held: Counter[int] = Counter()
 
-    def ask(self, worker: Hashable, number: int, num_bytes: int) -> None:
-        """Take note that a worker wants a block of so many bytes; `number` is that of its question."""
+    def ask(self, worker: int, number: int, num_bytes: int) -> None:
+        """Take note that a worker wants a block of so many bytes; `number` is that of its request."""
         self._waiting.append((worker, number, num_bytes))
 
-    def left(self, worker: Hashable, num_bytes: int) -> None:
+    def left(self, worker: int, num_bytes: int) -> None:
         """Take note that a block is gone."""
         self._held[worker] -= num_bytes
 
-    def forget(self, worker: Hashable) -> None:
+    def forget(self, worker: int) -> None:
         """Take note of a worker's death: its blocks go with it."""
         del self._held[worker]
         self._waiting = deque(asked for asked in self._waiting if asked[0] != worker)
 
-    def admitted(self, store_bytes: int) -> Iterator[tuple[Hashable, int]]:
-        """Yield whose questions are granted by now, the smallest store being of so many bytes.
+    def admitted(self, store_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield whose requests are granted by now, the smallest store being of so many bytes.
 
         Raises:
             HallmarksError: a block is larger than fits: a smaller node has joined.

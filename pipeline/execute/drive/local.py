@@ -6,20 +6,24 @@ import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
 
 from pipeline.errors import HallmarksError
 from pipeline.execute.drive.schedule import Lost, Schedule
 from pipeline.execute.work.receipt import Receipt
-from pipeline.execute.work.worker import Worker
 
-_HERE = "this process"
+_HERE = 0  # the only worker is this process
 
 
-def run_local(
-    worker: Worker,
-    calls: int,
-    tiles: list[int],
-) -> Iterator[Receipt | Lost]:
+class LocalWorker(Protocol):
+    """Who does the tiles: `execute.work.worker.Worker`, which needs torch."""
+
+    def run(self, index: int, position: int) -> Receipt: ...
+    def verify(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def run_local(worker: LocalWorker, calls: int, tiles: list[int]) -> Iterator[Receipt | Lost]:
     """Yield each tile's outcome as it comes.
 
     Args:
@@ -31,26 +35,28 @@ def run_local(
     schedule = Schedule(tiles, calls)
     schedule.join(_HERE)
     running: dict[Future[Receipt], int] = {}
-    turns = itertools.count()
+    positions = itertools.count()
     pool = ThreadPoolExecutor(calls, thread_name_prefix="tile")
     try:
         while True:
             while (handed := schedule.next(time.monotonic())) is not None:
-                running[pool.submit(worker.run, handed[1], next(turns))] = handed[1]
+                running[pool.submit(worker.run, handed[1], next(positions))] = handed[1]
             if schedule.over:
                 worker.verify()
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 tile = running.pop(future)
-                try:
-                    receipt = future.result()
-                except HallmarksError as error:
-                    if (lost := schedule.failed(_HERE, tile, error)) is not None:
-                        yield lost
-                else:
-                    schedule.done(_HERE, tile, time.monotonic())
-                    yield receipt
+                outcome = schedule.ended(_HERE, tile, _outcome(future), time.monotonic())
+                if outcome is not None:
+                    yield outcome
     finally:
         worker.close()  # running tiles stop at their next read
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _outcome(future: Future[Receipt]) -> Receipt | HallmarksError:
+    try:
+        return future.result()
+    except HallmarksError as error:
+        return error

@@ -1,6 +1,6 @@
-"""How many workers of how many threads, and of which share of a card, a cluster holds; who pulls.
+"""How many workers of how many threads, and of which share of a GPU, a cluster holds; who pulls.
 
-Pure: no Ray. A worker lives on one node and its share on one card: what two nodes have left makes no
+Pure: no Ray. A worker lives on one node and its share on one GPU: what two nodes have left makes no
 worker. Nodes are given by their resources, as Ray names them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-_PARTS_OF_A_CARD = 10_000  # Ray counts resources in these, and would round 1/6 up
+_PARTS_OF_A_GPU = 10_000  # Ray counts resources in these, and would round 1/6 up
 
 
 def on_cpus(
@@ -33,24 +33,24 @@ def on_gpus(
 ) -> tuple[int, int, float]:
     """Return how many workers there is room for, and the CPUs and GPUs of each.
 
-    One for each card. More workers than cards share them evenly. Where no node has a whole card
-    free, a worker takes the part that is. At least one, which waits if there is no room for it.
+    One for each GPU. More workers than GPUs share them evenly. Where no node has a whole GPU free,
+    a worker takes the share that is. At least one, which waits if there is no room for it.
 
     Args:
         nodes: at least one has a GPU, or a part of one.
         free: the most GPUs that a node has free now.
     """
     nodes = [node for node in nodes if node.get("GPU", 0)]
-    cards = [math.floor(node["GPU"]) or node["GPU"] for node in nodes]
-    unit = min(1.0, free or 1.0, max(cards))
-    whole = sum(int(card / unit) for card in cards)
+    gpus = [math.floor(node["GPU"]) or node["GPU"] for node in nodes]
+    unit = min(1.0, free or 1.0, max(gpus))
+    whole = sum(int(number / unit) for number in gpus)
     each = unit / max(1, math.ceil((max_workers or whole) / whole))
-    each = math.floor(each * _PARTS_OF_A_CARD) / _PARTS_OF_A_CARD
+    each = math.floor(each * _PARTS_OF_A_GPU) / _PARTS_OF_A_GPU
 
     def held(threads: int) -> int:
         return sum(
-            min(int(card / each), int(node.get("CPU", 0)) // threads)
-            for node, card in zip(nodes, cards, strict=True)
+            min(int(number / each), int(node.get("CPU", 0)) // threads)
+            for node, number in zip(nodes, gpus, strict=True)
         )
 
     workers = min(held(1), max_workers or held(1))

@@ -1,12 +1,12 @@
 """Whose tile is which, what comes next, and what is given up: the same for every executor.
 
-Pure: no clock, no network, no Ray. Workers are whatever the executor knows them by.
+Pure: no clock, no network, no Ray. Workers are numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pipeline.errors import (
@@ -17,6 +17,7 @@ from pipeline.errors import (
     TileLost,
     TransientReadError,
 )
+from pipeline.execute.work.receipt import Receipt
 
 MAX_FAILURES = 3
 """Errors that a tile may end in, on whatever workers, before it is given up."""
@@ -58,8 +59,8 @@ class Schedule:
         self._per_worker = per_worker
         self._waiting = deque(tiles)
         self._alone: deque[int] = deque()
-        self._workers: dict[Hashable, _Held] = {}
-        self._free: dict[Hashable, None] = {}  # workers with room, in turn
+        self._workers: dict[int, _Held] = {}
+        self._free: dict[int, None] = {}  # workers with room, in turn
         self._copies: dict[int, int] = {}  # tiles in hand, oldest first → by how many workers
         self._failures: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
@@ -70,16 +71,16 @@ class Schedule:
         """True if every tile has a result or is lost; a repeated one may still be under way."""
         return not (self._waiting or self._alone or self._copies)
 
-    def join(self, worker: Hashable) -> None:
+    def join(self, worker: int) -> None:
         """Take in a worker."""
         self._workers[worker] = _Held()
         self._free[worker] = None
 
-    def tiles_of(self, worker: Hashable) -> list[int]:
+    def tiles_of(self, worker: int) -> list[int]:
         """Return the tiles that a worker has in hand."""
         return list(self._workers[worker].since)
 
-    def next(self, now: float) -> tuple[Hashable, int] | None:
+    def next(self, now: float) -> tuple[int, int] | None:
         """Return who does which tile next, or None: nothing waits, or nobody has room."""
         if self._waiting and self._free:
             worker = next(iter(self._free))
@@ -95,23 +96,35 @@ class Schedule:
         tile = self._slow_one(now)
         return None if tile is None else self._hand_over(idle, tile, now)
 
-    def begun(self, worker: Hashable, tile: int) -> None:
+    def begun(self, worker: int, tile: int) -> None:
         """Take note that a worker is at a tile by now."""
         if worker in self._workers and tile in self._workers[worker].since:
             self._workers[worker].begun.add(tile)
 
-    def done(self, worker: Hashable, tile: int, now: float) -> bool:
+    def done(self, worker: int, tile: int, now: float) -> bool:
         """Take note of a result; return False if the tile had one."""
         self._seconds += now - self._release(worker, tile)
         self._timed += 1
         return self._copies.pop(tile, None) is not None
 
-    def failed(self, worker: Hashable, tile: int, error: HallmarksError) -> Lost | None:
+    def ended(
+        self, worker: int, tile: int, outcome: Receipt | HallmarksError, now: float
+    ) -> Receipt | Lost | None:
+        """Take note of a result or an error; return the tile's end, if this is it.
+
+        Raises:
+            SourceChanged, DeviceFull, StoreFailed: as `failed`.
+        """
+        if isinstance(outcome, HallmarksError):
+            return self.failed(worker, tile, outcome)
+        return outcome if self.done(worker, tile, now) else None
+
+    def failed(self, worker: int, tile: int, error: HallmarksError) -> Lost | None:
         """Take note of an error: the tile waits again, unless it is hopeless.
 
         Raises:
             SourceChanged: a file is not what was planned, and the rest of it may not be either.
-            DeviceFull: a card has no memory for this tile, nor for any other.
+            DeviceFull: a GPU has no memory for this tile, nor for any other.
             StoreFailed: the store did not take its result, and will not take the next.
         """
         if isinstance(error, SourceChanged | DeviceFull | StoreFailed):
@@ -125,7 +138,7 @@ class Schedule:
             return None
         return Lost(tile, error)
 
-    def leave(self, worker: Hashable, why: str) -> list[Lost]:
+    def leave(self, worker: int, why: str) -> list[Lost]:
         """Take note of a worker's death; return the tiles that are given up for it."""
         held = self._workers.pop(worker)
         self._free.pop(worker, None)
@@ -144,7 +157,7 @@ class Schedule:
                 self._waiting.appendleft(tile)
         return lost
 
-    def _hand_over(self, worker: Hashable, tile: int, now: float) -> tuple[Hashable, int]:
+    def _hand_over(self, worker: int, tile: int, now: float) -> tuple[int, int]:
         held = self._workers[worker]
         held.since[tile] = now
         self._copies[tile] = self._copies.get(tile, 0) + 1
@@ -153,7 +166,7 @@ class Schedule:
             self._free[worker] = None  # at the end: one each in turn
         return worker, tile
 
-    def _release(self, worker: Hashable, tile: int) -> float:
+    def _release(self, worker: int, tile: int) -> float:
         """Take a tile from a worker; return since when it had it."""
         held = self._workers[worker]
         held.begun.discard(tile)

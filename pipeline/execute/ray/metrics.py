@@ -19,9 +19,9 @@ COUNTERS = {
     "pulling_seconds": "Seconds that tiles waited for their bytes, summed over tiles side by side",
     "computing_seconds": "Seconds that tiles were computed, summed over tiles side by side",
     "retries": "Requests that were made again",
-    "rate_limited_seconds": "Seconds that hosts asked to be left alone",
+    "rate_limited_seconds": "Seconds that hosts told workers to wait",
 }
-GAUGES = {"bytes_in_flight": "Bytes that were asked for and are not here yet"}
+GAUGES = {"bytes_in_flight": "Bytes that were requested and have not arrived"}
 
 
 class Metrics:

@@ -47,11 +47,11 @@ class Layout:
     together: int = 1
     """Workers that one node holds, at most."""
     gpus: float = 0
-    """Cards of a worker: one, or a share of one."""
+    """GPUs of a worker: one, or a share of one."""
 
     @property
     def sharers(self) -> int:
-        """How many workers may compute on the card of one."""
+        """How many workers may compute on the GPU of one."""
         return max(1, int(1 / self.gpus)) if self.gpus else 1
 
 
@@ -121,11 +121,11 @@ def _connected(life: Life, address: str) -> None:
 
 
 def _assure_that_something_listens(address: str) -> None:
-    """Refuse an address where nothing listens, at which Ray would knock for five minutes."""
+    """Refuse an address where nothing listens, which Ray would try for five minutes."""
     try:
-        there = canonicalize_bootstrap_address(address)
-        if there is not None:
-            host, _, port = there.rpartition(":")
+        place = canonicalize_bootstrap_address(address)
+        if place is not None:
+            host, _, port = place.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
         raise _no_cluster(address, error.strerror or str(error)) from None
@@ -168,7 +168,7 @@ def layout(
     Raises:
         RequestError: the cluster does not have what is asked for.
     """
-    nodes = working_nodes(without)
+    nodes = [of for node, of in working_nodes().items() if node not in without]
     has_gpu = any(node.get("GPU", 0) for node in nodes)
     if device == "cuda" and not has_gpu:
         raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
@@ -196,10 +196,10 @@ def layout(
     return Layout(workers, threads, device, pull, store, pulling, together, gpus)
 
 
-def working_nodes(without: Collection[str] = ()) -> list[dict[str, float]]:
-    """Return the resources of the nodes that can work, but for some, given by their identifiers."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
-    return [node["Resources"] for node in alive if node["Resources"].get("CPU")]
+def working_nodes() -> dict[str, dict[str, float]]:
+    """Return the nodes that can work, by their identifiers, and the resources of each."""
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return {node: resources for node, resources in alive.items() if resources.get("CPU")}
 
 
 def has_room(needs: Mapping[str, float], without: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import Corrupted
 from pipeline.planning.plan import Plan
 
-_PIECE_BYTES = 1 << 18  # of what is read for the hash alone: 32 readers hold 8 MiB
+_READ_BYTES = 1 << 18  # of what is read for the hash alone: 32 readers hold 8 MiB
 
 Read = Callable[[int, int, memoryview], None]
 """Fill a buffer from a byte of a file, given by number, on."""
@@ -38,32 +38,33 @@ class _Hashed:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Turn:
+class Place:
     """One tile's place in the order of hashing."""
 
-    def __init__(self, turns: _Turns, number: int) -> None:
-        self._turns, self._number = turns, number
+    def __init__(self, order: _Order, position: int) -> None:
+        self._order, self._position = order, position
 
     def wait(self) -> None:
         """Return when all tiles before have been hashed, or have failed."""
-        with self._turns.changed:
-            self._turns.changed.wait_for(lambda: self._turns.current >= self._number)
+        with self._order.changed:
+            self._order.changed.wait_for(lambda: self._order.current >= self._position)
 
 
-class _Turns:
+class _Order:
     def __init__(self) -> None:
         self.current = 0
+        """Position of the first tile that is not over."""
         self.changed = threading.Condition()
         self._over: set[int] = set()
 
     @contextmanager
-    def turn(self, number: int) -> Iterator[Turn]:
-        """Give a tile its turn, which is over when the context ends."""
+    def place(self, position: int) -> Iterator[Place]:
+        """Give a tile its place; it is over when the context ends."""
         try:
-            yield Turn(self, number)
+            yield Place(self, position)
         finally:
             with self.changed:
-                self._over.add(number)
+                self._over.add(position)
                 while self.current in self._over:
                     self._over.remove(self.current)
                     self.current += 1
@@ -76,15 +77,15 @@ class Verifier:
     def __init__(self, plan: Plan, files: Sequence[int], read: Read) -> None:
         self._plan, self._read = plan, read
         self._hashed = {number: _Hashed(plan.files[number].digest()) for number in files}
-        self.turns = _Turns()
+        self.order = _Order()
 
-    def take(self, file: int, spans: Sequence[tuple[int, memoryview]]) -> None:
-        """Go on with a file from spans of it that have been read, given in order."""
+    def take(self, file: int, ranges: Sequence[tuple[int, memoryview]]) -> None:
+        """Go on with a file from byte ranges of it that have been read, given in order."""
         hashed = self._hashed.get(file)
         if hashed is None:
             return
         with hashed.lock:
-            for start, buffer in spans:
+            for start, buffer in ranges:
                 if start + len(buffer) > hashed.done:
                     self._catch_up(file, hashed, start)
                     hashed.digest.update(buffer[hashed.done - start :])
@@ -99,10 +100,10 @@ class Verifier:
         hashed, planned = self._hashed[file], self._plan.files[file]
         with hashed.lock:
             self._catch_up(file, hashed, planned.size)
-            found = hashed.digest.hexdigest()
-        if found != planned.identity:
+            digest = hashed.digest.hexdigest()
+        if digest != planned.identity:
             raise Corrupted(
-                f"{planned.where}: expected contents with the hash {planned.identity}, found {found}",
+                f"{planned.where}: expected contents with the hash {planned.identity}, found {digest}",
                 "start again; if it stays, the file is damaged where it is stored",
             )
 
@@ -113,9 +114,9 @@ class Verifier:
 
     def _catch_up(self, file: int, hashed: _Hashed, stop: int) -> None:
         """Read what lies between what was hashed and `stop`."""
-        buffer = memoryview(bytearray(min(_PIECE_BYTES, max(0, stop - hashed.done))))
+        buffer = memoryview(bytearray(min(_READ_BYTES, max(0, stop - hashed.done))))
         while hashed.done < stop:
-            piece = buffer[: stop - hashed.done]
-            self._read(file, hashed.done, piece)
-            hashed.digest.update(piece)
-            hashed.done += len(piece)
+            read = buffer[: stop - hashed.done]
+            self._read(file, hashed.done, read)
+            hashed.digest.update(read)
+            hashed.done += len(read)

@@ -17,7 +17,7 @@ from pipeline.errors import HallmarksError
 from pipeline.execute.work.device import Device, Lane, batches
 from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
-from pipeline.execute.work.verify import Turn, Verifier
+from pipeline.execute.work.verify import Place, Verifier
 from pipeline.numerics.joint import parents
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
@@ -35,7 +35,7 @@ class Sink(Protocol):
 
     def put(self, tile_name: str, result: Sums) -> None: ...
 
-    def prove(self, node: str) -> None:
+    def probe(self, node: str) -> None:
         """Raise StoreUnusable if results from this node would not be where the driver looks."""
         ...
 
@@ -110,11 +110,11 @@ class Worker:
         self.count(rate_limited_seconds=seconds)
         self.reader.pause(host, seconds)
 
-    def run(self, index: int, turn: int) -> Receipt:
+    def run(self, index: int, position: int) -> Receipt:
         """Compute one tile, by its number in the plan, and put its result.
 
         Args:
-            turn: how many tiles were handed to this worker before; each of them has its call.
+            position: how many tiles were handed to this worker before; each of them has its call.
 
         Raises:
             ReadError: bytes could not be had.
@@ -122,9 +122,9 @@ class Worker:
         """
         tile = self._plan.tiles[index]
         try:
-            with self._verifier.turns.turn(turn) as mine:
+            with self._verifier.order.place(position) as place:
                 accumulator = self._accumulator(index)
-                pull_seconds, gram_seconds = self._work(index, accumulator, mine)
+                pull_seconds, gram_seconds = self._work(index, accumulator, place)
             self._sink.put(tile.name, accumulator.result(self._device.name))
         except HallmarksError:
             self.count(tiles_failed=1)
@@ -156,12 +156,12 @@ class Worker:
         self,
         index: int,
         accumulator: Accumulator,
-        turn: Turn,
+        place: Place,
     ) -> tuple[float, float]:
         """Pull and add a tile's slices; return the seconds of each."""
         pull_seconds = gram_seconds = 0.0
         started = time.perf_counter()
-        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, turn):
+        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, place):
             pull_seconds += time.perf_counter() - started
             with self._device.lane() as lane:
                 started = time.perf_counter()
@@ -172,7 +172,7 @@ class Worker:
             started = time.perf_counter()
         return pull_seconds, gram_seconds
 
-    def _pulled(self, index: int, turn: Turn) -> Iterator[tuple[Slice, Block]]:
+    def _pulled(self, index: int, place: Place) -> Iterator[tuple[Slice, Block]]:
         """Pull a tile's slices here, one after the other, into this thread's block."""
         tile, tensors = self._plan.tiles[index], self._plan.tensors
         self.reader.accesses(files_of(tile, tensors))
@@ -180,15 +180,15 @@ class Worker:
             block = self._block(piece.row_bytes)
             reads = self._puller.fill(block, piece)
             if self._verifier.files:
-                self._verify(reads, turn)
+                self._verify(reads, place)
             yield piece, block
 
-    def _verify(self, reads: Sequence[Read], turn: Turn) -> None:
+    def _verify(self, reads: Sequence[Read], place: Place) -> None:
         """Hash what was read of each file, after the tiles before this one."""
         ranges: dict[int, list[tuple[int, memoryview]]] = {}
         for file, start, buffer in sorted(reads, key=itemgetter(0, 1)):
             ranges.setdefault(file, []).append((start, buffer))
-        turn.wait()
+        place.wait()
         for _ in self._puller.threads.map(
             lambda file: self._verifier.take(file, ranges[file]), ranges
         ):
