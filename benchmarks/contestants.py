@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,16 @@ class Measured:
         return max(peak for _, peak in self.peaks.values())
 
 
-def measured(command: Sequence[str], checkout: Path = HERE) -> Measured:
+def measured(
+    command: Sequence[str],
+    checkout: Path = HERE,
+    environment: Mapping[str, str] | None = None,
+    meanwhile: Callable[[Mapping[int, tuple[str, int]]], None] | None = None,
+) -> Measured:
     """Run a command to its end, in a checkout, whose sources Python then finds first.
+
+    Args:
+        meanwhile: called again and again with the peaks so far of processes that are still there.
 
     Raises:
         SystemExit: it failed; its last words are shown.
@@ -79,12 +87,16 @@ def measured(command: Sequence[str], checkout: Path = HERE) -> Measured:
         started = time.perf_counter()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True,
-            cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout)} | dict(environment or {}),
         )  # fmt: skip
         peaks: dict[int, tuple[str, int]] = {}
         while process.poll() is None:
-            for pid in family(process.pid):
+            alive = family(process.pid)
+            for pid in alive:
                 peaks[pid] = _titled(pid, *peaks.get(pid, ("", 0)))
+            if meanwhile is not None:
+                meanwhile({pid: peaks[pid] for pid in alive})
             time.sleep(_EVERY_S)
         output = process.communicate()[0]
         seconds = time.perf_counter() - started

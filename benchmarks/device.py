@@ -36,9 +36,12 @@ from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
+from pipeline.statistics.digest import Digest
+from pipeline.statistics.gram import Gram
 from pipeline.statistics.parts import Sums
 from pipeline.statistics.piece import one_thread_products
 from pipeline.statistics.pieces import PIECE
+from pipeline.statistics.statistic import unpacked
 
 NAME = "layers.0.mlp.up_proj.weight"
 TO_REACH = 0.8
@@ -61,16 +64,13 @@ class Kept:
 
     def gram(self) -> NDArray[np.float64]:
         """Return the sum of all tiles: (K, K), of the increment basis."""
-        parts = [part for result in self.results.values() for part in result.parts.values()]
-        return np.sum([part.increments for part in parts], axis=0)
+        name = Gram().arrays(1)[0].name
+        return sum(unpacked(result.arrays[name]).sum(0) for result in self.results.values())
 
-    def digests(self) -> dict[object, bytes]:
-        """Return the digests of each part of each tile."""
-        return {
-            (name, key): part.digests.tobytes()
-            for name, result in self.results.items()
-            for key, part in result.parts.items()
-        }
+    def digests(self) -> dict[str, bytes]:
+        """Return the digests of every tile."""
+        name = Digest().arrays(1)[0].name
+        return {tile: result.arrays[name].tobytes() for tile, result in self.results.items()}
 
 
 @dataclass(frozen=True)

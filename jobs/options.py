@@ -22,6 +22,7 @@ from pipeline.planning.request import (
     Request,
     Resources,
 )
+from pipeline.statistics.table import NAMES
 
 _SELECTION = [
     click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
@@ -48,6 +49,12 @@ _SELECTION = [
         help="One more run NAME over all SOURCEs, from the same read.",
     ),
     click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
+    click.option(
+        "--statistics",
+        multiple=True,
+        metavar="LIST|all",
+        help=f"Also compute {' and '.join(NAMES)} of every group, in the same read.",
+    ),
     click.option(
         "--fraction",
         metavar="F",

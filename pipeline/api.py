@@ -30,6 +30,7 @@ class Selection(TypedDict, total=False):
     include: Texts
     exclude: Texts
     by_head: bool
+    statistics: Texts
     layout: str
     fraction: float | None
     budget: str | int | None

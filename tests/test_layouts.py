@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import save as save_distributed
 
 import pipeline
+from pipeline.checkpoint import formats
+from pipeline.checkpoint.formats import Format
+from pipeline.checkpoint.layouts import Folder, discover
+from pipeline.checkpoint.stored import StoredTensor
+from pipeline.checkpoint.weight_file import WeightFile
+from pipeline.errors import FormatError, NothingMatches
+from pipeline.transport import object_client
 from tests import buckets
 from tests.conftest import serving
 from tests.hub import Hub
@@ -173,3 +182,139 @@ def test_a_tree_is_the_same_wherever_it_lies(
     assert [step for _, _, step, *_ in found["directory"]["checkpoints"]] == list(STEPS)
     assert found["bucket"] == found["directory"]
     assert found["hub"] == found["directory"]
+
+
+@pytest.mark.parametrize("layout", ["flat", "model_and_optim"])
+def test_checkpoints_that_a_table_lists(layout: str, bucket: str, hub: Hub, tmp_path: Path) -> None:
+    sources = published(tree(layout, tmp_path / "suite"), f"listed-{layout}", bucket, hub)
+    found = {}
+    for kind in ("directory", "bucket"):
+        name = (FOLDERS | FILES)[layout][0]
+        rows = [f"{sources[kind]}/{name.format(step)},{step}\n" for step in STEPS]
+        (tmp_path / f"{kind}.csv").write_text("uri,step\n" + "".join(rows))
+        found[kind] = read(str(tmp_path / f"{kind}.csv"), tmp_path / kind)
+    assert found["bucket"] == found["directory"]
+
+
+@pytest.mark.parametrize("folder", ["model_and_optim", "whatever"])
+def test_revisions_whose_weights_lie_further_down(folder: str, hub: Hub, tmp_path: Path) -> None:
+    name = f"org/revisions-{folder}"
+    for step in STEPS:
+        distributed(weights(step), tmp_path / f"step{step}" / folder)
+        hub.repository(name).commit_folder(tmp_path / f"step{step}", f"step{step}")
+    plan = pipeline.plan(name)
+    assert [checkpoint.name for checkpoint in plan.checkpoints] == [f"step{s}" for s in STEPS]
+    assert {tensor.name for tensor in plan.tensors} == weights(0).keys()
+
+
+def test_a_bucket_is_asked_for_what_is_needed_alone(
+    bucket: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing for the prefix and for each folder in it, and for the one that holds weights."""
+    published(tree("model_and_optim", tmp_path / "a"), "asked-a", bucket, hub)
+    published(tree("beside", tmp_path / "b"), "asked-b", bucket, hub)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    with buckets.Proxy(endpoint).serve() as proxy:
+        for variable, value in buckets.environment(proxy.endpoint).items():
+            monkeypatch.setenv(variable, value)
+        object_client.client.cache_clear()
+        counts = []
+        for name in ("asked-a", "asked-b"):
+            proxy.requests.clear()
+            assert len(pipeline.plan(f"{bucket}/{name}").checkpoints) == len(STEPS)
+            counts.append(sum("list-type=2" in request for request in proxy.requests))
+    object_client.client.cache_clear()
+    folders = len(STEPS) + 1  # and the logs
+    assert counts == [1 + folders + len(STEPS), 1 + folders]
+
+
+def test_several_runs_in_one_tree_are_not_one_trajectory(
+    bucket: str, hub: Hub, tmp_path: Path
+) -> None:
+    for run, steps in (("a", (0, 10)), ("b", (5, 20, 30))):
+        for step in steps:
+            folder = tmp_path / "runs" / run / f"step{step}"
+            folder.mkdir(parents=True)
+            save_file(weights(step), folder / "model.safetensors")
+    for source in published(tmp_path / "runs", "runs", bucket, hub).values():
+        with pytest.raises(NothingMatches, match="in 2 folders: 'a' .2., 'b' .3.") as raised:
+            pipeline.plan(source)
+        assert "a/*" in raised.value.hint
+        plan = pipeline.plan(source, revisions=["b/*"])
+        assert [checkpoint.step for checkpoint in plan.checkpoints] == [5, 20, 30]
+
+
+def test_stages_in_folders_of_their_own_are_one_trajectory(
+    bucket: str, hub: Hub, tmp_path: Path
+) -> None:
+    for name in ("stage1/step10", "stage1/step20", "stage2/step5"):
+        folder = tmp_path / "stages" / name
+        folder.mkdir(parents=True)
+        save_file(weights(len(name)), folder / "model.safetensors")
+    for source in published(tmp_path / "stages", "stages", bucket, hub).values():
+        assert [c.elapsed for c in pipeline.plan(source).checkpoints] == [10, 20, 25]
+
+
+def test_a_tree_without_checkpoints_is_not_searched_for_ever(tmp_path: Path) -> None:
+    for first in range(60):
+        for second in range(40):
+            (tmp_path / "disk" / str(first) / f"x{second}" / "step1").mkdir(parents=True)
+    asked = []
+
+    def listing(path: str) -> Folder[None]:
+        asked.append(path)
+        entries = sorted((tmp_path / "disk" / path).iterdir())
+        return Folder(tuple(entry.name for entry in entries))
+
+    assert discover(listing).checkpoints == []
+    assert len(asked) <= 1 + 60
+
+
+def test_a_new_format_is_a_reader_and_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, then what they are, then where that begins: alone, in shards, and beside others."""
+
+    def read_toy(file: WeightFile) -> dict[str, StoredTensor]:
+        begin = int.from_bytes(file.read(file.size - 8, file.size), "little")
+        if not 4 <= begin <= file.size - 8:
+            raise FormatError(f"{file.where}: not a toy file: expected a header, found none")
+        found = json.loads(file.read(begin, file.size - 8))
+        return {
+            name: StoredTensor("F32", tuple(shape), start, start + 4 * math.prod(shape))
+            for name, (start, shape) in found.items()
+        }
+
+    def write_toy(state: State, path: Path) -> None:
+        data, header = b"TOY1", {}
+        for name, value in state.items():
+            header[name] = (len(data), list(value.shape))
+            data += value.numpy().tobytes()
+        begin = len(data).to_bytes(8, "little")
+        path.write_bytes(data + json.dumps(header).encode() + begin)
+
+    def shards(state: State, folder: Path) -> None:
+        for number, part in enumerate(halves(state), 1):
+            write_toy(part, folder / f"model-0000{number}-of-00002.toy")
+
+    row = Format("toy", read_toy, (".toy",), b"TOY1", whole="model.toy")
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, row))
+    writers = {
+        "safetensors": lambda s, f: save_file(s, f / "model.safetensors"),
+        "whole": lambda s, f: write_toy(s, f / "model.toy"),
+        "alone": lambda s, f: write_toy(s, f / "anything.toy"),
+        "shards": shards,
+    }
+    found = {}
+    for kind, write in writers.items():
+        for step in STEPS:
+            folder = tmp_path / kind / f"step{step}"
+            folder.mkdir(parents=True)
+            write(weights(step), folder)
+        found[kind] = read(str(tmp_path / kind), tmp_path / f"{kind} store")["similarity"]
+    assert found["whole"] == found["alone"] == found["shards"] == found["safetensors"]
+    write_toy({"other": torch.ones(2)}, tmp_path / "safetensors" / "step5" / "model.toy")
+    assert len(pipeline.plan(str(tmp_path / "safetensors")).tensors) == len(weights(0))
+    (tmp_path / "alone" / "step5" / "anything.toy").write_bytes(b"what" * 9)
+    with pytest.raises(FormatError, match="expected a toy, found a file that begins with .*what"):
+        pipeline.plan(str(tmp_path / "alone"))

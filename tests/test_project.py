@@ -44,6 +44,7 @@ def test_imports_go_one_way() -> None:
     [
         ("pipeline/planning/tiles.py", "import ray"),
         ("pipeline/planning/tiles.py", "import torch"),
+        ("pipeline/planning/contents.py", "from pipeline.checkpoint import safetensors"),
         ("pipeline/numerics/path.py", "from pipeline.store import folder"),
         ("pipeline/checkpoint/names.py", "from pipeline.numerics import path"),
     ],

@@ -49,13 +49,13 @@ def read_distributed(file: WeightFile) -> dict[str, StoredTensor]:
     """
     where = file.where
     metadata = file.whole()
-    found = load(io.BytesIO(metadata), where, METADATA_NAMES)
+    described = load(io.BytesIO(metadata), where, METADATA_NAMES)
     malformed = FormatError(f"{where}: expected the metadata of a distributed checkpoint")
     try:
-        tensors = _weights(found)
+        tensors = _weights(described)
         places = {
             (text(key["fqn"]), counts(key.get("offset") or ())): info
-            for key, info in found["storage_data"].items()
+            for key, info in described["storage_data"].items()
         }
         # a few bytes may name one list of chunks again and again
         if sum(len(entry["chunks"]) for _, entry in tensors.values()) > len(metadata):
@@ -110,14 +110,14 @@ def _part(file: WeightFile, begin: int, length: int) -> WeightFile:
     return WeightFile("", length, where, lambda a, b: file.read(begin + a, begin + b))
 
 
-def _weights(found: Any) -> dict[str, tuple[str, Record]]:
+def _weights(described: Any) -> dict[str, tuple[str, Record]]:
     """Return the tensors of the model by their own names, with their keys in the metadata."""
     entries = {
         key: entry
-        for key, entry in found["state_dict_metadata"].items()
+        for key, entry in described["state_dict_metadata"].items()
         if isinstance(entry, Record) and "chunks" in entry
     }
-    paths = found.get("planner_data")
+    paths = described.get("planner_data")
     paths = paths if isinstance(paths, Mapping) else {}
     names = {text(key): _path(key, paths.get(key)) for key in entries}
     nested = {path[0] for path in names.values() if path[0] in NESTED_UNDER and len(path) > 1}

@@ -68,9 +68,9 @@ def read_header(file: WeightFile) -> dict[str, StoredTensor]:
     by_name = [f for f in FORMATS if f.suffixes and file.path.endswith(f.suffixes)]
     possible = by_name or [f for f in FORMATS if f.begins]
     head = file.at(0, max(len(f.begins) for f in possible))
-    for found in possible:
-        if head.startswith(found.begins):
-            return found.read(file)
+    for format in possible:
+        if head.startswith(format.begins):
+            return format.read(file)
     raise FormatError(
         f"{file.where}: expected a {' or '.join(f.name for f in possible)}, found a file that begins"
         f" with {quoted(head)}",

@@ -21,10 +21,10 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a key appears twice")
-    return found
+    return members
 
 
 _DECODE = JSONDecoder(object_pairs_hook=_without_duplicates).raw_decode
@@ -63,16 +63,16 @@ class JsonText:
         """Return the string that begins here, whatever its length."""
         if self.next != '"':
             raise ValueError(f"expected a string at character {self._at:,}")
-        found, end = _DECODE(self._text, self._at)
+        decoded, end = _DECODE(self._text, self._at)
         self._at = _after_space(self._text, end)
-        return outside.text(found)
+        return outside.text(decoded)
 
     def value(self) -> Any:
         """Return the value that begins here, of at most MOST_CHARACTERS."""
         window = self._text[self._at : self._at + MOST_CHARACTERS]
         cut = self._at + len(window) < len(self._text)
         try:
-            found, length = _DECODE(window)
+            decoded, length = _DECODE(window)
         except RecursionError:
             raise ValueError(f"too deeply nested at character {self._at:,}") from None
         except JSONDecodeError as error:
@@ -81,7 +81,7 @@ class JsonText:
         if cut and length == len(window):
             raise ValueError(f"a value of more than {MOST_CHARACTERS:,} characters")
         self._at = _after_space(self._text, self._at + length)
-        return found
+        return decoded
 
     def skip(self, depth: int = 0) -> None:
         """Pass over the value that begins here; what is in objects may be of any length."""

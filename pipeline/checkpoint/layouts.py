@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from pipeline.checkpoint.names import position
@@ -114,6 +115,11 @@ def checkpoint_files(list_folder: ListFolder[Entry], path: str) -> dict[str, Ent
     return files
 
 
+def name_alone(path: str) -> str:
+    """Return the name in its checkpoint of a file that is one alone: what it is called says nothing."""
+    return f"weights{PurePosixPath(path).suffix}"
+
+
 def listed(entries: Mapping[str, Entry]) -> ListFolder[Entry]:
     """Return what lists the folders of a tree of which all files are known, by path."""
     folders: dict[str, dict[str, None]] = {}
@@ -152,8 +158,8 @@ def _levels(list_folder: ListFolder[Entry]) -> Iterator[Layout]:
 
 def _files_in(list_folder: ListFolder[Entry], path: str, name: str) -> dict[str, Entry]:
     """Return the files in a folder `name` of a checkpoint, by their path in the checkpoint."""
-    found = list_folder(_joined(path, name)).files
-    return {_joined(name, file): entry for file, entry in found.items()}
+    files = list_folder(_joined(path, name)).files
+    return {_joined(name, file): entry for file, entry in files.items()}
 
 
 def _joined(folder: str, name: str) -> str:

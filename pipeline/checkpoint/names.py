@@ -100,19 +100,19 @@ class Position:
 
 def position(name: str) -> Position:
     """Return the stage, step and tokens that a checkpoint's name states."""
-    found = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
-    if found["step"] is None and _BARE_NUMBER.fullmatch(name):
-        found["step"] = float(name)
+    stated = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
+    if stated["step"] is None and _BARE_NUMBER.fullmatch(name):
+        stated["step"] = float(name)
     for pattern, stage in _NAMED_STAGES:
         if pattern.search(name):
-            found["stage"] = stage
+            stated["stage"] = stage
     if _SOUPED.search(name):
-        found["branch"] = _LAST_BRANCH
+        stated["branch"] = _LAST_BRANCH
     return Position(
-        _rounded(found["stage"], 2**31),
-        _rounded(found["step"], 2**63),
-        found["tokens"],
-        _rounded(found["branch"], 2**31),
+        _rounded(stated["stage"], 2**31),
+        _rounded(stated["step"], 2**63),
+        stated["tokens"],
+        _rounded(stated["branch"], 2**31),
     )
 
 

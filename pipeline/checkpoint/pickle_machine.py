@@ -122,9 +122,9 @@ class Machine:
         if self._left < 0:
             raise ValueError(f"it makes more than {MULTIPLE} times its length")
 
-    def _pay_entries(self, found: dict, count: int) -> None:
-        beyond = len(found) + count - _FIRST_ENTRIES
-        self._pay((0 if found else _DICT_BYTES) + _ENTRY_BYTES * max(0, min(count, beyond)))
+    def _pay_entries(self, target: dict, count: int) -> None:
+        beyond = len(target) + count - _FIRST_ENTRIES
+        self._pay((0 if target else _DICT_BYTES) + _ENTRY_BYTES * max(0, min(count, beyond)))
 
     def _push(self, value: Any, num_bytes: int = 0) -> None:
         self._pay(_SLOT_BYTES + num_bytes)
@@ -143,9 +143,9 @@ class Machine:
         if not self._marks:
             raise ValueError("no mark")
         start = self._marks.pop()
-        found = self._stack[start:]
+        items = self._stack[start:]
         del self._stack[start:]
-        return found
+        return items
 
     def _pop_last(self, count: int) -> list[Any]:
         return [self._pop() for _ in range(count)][::-1]
@@ -190,11 +190,11 @@ class Machine:
         self._push(items, _LIST_BYTES + _SLOT_BYTES * len(items))
 
     def _append(self, items: list[Any]) -> None:
-        found = self._top()
-        if type(found) is not list:
+        target = self._top()
+        if type(target) is not list:
             raise ValueError("items for what is no list")
         self._pay(2 * _SLOT_BYTES * len(items))
-        found += items
+        target += items
 
     def _dict(self, items: list[Any]) -> None:
         self._push({}, _EMPTY_DICT_BYTES)
@@ -202,13 +202,13 @@ class Machine:
             self._set(items)
 
     def _set(self, items: list[Any]) -> None:
-        found = self._top()
-        if not isinstance(found, dict) or len(items) % 2:
+        target = self._top()
+        if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("entries for what is no dictionary")
-        self._pay_entries(found, len(items) // 2)
+        self._pay_entries(target, len(items) // 2)
         for key, value in zip(items[::2], items[1::2], strict=True):
             _check_key(key)
-            found[key] = value
+            target[key] = value
 
     def _remember(self, number: int) -> None:
         if not 0 <= number <= self._length:
@@ -220,26 +220,26 @@ class Machine:
         self._memo[number] = self._top()
 
     def _recall(self, number: int) -> None:
-        found = self._memo[number] if 0 <= number < len(self._memo) else _ABSENT
-        if found is _ABSENT:
+        value = self._memo[number] if 0 <= number < len(self._memo) else _ABSENT
+        if value is _ABSENT:
             raise ValueError(f"nothing in the memo at {number:,}")
-        self._push(found)
+        self._push(value)
 
     def _named(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is no text")
-        found = self._names.get((module, name))
-        if found is None:
+        value = self._names.get((module, name))
+        if value is None:
             raise Refused(f"{module}.{name}")
-        self._push(found)
+        self._push(value)
 
     def _call(self, function: Any, arguments: Any) -> None:
         if type(function) is not Maker or type(arguments) is not tuple:
             raise ValueError("a call of what is no function")
         if len(arguments) > MOST_ITEMS:
             raise ValueError(f"a call with {len(arguments):,} arguments")
-        found = function.function(*arguments)
-        self._push(found, _weight(found))
+        made = function.function(*arguments)
+        self._push(made, _weight(made))
 
     def _new(self, kind: Any, arguments: Any) -> None:
         del arguments  # of its constructor
@@ -248,16 +248,16 @@ class Machine:
         self._push(Record(), _RECORD_BYTES)
 
     def _build(self, state: Any) -> None:
-        found = self._top()
-        if isinstance(found, Record):
+        target = self._top()
+        if isinstance(target, Record):
             self._pay(0 if isinstance(state, dict) else _EMPTY_DICT_BYTES + _DICT_BYTES)
-            found.build(state)
-        elif type(found) is not OrderedRecord:
+            target.build(state)
+        elif type(target) is not OrderedRecord:
             raise ValueError("a state for what has none")
 
     def _persistent(self, pid: Any) -> None:
-        found = self._stored(pid)
-        self._push(found, _weight(found))
+        storage = self._stored(pid)
+        self._push(storage, _weight(storage))
 
 
 def _weight(value: Any) -> int:

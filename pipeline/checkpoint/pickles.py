@@ -50,11 +50,11 @@ _DTYPES = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
 
 def _dict(*arguments: Any) -> OrderedRecord:
     """Return an ordered dictionary of pairs, as Python 2 has pickled it, or of nothing."""
-    found = OrderedRecord()
+    made = OrderedRecord()
     for pair in arguments[0] if arguments else ():
         key, value = pair
-        found[outside.text(key)] = value
-    return found
+        made[outside.text(key)] = value
+    return made
 
 
 def _size(lengths: Any = ()) -> tuple[int, ...]:
@@ -179,28 +179,28 @@ def load(
         raise FormatError(f"{where}: not a readable pickle: {what}") from None
 
 
-def state_dict(found: Any, where: str) -> dict[str, TensorRecord]:
+def state_dict(state: Any, where: str) -> dict[str, TensorRecord]:
     """Return the tensors of a state dict, which may lie under one of the usual keys.
 
     Raises:
         FormatError: there is none.
     """
     for _ in range(_MOST_NESTED):
-        if not isinstance(found, Mapping):
+        if not isinstance(state, Mapping):
             break
         tensors = {
             name: value
-            for name, value in found.items()
+            for name, value in state.items()
             if isinstance(name, str) and isinstance(value, TensorRecord)
         }
         nested = next(
-            (found[key] for key in NESTED_UNDER if isinstance(found.get(key), Mapping)), None
+            (state[key] for key in NESTED_UNDER if isinstance(state.get(key), Mapping)), None
         )
         if nested is None:
             if tensors:
                 return tensors
             break
-        found = nested
+        state = nested
     raise FormatError(
         f"{where}: expected a state dict, found no tensors",
         "a state dict may lie under 'model', 'state_dict', 'model_state_dict' or 'module'",

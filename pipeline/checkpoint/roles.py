@@ -145,22 +145,22 @@ def roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
     are no transformers the blocks, numbered in the natural order of their names' indices; and
     what has three dimensions or more and no other role is a convolution.
     """
-    found = {name: role(name) for name in shapes}
+    by_name = {name: role(name) for name in shapes}
     stacks = {name: _stack(name) for name in shapes}
     if len({stack for stack in stacks.values() if stack}) > 1:
-        found = {name: replace(entry, stack=stacks[name]) for name, entry in found.items()}
-    if all(entry.layer is None for entry in found.values()):
+        by_name = {name: replace(entry, stack=stacks[name]) for name, entry in by_name.items()}
+    if all(entry.layer is None for entry in by_name.values()):
         blocks = {name: block for name in shapes if (block := _block(name)) is not None}
         ordered = sorted(set(blocks.values()), key=_natural)
         numbers = {block: number for number, block in enumerate(ordered)}
         for name, block in blocks.items():
             component = _component(name, in_layer=True)
-            found[name] = replace(found[name], layer=numbers[block], component=component)
+            by_name[name] = replace(by_name[name], layer=numbers[block], component=component)
     return {
         name: replace(entry, component="conv")
         if entry.component == "other" and len(shapes[name]) >= 3 and not _is_inner(name)
         else entry
-        for name, entry in found.items()
+        for name, entry in by_name.items()
     }
 
 
@@ -276,12 +276,12 @@ def parts(name: str, component: str, shape: tuple[int, ...], config: dict) -> tu
         return whole
     groups = numel // outputs[0] if model in _COLUMNS else fused.groups
     period = numel // groups
-    found, start = [], 0
+    made, start = [], 0
     for label, count in fused.units:
         stop = start + period // units * count
-        found.append(Part(label, f"{prefix}_{label}", period, start, stop))
+        made.append(Part(label, f"{prefix}_{label}", period, start, stop))
         start = stop
-    return tuple(found)
+    return tuple(made)
 
 
 def _by_expert(component: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
@@ -304,7 +304,7 @@ def _by_expert(component: str, shape: tuple[int, ...], config: dict) -> tuple[Pa
     )
 
 
-def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ...]:
+def by_head(whole: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ...]:
     """Return parts with those of queries, keys and values divided into attention heads.
 
     Heads follow each other in the rows of a part, group after group; in a Conv1D they are blocks
@@ -313,7 +313,7 @@ def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ..
     """
     heads, kv_heads = _head_counts(config)
     divided: list[Part] = []
-    for part in found:
+    for part in whole:
         count = {"attn_q": heads, "attn_k": kv_heads, "attn_v": kv_heads}.get(part.component)
         length = part.stop - part.start
         groups = 1 if _model_type(config) in _COLUMNS else numel // part.period
@@ -329,8 +329,8 @@ def by_head(found: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ..
 
 
 def _model_type(config: dict) -> str:
-    found = config.get("model_type")
-    return found if isinstance(found, str) else ""
+    model_type = config.get("model_type")
+    return model_type if isinstance(model_type, str) else ""
 
 
 def _head_counts(config: dict) -> tuple[int | None, int | None]:

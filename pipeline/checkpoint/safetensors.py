@@ -96,8 +96,7 @@ def _entry(name: str, entry: Any, data_start: int, where: str) -> StoredTensor:
     label = f"tensor {quoted(name)}"
     if not isinstance(entry, dict):
         raise _broken(where, f"{label} described by an object", f"a {type(entry).__name__}")
-    found: tuple[Any, ...] = tuple(entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    dtype, shape, offsets = found
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _broken(where, f"a known dtype for {label}", quoted(dtype))
     shape = _counts(shape, f"a shape for {label}", where)

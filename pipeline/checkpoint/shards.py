@@ -100,7 +100,7 @@ def _suffixes() -> tuple[str, ...]:
 def _of_preferred_format(paths: Sequence[str]) -> list[str]:
     """Return those of the first format that any of the paths is of."""
     by_format = ([p for p in paths if p.endswith(row.suffixes)] for row in formats.FORMATS)
-    return next((found for found in by_format if found), [])
+    return next((matching for matching in by_format if matching), [])
 
 
 def _numbered(paths: Sequence[str]) -> tuple[str, ...]:
@@ -119,8 +119,8 @@ def _numbered(paths: Sequence[str]) -> tuple[str, ...]:
 def _several(paths: Collection[str]) -> WeightFiles | None:
     """Return the files of the first format of several files that is there."""
     for row in formats.FORMATS:
-        if row.find is not None and (found := row.find(paths)):
-            return WeightFiles(found, row)
+        if row.find is not None and (files := row.find(paths)):
+            return WeightFiles(files, row)
     return None
 
 

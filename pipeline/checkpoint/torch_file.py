@@ -87,10 +87,10 @@ def _archive(file: WeightFile) -> tuple[bytes, _Place]:
         ) from None
 
     def place(storage: Storage) -> tuple[int, int]:
-        found = begins.get(f"{prefix}data/{storage.key}")
-        if found is None:
+        bounds = begins.get(f"{prefix}data/{storage.key}")
+        if bounds is None:
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
-        return found
+        return bounds
 
     return program, place
 
@@ -104,7 +104,7 @@ def _data_starts(entries: list[Entry], begin: int) -> dict[str, tuple[int, int]]
     Args:
         begin: where the archive's directory begins, after the last record.
     """
-    found: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int]] = {}
     nexts = chain((entry.header for entry in entries[1:]), (begin,))
     for entry, following in zip(entries, nexts, strict=True):
         start = entry.header + _LOCAL_HEADER_BYTES + entry.name_bytes + 4
@@ -116,10 +116,10 @@ def _data_starts(entries: list[Entry], begin: int) -> dict[str, tuple[int, int]]
         stop = start + entry.size
         if following - stop not in _DESCRIPTORS:
             raise ValueError(f"record {quoted(entry.name)} does not lie where torch.save puts it")
-        if entry.name in found:
+        if entry.name in places:
             raise ValueError(f"two records called {quoted(entry.name)}")
-        found[entry.name] = (start, stop)
-    return found
+        places[entry.name] = (start, stop)
+    return places
 
 
 def _record(file: WeightFile, begins: dict[str, tuple[int, int]], name: str) -> bytes:
@@ -146,14 +146,14 @@ def read_legacy(file: WeightFile) -> dict[str, StoredTensor]:
         length = min(most, max(_FIRST_READ_BYTES, 4 * length))
         stream = io.BytesIO(file.at(0, length))
         try:
-            magic, protocol, _, found, keys = (load(stream, where) for _ in range(5))
+            magic, protocol, _, state, keys = (load(stream, where) for _ in range(5))
             break
         except FormatError:
             if length == most or stream.tell() < length:  # more of it would not help
                 raise
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(keys, list):
         raise FormatError(f"{where}: expected a file of torch.save, found another pickle")
-    records = state_dict(found, where)
+    records = state_dict(state, where)
     storages = {record.storage.key: record for record in records.values()}
     places: dict[str, tuple[int, int]] = {}
     position = stream.tell()
@@ -187,12 +187,12 @@ def read_legacy(file: WeightFile) -> dict[str, StoredTensor]:
 def _all_placed(
     records: dict[str, TensorRecord], place: _Place, file: WeightFile
 ) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     left = min(MAX_EXTENTS, file.size // 2)  # an extent is two elements or more
     for name, record in records.items():
-        found[name] = _placed(name, record, place, file.where, left)
-        left -= len(found[name].extents)
-    return found
+        tensors[name] = _placed(name, record, place, file.where, left)
+        left -= len(tensors[name].extents)
+    return tensors
 
 
 def _placed(

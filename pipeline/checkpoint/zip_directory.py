@@ -102,8 +102,8 @@ def _with_zip64(extra: bytes, numbers: tuple[int, int, int]) -> Iterator[int]:
     for number in numbers:
         if number != _IN_EXTRA:
             yield number
-        elif (found := next(long, None)) is not None:
-            yield found
+        elif (number64 := next(long, None)) is not None:
+            yield number64
         else:
             raise ValueError("a record whose size or place is not stated")
 
@@ -114,7 +114,7 @@ def _zip64_numbers(extra: bytes) -> tuple[int, ...]:
         kind, length = _EXTRA.unpack_from(extra, at)
         at += _EXTRA.size
         if kind == _ZIP64:
-            found = extra[at : at + min(length, 24)]
-            return struct.unpack(f"<{len(found) // 8}Q", found[: len(found) // 8 * 8])
+            numbers = extra[at : at + min(length, 24)]
+            return struct.unpack(f"<{len(numbers) // 8}Q", numbers[: len(numbers) // 8 * 8])
         at += length
     return ()

@@ -23,7 +23,7 @@ from pipeline.reduce.reduce import group_sums
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace
+from pipeline.store.names import refuse_to_replace, stored_statistics
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
 
@@ -85,7 +85,10 @@ def _analyze(
 ) -> list[Summary]:
     started = time.monotonic()
     resources, progress = resources or Resources(), progress or Silent()
-    folder, runs = Folder(store), Runs.of(plan)
+    folder = Folder(store)
+    # what the store has of this run already is not lost by asking for something else besides
+    runs = Runs.of(plan.having(stored_statistics(folder, plan)))
+    plan = runs.whole
     if not may_replace:
         refuse_to_replace(folder, list(runs))
     sums = SumFolder(folder, plan.run, plan.digest, plan.specs)

@@ -17,7 +17,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 2
+FIGURES_FORMAT = 3
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -164,6 +164,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "plan": plan.digest,
         "source": plan.source,
         "selection": plan.selection,
+        "statistics": list(plan.statistics_asked),
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

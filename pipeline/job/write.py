@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from pipeline.findings.finding import Finding
 from pipeline.findings.judge import findings
@@ -15,8 +16,10 @@ from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.reduce.groups import Grouping
 from pipeline.reduce.reduce import OfGroups, reduce
+from pipeline.reduce.tables import rows
 from pipeline.signals import uninterrupted
 from pipeline.statistics.piece import one_thread_products
+from pipeline.statistics.table import on_request
 from pipeline.store.folder import Folder
 from pipeline.store.query import views_sql
 from pipeline.store.write import RunWriter
@@ -97,7 +100,8 @@ def _write_figures(
     """Write the figures of every group of every run; return what findings are judged from."""
     observed = [Observations(plan) for plan in runs]
     with one_thread_products():
-        for group, figures in reduce(runs.whole, sums, available_cores()):
+        tapped = _with_statistics(runs, sums, writers)
+        for group, figures in reduce(runs.whole, tapped, available_cores()):
             key = grouped.keys[group]
             of_runs = (*figures.paths, figures)
             for writer, seen, each in zip(writers, observed, of_runs, strict=True):
@@ -105,6 +109,25 @@ def _write_figures(
                 seen.add(key, each)
             check()
     return observed
+
+
+def _with_statistics(
+    runs: Runs, sums: Iterable[OfGroups], writers: Sequence[RunWriter]
+) -> Iterator[OfGroups]:
+    """Pass the sums on; write what the statistics on request say of each group."""
+    whole = runs.whole
+    firsts, count = whole.firsts, len(whole.checkpoints)
+    asked = on_request(whole.statistics_asked)
+    paths = [slice(*bounds) for bounds in pairwise((*firsts, count))] if runs.alone else []
+    for groups, found in sums:
+        if found is not None and found.tables:
+            for statistic in asked:
+                columns = rows(statistic, found, firsts)
+                for writer, own in zip(writers, (*paths, slice(None)), strict=True):
+                    of_run = {name: values[own] for name, values in columns.items()}
+                    for group in groups:
+                        writer.add_statistic(group, statistic.name, dict(of_run))
+        yield groups, found
 
 
 def _fraction(plan: Plan, outcome: Outcome) -> float:

@@ -169,6 +169,21 @@ def one_of(*allowed: str) -> Reader:
     return read
 
 
+def several_of(*allowed: str) -> Reader:
+    """Return the reader of some of a few words, `all` or a list with commas; in their own order."""
+
+    def read(option: str, value: Any) -> tuple[str, ...]:
+        stated = [word.strip() for entry in texts(option, value) for word in entry.split(",")]
+        for word in stated:
+            if word not in (*allowed, "all"):
+                raise RequestError(
+                    f"{option}: expected {', '.join(allowed)} or all, found {quoted(word)}"
+                )
+        return tuple(word for word in allowed if word in stated or "all" in stated)
+
+    return read
+
+
 def optional(read: Reader) -> Reader:
     """Return the reader of an option that may be left out."""
     return lambda option, value: None if value is None else read(option, value)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -34,7 +34,7 @@ from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
-from pipeline.statistics.table import chosen
+from pipeline.statistics.table import NAMES, chosen
 
 RESULT_FORMAT = 5
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
@@ -80,8 +80,8 @@ class Plan:
     tensors: tuple[AlignedTensor, ...] = field(repr=False)
     left_out_tensors: tuple[LeftOutTensor, ...] = field(repr=False)
     tiles: tuple[Tile, ...] = field(repr=False)
-    digest: str
-    """Of all that decides the figures; results are kept under it."""
+    content: str
+    """Digest of what is read, and how it is divided."""
     selection: str = field(repr=False)
     """Which source and which of its weights were asked for, as JSON: a run of another is another."""
     paths: tuple[PlannedPath, ...] = ()
@@ -91,6 +91,16 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the figures; results are kept under it."""
+        return "-".join((self.content, *self.statistics_asked))
+
+    def having(self, names: Iterable[str]) -> Plan:
+        """Return the same plan with these statistics besides those that it asks for."""
+        asked = {*self.statistics_asked, *names}
+        return replace(self, statistics_asked=tuple(name for name in NAMES if name in asked))
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -141,7 +151,7 @@ class Plan:
                         replace(tile, bytes=fragment_bytes(tile.fragments, tensors))
                         for tile in self.tiles
                     ),
-                    digest=f"{self.digest}-{first}",
+                    content=f"{self.content}-{first}",
                     paths=(),
                 )
             )
@@ -296,11 +306,12 @@ def _made(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
-        digest=_digest(checkpoints, alignment, tiles, firsts, draws),
+        content=_digest(checkpoints, alignment, tiles, firsts, draws),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
         seed=request.seed,
+        statistics_asked=request.statistics,
     )
 
 

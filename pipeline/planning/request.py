@@ -16,6 +16,7 @@ from pipeline.planning.options import (
     one_of,
     optional,
     settle,
+    several_of,
     share,
     size,
     steps,
@@ -23,6 +24,7 @@ from pipeline.planning.options import (
     texts,
     whole,
 )
+from pipeline.statistics.table import NAMES
 
 LAYOUTS = ("auto", "revisions", "commits", "folders")
 DEVICES = ("auto", "cpu", "cuda")
@@ -48,6 +50,8 @@ class Request:
     """Regular expressions too; they win over `include`."""
     by_head: bool = False
     """Also a Gram matrix for each attention head."""
+    statistics: tuple[str, ...] = ()
+    """What else is computed in the read, in the order of `statistics/table.py`."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
     fraction: float | None = None
@@ -98,6 +102,7 @@ _READERS = {
     "include": texts,
     "exclude": texts,
     "by_head": flag,
+    "statistics": several_of(*NAMES),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),
     "budget": optional(size),

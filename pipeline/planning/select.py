@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint.names import Position
+from pipeline.checkpoint.names import Position, position
 from pipeline.checkpoint.shards import holds_weights
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.gaps import Gap, gaps
@@ -48,8 +48,9 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
     does not change when the others were.
 
     Raises:
-        NothingMatches: fewer than two are left.
+        NothingMatches: fewer than two are left, or they are of several runs.
     """
+    _check_one_run(candidates, request)
     one_path, left_out = _one_path(candidates, request)
     final = _final(candidates)
     ordered, unordered = _ordered([c for c in one_path if c is not final])
@@ -66,6 +67,23 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
     if len(kept) < 2:
         raise _too_few(kept, left_out, candidates, request)
     return Selection(tuple(kept), tuple(left_out), _gaps(ordered))
+
+
+def _check_one_run(candidates: Sequence[Candidate], request: Request) -> None:
+    """Refuse checkpoints in several folders, unless these say which part of the training they hold."""
+    counts = Counter(
+        candidate.path.rpartition("/")[0]
+        for candidate in candidates
+        if candidate.position.is_known and _is_wanted(candidate.name, request)
+    )
+    unknown = Position(None, None, None)
+    if len(counts) > 1 and all(position(folder) == unknown for folder in counts):
+        shown = ", ".join(f"{quoted(path)} ({n:,})" for path, n in sorted(counts.items())[:6])
+        raise NothingMatches(
+            f"{request.source}: expected the checkpoints of one run, found them in"
+            f" {len(counts):,} folders: {shown}" + (", …" if len(counts) > 6 else ""),
+            f"name one of them as SOURCE, or choose with --revisions {quoted(min(counts) + '/*')}",
+        )
 
 
 def _gaps(ordered: Sequence[Selected]) -> tuple[Gap, ...]:

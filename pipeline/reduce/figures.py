@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,8 @@ class GroupSums:
     """Jackknife groups, those that change nothing included."""
     known: bool = True
     """False where nothing can be said: a tile was lost, or nothing has been read yet."""
+    tables: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    """What each statistic on request keeps of the group, by its name."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

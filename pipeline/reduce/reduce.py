@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.numerics.joint import parents
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.planning.tiles import elements
 from pipeline.reduce.estimate import Estimate, Stratum
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Grouping, Member
+from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.rounding import energies
-from pipeline.statistics.statistic import specs, unpacked
+from pipeline.statistics.statistic import MERGES, Rule, specs, unpacked
+from pipeline.statistics.table import on_request
 
 LEAST_CHECKPOINTS_FOR_THREADS = 128
 """With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups
@@ -108,6 +111,7 @@ class _Total:
     changes: dict[int, NDArray[np.float64]]
     errors_known: bool
     folds: int
+    tables: dict[str, dict[str, NDArray[Any]]]
 
     def sums(self) -> GroupSums:
         return GroupSums(
@@ -118,6 +122,7 @@ class _Total:
             self.changes,
             self.errors_known,
             self.folds,
+            tables=self.tables,
         )
 
 
@@ -136,6 +141,8 @@ class _Stack:
         self._absent = arrays["non_finite.count"] > 0
         self._rounding = _energies(plan, members, arrays)
         self._increments = unpacked(arrays["gram.increments"])
+        self._rules = {each.name: each.group_rules for each in on_request(plan.statistics_asked)}
+        self._tables = _of_statistics(plan, members, arrays)
         for row, member in enumerate(members):
             drawn = plan.drawn(member.tensor, member.part)
             if drawn.whole:
@@ -161,6 +168,10 @@ class _Stack:
             self._changes[row],
             self._errors_known[row],
             self._folds[row],
+            tables={
+                name: {array: values[row] for array, values in arrays.items()}
+                for name, arrays in self._tables.items()
+            },
         )
 
     def added(self, total: _Total | None, rows: list[int]) -> _Total:
@@ -178,6 +189,17 @@ class _Stack:
             changes,
             all(self._errors_known[row] for row in rows) and (total is None or total.errors_known),
             max(max(self._folds[row] for row in rows), 0 if total is None else total.folds),
+            {
+                name: {
+                    array: _merged(
+                        None if total is None else total.tables[name][array],
+                        values[rows],
+                        self._rules[name].get(array, "add"),
+                    )
+                    for array, values in arrays.items()
+                }
+                for name, arrays in self._tables.items()
+            },
         )
 
 
@@ -211,6 +233,31 @@ def _added(total: NDArray[np.float64] | None, rows: NDArray[np.float64]) -> NDAr
     if total is not None:
         rows = np.concatenate((total[None], rows))
     return np.add.reduce(rows, axis=0)
+
+
+def _merged(total: NDArray[Any] | None, rows: NDArray[Any], rule: Rule) -> NDArray[Any]:
+    """Return a total and rows merged, one after the other."""
+    if total is not None:
+        rows = np.concatenate((total[None], rows))
+    return MERGES[rule].reduce(rows, axis=0)
+
+
+def _of_statistics(
+    plan: Plan, members: Sequence[Member], arrays: Mapping[str, NDArray[Any]]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return what the statistics on request keep of parts, by statistic and name, (Q, …)."""
+    asked = on_request(plan.statistics_asked)
+    if not asked:
+        return {}
+    tensors = [plan.tensors[member.tensor] for member in members]
+    parts = [tensor.parts[member.part] for tensor, member in zip(tensors, members, strict=True)]
+    stack = PartStack(
+        arrays,
+        np.array([elements(p, 0, t.numel) for p, t in zip(parts, tensors, strict=True)], float),
+        [tensor.dtypes for tensor in tensors],
+        parents(plan.firsts, len(plan.checkpoints)),
+    )
+    return {each.name: dict(each.of_parts(stack)) for each in asked}
 
 
 def _mixed(total: NDArray[np.uint64] | None, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.checkpoint.layouts import Folder, checkpoint_files, discover, is_checkpoint
+from pipeline.checkpoint.layouts import (
+    Folder,
+    checkpoint_files,
+    discover,
+    is_checkpoint,
+    name_alone,
+)
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File, telling_name
 from pipeline.sources.plain import is_plain
@@ -43,10 +50,12 @@ class Directory:
     def files(self, candidate: Candidate) -> list[File]:
         path = self._root / candidate.path
         try:
-            if candidate.is_file:  # whatever it is called
-                return [self._file(candidate, path, f"weights{path.suffix}")]
-            files = checkpoint_files(self._list, candidate.path)
-            return [self._file(candidate, found, name) for name, found in files.items()]
+            files = (
+                {name_alone(path.name): path}
+                if candidate.is_file
+                else checkpoint_files(self._list, candidate.path)
+            )
+            return [self._file(candidate, place, name) for name, place in files.items()]
         except OSError as error:
             raise SourceNotFound(f"{path}: {error.strerror}") from None
 
@@ -62,13 +71,19 @@ class Directory:
 
     def _list(self, path: str) -> Folder[Path]:
         folder = self._root / path
+        folders: list[str] = []
+        files: dict[str, Path] = {}
         try:
-            entries = list(folder.iterdir())
-            folders = tuple(entry.name for entry in entries if entry.is_dir())
-            return Folder(folders, {entry.name: entry for entry in entries if entry.is_file()})
+            with os.scandir(folder) as entries:  # tells folders from files without a look at each
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files[entry.name] = folder / entry.name
         except OSError as error:
             why = f"{folder}: {error.strerror}"
             raise SourceNotFound(why, "check its permissions") from None
+        return Folder(tuple(folders), files)
 
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
-from pipeline.checkpoint.layouts import ListFolder, checkpoint_files, discover, listed
+from pipeline.checkpoint.layouts import ListFolder, checkpoint_files, discover, listed, name_alone
 from pipeline.errors import FormatError, SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.hub_cache import HubCache
@@ -132,7 +132,7 @@ class HubRepository:
         tree = self._tree(candidate.commit)
         if candidate.is_file:
             folder, _, name = candidate.path.rpartition("/")
-            files = {f"weights.{name.rpartition('.')[2]}": tree(folder).files[name]}
+            files = {name_alone(name): tree(folder).files[name]}
         else:
             files = checkpoint_files(tree, candidate.path)
         return [

@@ -8,7 +8,13 @@ from typing import Any
 
 import obstore
 
-from pipeline.checkpoint.layouts import Folder, checkpoint_files, discover, is_checkpoint
+from pipeline.checkpoint.layouts import (
+    Folder,
+    checkpoint_files,
+    discover,
+    is_checkpoint,
+    name_alone,
+)
 from pipeline.errors import SourceNotFound
 from pipeline.sources.base import Candidate, File
 from pipeline.transport import objects
@@ -44,7 +50,7 @@ class ObjectStorage:
         if candidate.is_file:
             folder, _, name = candidate.path.rpartition("/")
             entry = self._head(name) if self._object else self._list(folder).files.get(name)
-            files = {} if entry is None else {f"weights.{name.rpartition('.')[2]}": entry}
+            files = {} if entry is None else {name_alone(name): entry}
         else:
             files = checkpoint_files(self._list, candidate.path)
         for entry in files.values():

@@ -90,6 +90,7 @@ class TensorFacts:
         self.sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
         """(K,) bytes of an element."""
         self.firsts = firsts
+        """Where each path begins among the checkpoints."""
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
 
 
@@ -133,6 +134,12 @@ class Piece:
             return [(self.columns.start, self.columns.stop)]
         breaks = np.flatnonzero(np.diff(self.columns) != 1) + 1
         return [(int(run[0]), int(run[-1]) + 1) for run in np.split(self.columns, breaks)]
+
+    @property
+    def first_of_path(self) -> NDArray[np.int64]:
+        """(K,) the checkpoint that begins each one's path."""
+        firsts = np.array(self.facts.firsts)
+        return firsts[np.searchsorted(firsts, np.arange(len(self.values)), side="right") - 1]
 
     def seen_finite(self) -> None:
         """Take note that every value is finite."""

@@ -115,37 +115,49 @@ def represented(sample: Tensor, stored: str) -> NDArray[np.bool_]:
     return possible
 
 
+def coarsest(represented: NDArray[np.bool_], dtypes: Sequence[str]) -> NDArray[np.str_]:
+    """Return (Q, K) the coarsest format that represents all values of parts that are stored alike.
+
+    Checkpoints that are stored alike are judged together: a norm that starts as ones is not
+    stored in bf16 only because bf16 can represent a one.
+
+    Args:
+        represented: (Q, K, 4), over all tiles.
+        dtypes: stored format of each checkpoint.
+    """
+    stored_in = np.array(dtypes)
+    formats = np.broadcast_to(stored_in, represented.shape[:2]).copy()
+    for stored in sorted(set(dtypes)):
+        if stored not in COARSEST_FIRST:
+            continue  # nothing is coarser than 8 bits
+        rows = np.flatnonzero(stored_in == stored)
+        candidates = COARSEST_FIRST[: COARSEST_FIRST.index(stored)]
+        holds = represented[:, rows, : len(candidates)].all(axis=1)  # (Q, candidates)
+        holds = np.concatenate((holds, np.ones((len(holds), 1), bool)), axis=1)
+        names = np.array([*candidates, stored], formats.dtype)[holds.argmax(axis=1)]
+        formats[:, rows] = names[:, None]
+    return formats
+
+
 def energies(
     sums: NDArray[np.float64],
     represented: NDArray[np.bool_],
     dtypes: Sequence[str],
     scale: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return (P, K) rounding energies of parts whose tensors are stored alike.
-
-    Checkpoints that are stored alike are judged together: a norm that starts as ones is not
-    stored in bf16 only because bf16 can represent a one.
+    """Return (Q, K) rounding energies of parts whose tensors are stored alike.
 
     Args:
-        sums: (P, K, NUM_SUMS), of `exponent_sums`, over all tiles.
-        represented: (P, K, 4), over all tiles.
+        sums: (Q, K, NUM_SUMS), of `exponent_sums`, over all tiles.
+        represented: (Q, K, 4), over all tiles.
         dtypes: stored format of each checkpoint.
-        scale: (P,) elements per sampled element.
+        scale: (Q,) elements per sampled element.
     """
-    found = np.zeros(sums.shape[:2])
-    stored_in = np.array(dtypes)
-    for stored in sorted(set(dtypes)):
-        rows = np.flatnonzero(stored_in == stored)
-        # nothing is coarser than 8 bits
-        known = COARSEST_FIRST.index(stored) if stored in COARSEST_FIRST else 0
-        candidates = COARSEST_FIRST[:known]
-        names = (*candidates, stored)
-        holds = represented[:, rows, : len(candidates)].all(axis=1)  # (P, candidates)
-        coarsest = np.concatenate((holds, np.ones((len(sums), 1), bool)), axis=1).argmax(axis=1)
-        columns = np.array([0 if name in ("BF16", "F32", "F64") else 1 for name in names])
-        squared_ulps = np.array([4.0 ** -WEIGHT_DTYPES[name].fraction_bits for name in names])
-        own = sums[:, rows][
-            np.arange(len(sums))[:, None], np.arange(len(rows)), columns[coarsest][:, None]
-        ]
-        found[:, rows] = own * scale[:, None] * squared_ulps[coarsest][:, None] / 12
-    return found
+    formats = coarsest(represented, dtypes)
+    energy = np.zeros(formats.shape)
+    for name in sorted(set(formats.reshape(-1))):
+        column = 0 if name in ("BF16", "F32", "F64") else 1
+        squared_ulp = (2.0 ** -WEIGHT_DTYPES[name].fraction_bits) ** 2  # of one
+        rows, k = np.nonzero(formats == name)
+        energy[rows, k] = sums[rows, k, column] * scale[rows] * squared_ulp / 12
+    return energy

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from pipeline.statistics.groups import PartStack
     from pipeline.statistics.piece import Piece
 
 Array = NDArray[Any]
 Rule = Literal["add", "and", "max"]
 
-_MERGES = {"add": np.add, "and": np.logical_and, "max": np.maximum}
+MERGES: dict[str, np.ufunc] = {"add": np.add, "and": np.logical_and, "max": np.maximum}
 _NEUTRAL = {"add": 0, "and": 1, "max": 0}
 
 
@@ -57,7 +58,7 @@ class ArraySpec(NamedTuple):
 
     def merge(self, into: Array, other: Any) -> None:
         """Merge one array into another, in place."""
-        _MERGES[self.rule](into, other, out=into, casting="same_kind")
+        MERGES[self.rule](into, other, out=into, casting="same_kind")
 
 
 class Statistic(Protocol):
@@ -75,6 +76,26 @@ class Statistic(Protocol):
         Called once a piece and part, in ascending order of elements. What it returns may be scratch
         memory: it is merged before the statistic is asked again.
         """
+        ...
+
+
+class TabledStatistic(Statistic, Protocol):
+    """A statistic with a table of its own: a row for each group and checkpoint."""
+
+    columns: tuple[str, ...]
+    """Of the table, beside the group and k; all are floating-point numbers."""
+    of_increments: tuple[str, ...]
+    """Those that compare with the checkpoint before: undefined at the first one of a path, and
+    beside absent ones."""
+    group_rules: Mapping[str, Rule]
+    """How what is kept of parts merges into that of groups, where it does not add up."""
+
+    def of_parts(self, stack: PartStack) -> Mapping[str, Array]:
+        """Return what merges over the parts of a group, (Q, …) each, by name."""
+        ...
+
+    def rows(self, group: Mapping[str, Array]) -> Mapping[str, NDArray[np.float64]]:
+        """Return the columns, (K,) each, of a group; NaN where undefined."""
         ...
 
 

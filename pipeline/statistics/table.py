@@ -8,18 +8,25 @@ from pipeline.statistics.digest import Digest
 from pipeline.statistics.gram import Gram
 from pipeline.statistics.non_finite import NonFinite
 from pipeline.statistics.rounding import Rounding
-from pipeline.statistics.statistic import Statistic
+from pipeline.statistics.sparsity import Sparsity
+from pipeline.statistics.statistic import Statistic, TabledStatistic
+from pipeline.statistics.values import Values
 
 ALWAYS: tuple[Statistic, ...] = (Gram(), NonFinite(), Digest(), Rounding())
 """What the figures are made of. The Gram matrix comes first: it shows which values are finite."""
 
-ON_REQUEST: tuple[Statistic, ...] = ()
-"""By `--statistics`."""
+ON_REQUEST: tuple[TabledStatistic, ...] = (Values(), Sparsity())
+"""By `--statistics`: each costs more than a tenth of a run that reads from memory."""
 
 NAMES = tuple(statistic.name for statistic in ON_REQUEST)
 
 
+def on_request(names: Iterable[str]) -> tuple[TabledStatistic, ...]:
+    """Return the statistics of these names, in the order of the table."""
+    wanted = set(names)
+    return tuple(each for each in ON_REQUEST if each.name in wanted)
+
+
 def chosen(names: Iterable[str]) -> tuple[Statistic, ...]:
     """Return the statistics of a run that asks for these besides."""
-    wanted = set(names)
-    return (*ALWAYS, *(each for each in ON_REQUEST if each.name in wanted))
+    return (*ALWAYS, *on_request(names))

@@ -36,13 +36,21 @@ def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
             )
 
 
-def _row(folder: Folder, run: str) -> dict[str, Any] | None:
+def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
+    """Return the statistics on request that the store has of this very plan, if it has the run."""
+    row = _row(folder, plan.run, ("plan", "statistics")) or {}
+    names = row.get("statistics") or ()
+    return tuple(names) if row.get("plan") == plan.having(names).digest else ()
+
+
+def _row(
+    folder: Folder, run: str, columns: Sequence[str] = ("plan", "selection")
+) -> dict[str, Any] | None:
     """Return a run's row, if there is one that can be read; of the other runs nothing is asked."""
     attempt = counting(folder, run)
     data = folder.read(row_path(run, attempt)) if attempt else None
     try:
-        columns = ["plan", "selection"]
-        return pq.read_table(pa.BufferReader(data or b""), columns=columns).to_pylist()[0]
+        return pq.read_table(pa.BufferReader(data or b""), columns=list(columns)).to_pylist()[0]
     except (pa.ArrowException, OSError, LookupError):
         return None
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.statistics.table import ON_REQUEST
+
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
 _file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
@@ -33,6 +35,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("complete", pa.bool_()),
             ("settings", pa.string()),
             ("selection", pa.string()),
+            ("statistics", pa.list_(pa.string())),
             ("files", pa.list_(_file)),
             ("digest", pa.string()),
         ]
@@ -149,6 +152,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         [*_grouped, ("k", pa.int32()), *[(f"pc{c}", pa.float64()) for c in (1, 2, 3)]]
     ),
 }
+
+for _statistic in ON_REQUEST:
+    SCHEMAS[_statistic.name] = pa.schema(
+        [*_grouped, ("k", pa.int32()), *[(name, pa.float64()) for name in _statistic.columns]]
+    )
 
 BYTE_STREAM_SPLIT = {
     table: tuple(field.name for field in schema if field.type == pa.float64())

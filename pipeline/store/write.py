@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
@@ -28,6 +29,8 @@ from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
+
+Array = NDArray[np.float64]
 
 ROWS_PER_FILE = 2_000_000  # about 50 MB of similarities: bounds what is held before it is written
 ROW_GROUP_ROWS = 122_880  # DuckDB's own: point queries 2.4 ms, against 4.8-5.6 ms otherwise
@@ -75,6 +78,11 @@ class RunWriter:
             self._append("spectrum", {"basis": [basis] * len(ranks), **columns}, number)
         coordinates = {f"pc{c + 1}": found.projection[:, c] for c in range(3)}
         self._append("projection", {"k": np.arange(count), **coordinates}, number)
+
+    def add_statistic(self, number: int, statistic: str, columns: Mapping[str, Array]) -> None:
+        """Add the rows of a statistic on request, one for each checkpoint of a group."""
+        count = len(next(iter(columns.values())))
+        self._append(statistic, {"k": np.arange(count), **columns}, number)
 
     def complete(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""

@@ -37,6 +37,24 @@ FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k);
 
+-- Of runs with `--statistics`: shares of the weights, and what equal steps, rounded, would change.
+CREATE OR REPLACE VIEW sparsity AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.k, c.step,
+    s.changed, s.changed_expected, s.changed_since_first, s.ever_changed, s.reverted,
+    s.changed_again, s.overlap, s.overlap_expected, s.visible, s.beyond_1e5
+FROM stored_sparsity s
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints c USING (run, k);
+
+CREATE OR REPLACE VIEW values AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.k, c.step,
+    s.mean, s.mean_size, s.variance, s.skewness, s.kurtosis, s.largest, s.zeros, s.sign_changes,
+    s.sign_changes_since_first, s.size_p01, s.size_p10, s.size_p50, s.size_p90, s.size_p99,
+    s.size_p999
+FROM stored_values s
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints c USING (run, k);
+
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
