@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import pipeline
 from pipeline.errors import Corrupted, RequestError
 from pipeline.execute.work.worker import Worker
+from pipeline.statistics.accumulator import Accumulator
 from tests import fault_table
 from tests.fault_table import NAME, bytes_sent
 from tests.hub import Fault, Hub
@@ -64,13 +65,13 @@ def test_tiles_that_start_late_are_hashed_in_their_turn(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads begin when they are let: every other tile begins after the next one here."""
-    begin = Worker._accumulators
+    begin = Worker._accumulator
 
-    def late(worker: Worker, index: int) -> dict:
+    def late(worker: Worker, index: int) -> Accumulator:
         time.sleep(0.03 * (index % 2 == 0))
         return begin(worker, index)
 
-    monkeypatch.setattr(Worker, "_accumulators", late)
+    monkeypatch.setattr(Worker, "_accumulator", late)
     quiet = analysed(tmp_path / "quiet")
     hub.reset()
     assert analysed(tmp_path / "verified", verify=True) == quiet
