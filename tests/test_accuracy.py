@@ -153,19 +153,26 @@ def devices() -> list[object]:
     return ["cpu", pytest.param("cuda", marks=card)]
 
 
+PATHS = [
+    ("walk", 64, 1e-2, 20_000, "F16"),
+    ("decaying", 154, 1e-1, 10_000, "BF16"),
+    ("smooth", 24, 1e-5, 40_000, "F32"),
+    ("folding", 40, 1e-3, 40_000, "BF16"),
+    # so many are multiplied in float32
+    ("smooth", 12, 1e-5, LEAST_IN_FLOAT32, "F32"),
+    ("folding", 12, 1e-3, LEAST_IN_FLOAT32, "BF16"),
+    ("decaying", 12, 1e-1, LEAST_IN_FLOAT32, "F32"),
+]
+"""With the format in which `make test` has each; `make test-all` has each in all three."""
+
+
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("dtype", ["F32", pytest.param("F16", marks=pytest.mark.slow), "BF16"])
 @pytest.mark.parametrize(
-    ("kind", "count", "step", "numel"),
+    ("kind", "count", "step", "numel", "dtype"),
     [
-        ("walk", 64, 1e-2, 20_000),
-        ("decaying", 154, 1e-1, 10_000),
-        ("smooth", 24, 1e-5, 40_000),
-        ("folding", 40, 1e-3, 40_000),
-        # so many are multiplied in float32
-        ("smooth", 12, 1e-5, LEAST_IN_FLOAT32),
-        ("folding", 12, 1e-3, LEAST_IN_FLOAT32),
-        ("decaying", 12, 1e-1, LEAST_IN_FLOAT32),
+        pytest.param(*path, dtype, marks=[] if dtype == quick else pytest.mark.slow)
+        for *path, quick in PATHS
+        for dtype in ("F32", "F16", "BF16")
     ],
 )
 def test_adversarial_paths(

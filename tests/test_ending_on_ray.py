@@ -103,7 +103,9 @@ def job(folder: Path, program: str = SMALL_TILES + IN_ONE) -> Iterator[Job]:
         found.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_ray_starts(hub: Hub, tmp_path: Path, number: signal.Signals) -> None:
     with job(tmp_path) as started:
         started.wait_for("gcs_server")
