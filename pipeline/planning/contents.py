@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.checkpoint.distributed import METADATA, read_distributed
 from pipeline.checkpoint.safetensors import Run, StoredTensor
@@ -84,7 +85,7 @@ def _distributed(
     return {name: (0, place) for name, place in found.items()}
 
 
-def read_config(source: Source, file: File | None, learnt: Learnt) -> dict:
+def read_config(source: Source, file: File | None, learnt: Learnt) -> dict[str, Any]:
     """Return the contents of a `config.json`: it says how fused tensors are laid out."""
     if file is None or file.size > 1 << 20:
         return {}

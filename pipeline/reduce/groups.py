@@ -72,7 +72,7 @@ def _keys(tensor: AlignedTensor, number: int) -> Iterator[Key]:
         yield replace(own, scope="head", head=part.head)
 
 
-def sort_key(key: Key) -> tuple:
+def sort_key(key: Key) -> tuple[int | str, ...]:
     """Return the order of groups in the tables."""
     return (
         SCOPES.index(key.scope),

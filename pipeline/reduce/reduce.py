@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from pipeline.reduce.figures import Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key, Member, members
 from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.statistics.rounding import energies
+
+_Item = TypeVar("_Item")
 
 LEAST_CHECKPOINTS_FOR_THREADS = 128
 """With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups
@@ -266,8 +269,8 @@ def _times(plan: Plan) -> Times:
     )
 
 
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    batch: list = []
+def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -278,7 +279,7 @@ def _runs(part: Part, start: int, end: int) -> list[tuple[int, int]]:
     return [run for run in runs if run[0] < run[1]]
 
 
-def _float32_gram(increments: Tensor, product: Tensor, sum_length: int) -> NDArray | None:
+def _float32_gram(increments: Tensor, product: Tensor, sum_length: int) -> NDArray[Any] | None:
     """Return the (K, K) product in float32, or None where float32 cannot hold it.
 
     That is where a diagonal entry is not finite (a value is not, or a square overflows) or so
@@ -298,7 +299,7 @@ def _float32_gram(increments: Tensor, product: Tensor, sum_length: int) -> NDArr
     return gram
 
 
-def _symmetric_product(rows: Tensor, product: Tensor | None = None) -> NDArray:
+def _symmetric_product(rows: Tensor, product: Tensor | None = None) -> NDArray[Any]:
     """Return rows @ rows.T, (K, K), in the precision of the rows; `product` is memory for it."""
     if rows.device.type != "cpu":
         return torch.mm(rows, rows.T, out=product).cpu().numpy()
@@ -306,7 +307,7 @@ def _symmetric_product(rows: Tensor, product: Tensor | None = None) -> NDArray:
     return np.matmul(values, values.T, out=None if product is None else product.numpy())
 
 
-def _sum_of_products(rows: Tensor, product: Tensor, length: int) -> NDArray:
+def _sum_of_products(rows: Tensor, product: Tensor, length: int) -> NDArray[Any]:
     """Return the float64 sum of the products of so many columns each."""
     whole = rows.shape[1] // length * length
     if rows.device.type != "cpu":  # one call for all: a launch takes longer than such a product
@@ -321,7 +322,9 @@ def _sum_of_products(rows: Tensor, product: Tensor, length: int) -> NDArray:
     return total
 
 
-def _exact_gram(values: Tensor, parent: NDArray[np.int64]) -> tuple[NDArray, Tensor, NDArray]:
+def _exact_gram(
+    values: Tensor, parent: NDArray[np.int64]
+) -> tuple[NDArray[Any], Tensor, NDArray[Any]]:
     """Return the (K, K) product in float64, which (K, 1) rows are finite, and (K,) counts.
 
     A checkpoint with a value that is not finite is absent: its row is zero, and the next
