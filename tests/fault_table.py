@@ -144,8 +144,8 @@ def fill(hub: Hub, folder: Path) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Wait milliseconds where the program waits seconds."""
-    sources = "pipeline.sources."
-    with patch(sources + "limits.FIRST_PAUSE_S", 0.001), patch(sources + "http._STALL_S", 0.2):
+    room = "pipeline.transport."
+    with patch(room + "limits.FIRST_PAUSE_S", 0.001), patch(room + "http._STALL_S", 0.2):
         yield
 
 
