@@ -39,10 +39,10 @@ def run(command: click.Command) -> NoReturn:
     program.begin()
     program.raise_on_signals()
     invocation = Invocation()
-    _show_notes()
-    warnings.showwarning = _show_warning
     threading.excepthook = lambda thread: _internal(thread.exc_value, invocation)
-    program.leave(outcome(command, invocation))
+    with telling():
+        code = outcome(command, invocation)
+    program.leave(code)
 
 
 def outcome(command: click.Command, invocation: Invocation) -> int:
@@ -84,10 +84,19 @@ def _debug() -> bool:
     return "--debug" in sys.argv
 
 
-def _show_notes() -> None:
-    logger = logging.getLogger("pipeline")
-    logger.addHandler(_Notes())
+@contextmanager
+def telling() -> Iterator[None]:
+    """Show notes and warnings of the job as they come, a line each."""
+    logger, handler, shown = logging.getLogger("pipeline"), _Notes(), warnings.showwarning
+    logger.addHandler(handler)
     logger.propagate = False  # a library may have given the root a handler that shows them again
+    warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+        warnings.showwarning = shown
 
 
 class _Notes(logging.Handler):

@@ -41,12 +41,7 @@ def begin() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper) and not isinstance(sys.stdout, _Output):
-        kind = {
-            "encoding": sys.stdout.encoding,
-            "line_buffering": sys.stdout.line_buffering,
-            "write_through": sys.stdout.write_through,
-        }
-        sys.stdout = sys.__stdout__ = _Output(sys.stdout.detach(), errors=_ERRORS, **kind)
+        sys.stdout = sys.__stdout__ = _Output.instead_of(sys.stdout)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=_ERRORS)
     if isinstance(sys.stdin, io.TextIOWrapper):  # as in arguments: what is no text is refused
@@ -60,6 +55,19 @@ class _Output(io.TextIOWrapper):
         HallmarksError: it cannot be written.
         BrokenPipeError: its reader has gone, who is not to be told.
     """
+
+    @classmethod
+    def instead_of(cls, stream: io.TextIOWrapper) -> _Output:
+        """Return one that writes where a stream did, which can be used no more."""
+        encoding = stream.encoding
+        line_buffering, write_through = stream.line_buffering, stream.write_through
+        return cls(
+            stream.detach(),
+            encoding,
+            _ERRORS,
+            line_buffering=line_buffering,
+            write_through=write_through,
+        )
 
     def write(self, text: str, /) -> int:
         with told_if_refused():

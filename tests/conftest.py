@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 os.environ["HF_ENDPOINT"] = "http://localhost:9"  # the discard port: nothing answers
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# Threads of torch that wait for each other give their core away, else a network of a few layers trains
+# fifty times as long on a machine that has something else to do.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +75,29 @@ def served_hub() -> Iterator[Hub]:
     served = Hub()
     with serving(served):
         yield served
+
+
+class Clock:
+    """Time that passes at once where this process sleeps."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+        self._monotonic = time.monotonic
+
+    def monotonic(self) -> float:
+        return self._monotonic() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this process, on which no test has to wait."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return clock
 
 
 @pytest.fixture(autouse=True)

@@ -153,19 +153,26 @@ def devices() -> list[object]:
     return ["cpu", pytest.param("cuda", marks=card)]
 
 
+PATHS = [
+    ("walk", 64, 1e-2, 20_000, "F16"),
+    ("decaying", 154, 1e-1, 10_000, "BF16"),
+    ("smooth", 24, 1e-5, 40_000, "F32"),
+    ("folding", 40, 1e-3, 40_000, "BF16"),
+    # so many are multiplied in float32
+    ("smooth", 12, 1e-5, LEAST_IN_FLOAT32, "F32"),
+    ("folding", 12, 1e-3, LEAST_IN_FLOAT32, "BF16"),
+    ("decaying", 12, 1e-1, LEAST_IN_FLOAT32, "F32"),
+]
+"""With the format in which `make test` has each; `make test-all` has each in all three."""
+
+
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("dtype", ["F32", pytest.param("F16", marks=pytest.mark.slow), "BF16"])
 @pytest.mark.parametrize(
-    ("kind", "count", "step", "numel"),
+    ("kind", "count", "step", "numel", "dtype"),
     [
-        ("walk", 64, 1e-2, 20_000),
-        ("decaying", 154, 1e-1, 10_000),
-        ("smooth", 24, 1e-5, 40_000),
-        ("folding", 40, 1e-3, 40_000),
-        # so many are multiplied in float32
-        ("smooth", 12, 1e-5, LEAST_IN_FLOAT32),
-        ("folding", 12, 1e-3, LEAST_IN_FLOAT32),
-        ("decaying", 12, 1e-1, LEAST_IN_FLOAT32),
+        pytest.param(*path, dtype, marks=[] if dtype == quick else pytest.mark.slow)
+        for *path, quick in PATHS
+        for dtype in ("F32", "F16", "BF16")
     ],
 )
 def test_adversarial_paths(
@@ -289,8 +296,17 @@ def test_unknown_steps_are_null(tmp_path: Path) -> None:
     assert step == 3  # the number of the checkpoint instead
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("step", [1e-2, 3e-3, 1e-3, 3e-4, 1e-4])
+QUICK_STEPS = {"F32": (1e-4,), "F16": (1e-2, 1e-3, 1e-4), "BF16": (1e-2, 3e-3, 1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype"),
+    [
+        pytest.param(step, dtype, marks=[pytest.mark.slow] * (step not in quick))
+        for dtype, quick in QUICK_STEPS.items()
+        for step in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+    ],
+)
 def test_noise_floor_bounds_what_rounding_does_to_a_straight_path(
     step: float, dtype: str, tmp_path: Path
 ) -> None:

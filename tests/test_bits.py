@@ -30,6 +30,7 @@ from pipeline.statistics.parts import Sums
 from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.canary import in_processes
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 
 VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
@@ -56,8 +57,8 @@ def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, 
     return kept.files
 
 
-@pytest.mark.parametrize("count", [65, 154])
-def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "most_threads"), [(65, 4), (154, 2)])
+def test_threads_and_memory_decide_no_bit(count: int, most_threads: int, tmp_path: Path) -> None:
     """n = 65 is where a BLAS with four threads gives other bits than with one."""
     rows = trajectory("walk", count, LEAST_IN_FLOAT32, 0.1).astype(np.float32)
     suite = {"layers.0.mlp.up_proj.weight": rows, "norm.weight": rows[:, :300]}
@@ -70,7 +71,7 @@ def test_threads_and_memory_decide_no_bit(count: int, tmp_path: Path) -> None:
     assert project(plan.tensors, plan.tiles, least, 2).row_bytes < 1 << 16
     torch.set_float32_matmul_precision("medium")  # what a careless user may have set
     try:
-        for threads in (1, 2, 3, 4):
+        for threads in range(1, most_threads + 1):
             assert results(plan, source, threads, 1 << 32) == expected
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -99,16 +100,16 @@ def undisturbed(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def command(directory: Path, store: Path, *options: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "jobs.analyze", str(directory)),
-        *("--store", str(store), "--run", "r", *options),
-    ]
+    return [sys.executable, "-m", "jobs.analyze", *arguments(directory, store), *options]
+
+
+def arguments(directory: Path, store: Path) -> list[str]:
+    return [str(directory), "--store", str(store), "--run", "r"]
 
 
 def run_command(directory: Path, store: Path, *options: str) -> dict:
-    done = subprocess.run(
-        command(directory, store, "--json", *options), capture_output=True, text=True, timeout=120
-    )
+    """Run the job from its command line, in this process; return its summary."""
+    done = hallmarks("analyze", *arguments(directory, store), "--json", *options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -119,21 +120,30 @@ def everything(path: Path | str) -> dict[str, list]:
     return {view: sorted(store.sql(f"FROM {view}").fetchall(), key=repr) for view in VIEWS}
 
 
-def started(directory: Path, store: Path, *options: str) -> subprocess.Popen[str]:
-    """Start the job and return once it has finished a tile or two."""
+STOPS_ITSELF = """
+import os, signal
+from jobs import cli, console
+def tile_done(self, num_bytes):
+    self.tiles = getattr(self, "tiles", 0) + 1
+    if self.tiles == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+console.JobProgress.tile_done = tile_done
+cli.main()
+"""
+
+
+def stopped(directory: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the job and return when it has two of twelve tiles, and has stopped itself."""
     process = subprocess.Popen(
-        command(directory, store, *options),
+        [sys.executable, "-c", STOPS_ITSELF, "analyze", *arguments(directory, store), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if len(list(store.glob("_tiles/run=r/*/*.safetensors"))) >= 2:
-            return process
-        time.sleep(0.002)
-    raise AssertionError(f"no tile was finished: {process.communicate()}")
+    state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert state is not None and state.si_code == os.CLD_STOPPED, process.communicate()
+    return process
 
 
 @pytest.fixture(
@@ -141,8 +151,9 @@ def started(directory: Path, store: Path, *options: str) -> subprocess.Popen[str
 )
 def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> Iterator[Path]:
     """A store in which a job was stopped half-way."""
-    process = started(large, tmp_path, "--executor", "local")
-    os.kill(process.pid, request.param)
+    process = stopped(large, tmp_path, "--executor", "local")
+    process.send_signal(request.param)
+    process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=30)
     if request.param == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
@@ -167,7 +178,7 @@ def test_a_killed_job_goes_on_where_it_stopped(
 def test_a_damaged_result_is_done_again(
     large: Path, tmp_path: Path, undisturbed: dict[str, list]
 ) -> None:
-    process = started(large, tmp_path, "--executor", "local")
+    process = stopped(large, tmp_path, "--executor", "local")
     process.kill()
     process.communicate()
     damaged = next(tmp_path.glob("_tiles/run=r/*/*.safetensors"))
@@ -179,7 +190,7 @@ def test_a_damaged_result_is_done_again(
 
 
 def test_fresh_discards_what_was_left(large: Path, tmp_path: Path) -> None:
-    process = started(large, tmp_path, "--executor", "local")
+    process = stopped(large, tmp_path, "--executor", "local")
     process.kill()
     process.communicate()
     summary = run_command(large, tmp_path, "--executor", "local", "--fresh")
@@ -196,11 +207,12 @@ def test_a_complete_run_is_not_read_again(large: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("first", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ray_gives_the_same_bits_and_one_line(
-    large: Path, tmp_path: Path, undisturbed: dict[str, list]
+    first: str, large: Path, tmp_path: Path, undisturbed: dict[str, list]
 ) -> None:
-    """Killed with its Ray, then resumed on Ray; nothing but the result on standard output."""
-    process = started(large, tmp_path)
+    """Killed, with its Ray if it has one, then resumed on Ray; nothing but the result on standard output."""
+    process = stopped(large, tmp_path, "--executor", first)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     done = subprocess.run(
@@ -215,15 +227,17 @@ def test_ray_gives_the_same_bits_and_one_line(
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # tests/test_ending_on_ray.py does it with a smaller suite
 def test_ray_is_interrupted_in_time(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none of its processes, which it starts from this one, has the user's token."""
     monkeypatch.setenv("HF_TOKEN", "hf_canaryToken")
-    process = started(large, tmp_path)
+    process = stopped(large, tmp_path)
     assert in_processes(["ray::WorkerActor"], but=[])
     assert in_processes(["hf_canaryToken"], but=[]) == [f"/proc/{process.pid}/environ"]
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "rerun the same command to resume" in errors
@@ -247,9 +261,8 @@ def test_memory_stays_within_the_projection(large: Path, tmp_path: Path) -> None
     peaks, projections = [], []
     for number, budget in enumerate(("40MiB", "400MiB")):
         options = ["--executor", "local", "--memory", budget]
-        plan = ["-c", "from jobs.cli import main; main()", "plan", str(large), "--json"]
-        planned = subprocess.check_output([sys.executable, *plan, "--memory", budget])
-        memory = json.loads(planned)["memory"]
+        planned = hallmarks("plan", large, "--json", "--memory", budget)
+        memory = json.loads(planned.stdout)["memory"]
         store = tmp_path / str(number)
         process = subprocess.Popen(command(large, store, *options), stderr=subprocess.DEVNULL)
         peaks.append(peak_bytes(process))

@@ -366,13 +366,13 @@ def _where_it_runs(stored: bytes) -> TileFolder:
     ("kind", "message"),
     [
         ("without the store", r"node [\d.]+: --store .* is not the driver's: it is left out"),
-        pytest.param(
+        (
             "without the program",
             "a worker cannot start: .*No module named 'pipeline'.*left out",
-            marks=pytest.mark.slow,
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_late_node_that_fails_its_check_is_left_out(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str, kind: str, message: str,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,

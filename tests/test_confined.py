@@ -11,8 +11,9 @@ import pytest
 
 import pipeline
 from pipeline.errors import QueryError
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
-from tests.test_store_objects import hallmarks, refused, rows
+from tests.test_store_objects import refused, rows
 
 
 @pytest.fixture(scope="module")

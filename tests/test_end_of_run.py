@@ -116,7 +116,10 @@ def row_appears(store: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL],
+)
 def test_a_signal_when_the_row_appears(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], number: int
 ) -> None:
@@ -215,8 +218,15 @@ STOPS_BEFORE_THE_ROW = (
 )
 
 
-@pytest.mark.parametrize("stops", [STOPS_ITSELF, STOPS_BEFORE_THE_ROW])
-@pytest.mark.parametrize("where", ["directory", "bucket"])
+@pytest.mark.parametrize(
+    ("where", "stops"),
+    [
+        ("directory", STOPS_ITSELF),
+        ("bucket", STOPS_BEFORE_THE_ROW),
+        pytest.param("directory", STOPS_BEFORE_THE_ROW, marks=pytest.mark.slow),
+        pytest.param("bucket", STOPS_ITSELF, marks=pytest.mark.slow),
+    ],
+)
 def test_a_driver_that_was_away_for_too_long(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], moto: str, where: str, stops: str,
     monkeypatch: pytest.MonkeyPatch,

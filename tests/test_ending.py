@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.job import analyze as analysis
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 
 PYTHON = sys.executable
@@ -63,15 +65,16 @@ def test_a_signal_during_imports(
     assert (output, errors) == ("", f"interrupted ({number.name})\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+KEPT = "interrupted ({}): finished tiles are kept; rerun the same command to resume\n"
+
+
 @pytest.mark.parametrize(
-    ("command", "line"),
+    ("command", "line", "number"),
     [
-        (
-            "analyze",
-            "interrupted ({}): finished tiles are kept; rerun the same command to resume\n",
-        ),
-        ("plan", "interrupted ({})\n"),
+        ("analyze", KEPT, signal.SIGINT),
+        ("plan", "interrupted ({})\n", signal.SIGTERM),
+        pytest.param("analyze", KEPT, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("plan", "interrupted ({})\n", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_at_work(
@@ -126,7 +129,14 @@ def expected(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
     return found
 
 
-@pytest.mark.parametrize(("closed", "shown"), [(">&-", 0), ("2>&-", 1), ("<&- >&- 2>&-", 0)])
+@pytest.mark.parametrize(
+    ("closed", "shown"),
+    [
+        ("2>&-", 1),
+        # and in tests/test_outside_text.py
+        *(pytest.param(each, 0, marks=pytest.mark.slow) for each in (">&-", "<&- >&- 2>&-")),
+    ],
+)
 def test_closed_streams(
     closed: str, shown: int, suite: Path, expected: float, tmp_path: Path
 ) -> None:
@@ -157,8 +167,9 @@ def test_a_reader_that_has_gone_is_told_nothing(suite: Path) -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "C"},
+        # in tests/test_outside_text.py, too
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow),
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
@@ -175,13 +186,13 @@ def test_terminals_that_know_ascii_only(
     assert done.returncode == 2 and done.stderr.startswith("error: ")
 
 
-def broken(raised: str) -> str:
-    """Return a program in which planning fails in a way that nobody thought of."""
-    return (
-        "from pipeline.job import analyze as analysis\n"
-        f"def make_plan(request):\n    raise {raised}\n"
-        f"analysis.make_plan = make_plan\n{IN_ONE}\n"
-    )
+def broken(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have planning fail in a way that nobody thought of."""
+
+    def make_plan(request: object) -> None:
+        raise error
+
+    monkeypatch.setattr(analysis, "make_plan", make_plan)
 
 
 SECRET = "hf_aSecretThatNobodyMaySee"
@@ -189,7 +200,9 @@ ADDRESS = "https://me:wordpass@host/file?X-Amz-Signature=0123456789abcdef"
 
 
 @pytest.mark.parametrize("kind", ["directory", "object storage", "nothing can be written there"])
-def test_an_internal_error_keeps_its_traceback(kind: str, suite: Path, tmp_path: Path) -> None:
+def test_an_internal_error_keeps_its_traceback(
+    kind: str, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside the store, or with temporary files; without secrets."""
     (tmp_path / "file").touch()
     (temporary := tmp_path / "tmp").mkdir()
@@ -198,12 +211,10 @@ def test_an_internal_error_keeps_its_traceback(kind: str, suite: Path, tmp_path:
         "object storage": ("s3://bucket/store", temporary),
         "nothing can be written there": (str(tmp_path / "file/store"), temporary),
     }[kind]
-    program = broken(f"TypeError('odd\\n{SECRET} {ADDRESS}')")
-    done = subprocess.run(
-        [PYTHON, "-c", program, "analyze", str(suite), "--store", store],
-        env=os.environ | {"HF_TOKEN": SECRET, "TMPDIR": str(temporary)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    broken(TypeError(f"odd\n{SECRET} {ADDRESS}"), monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    done = hallmarks("analyze", suite, "--store", store)
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()
     assert first.startswith("error: internal error: TypeError: ")
@@ -215,22 +226,20 @@ def test_an_internal_error_keeps_its_traceback(kind: str, suite: Path, tmp_path:
         assert secret not in text + done.stderr
 
 
-@pytest.mark.parametrize("raised", ["EOFError()", "KeyError('mds')", "AssertionError"])
-def test_no_error_passes_for_an_interruption(raised: str, suite: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [PYTHON, "-c", broken(raised), "analyze", str(suite), "--store", str(tmp_path / "s")],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+@pytest.mark.parametrize("error", [EOFError(), KeyError("mds"), AssertionError()], ids=repr)
+def test_no_error_passes_for_an_interruption(
+    error: Exception, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(error, monkeypatch)
+    done = hallmarks("analyze", suite, "--store", tmp_path / "s")
     assert done.returncode == 1
     assert re.match("error: internal error: (EOF|Key|Assertion)Error", done.stderr.strip()), (
         done.stderr
     )
 
 
-def test_memory_that_runs_out(suite: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [PYTHON, "-c", broken("MemoryError()"), "analyze", str(suite), "--store", str(tmp_path)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+def test_memory_that_runs_out(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(MemoryError(), monkeypatch)
+    done = hallmarks("analyze", suite, "--store", tmp_path)
     assert done.returncode == 1
     assert done.stderr == "error: out of memory\nhint: use a smaller --memory\n"

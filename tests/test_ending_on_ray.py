@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.canary import in_processes
+from tests.commands import hallmarks
 from tests.conftest import serving
 from tests.hub import Hub
 from tests.suites import trajectory, write_suite
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 NAME = "org/slow"
 SMALL_TILES = "from pipeline.planning import tiles\ntiles.MIN_TILE_BYTES = 1 << 18\n"
 IN_ONE = "from jobs.cli import main; main()"
+TOKEN = "hf_canaryToken"
 KEPT = "finished tiles are kept; rerun the same command to resume"
 
 
@@ -45,7 +48,6 @@ class Job:
     """A command that starts a Ray of its own, and all that it starts."""
 
     folder: Path
-    program: str = SMALL_TILES + IN_ONE
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -54,8 +56,10 @@ class Job:
         self.store = self.folder / "store"
         command = ["analyze", NAME, "--store", str(self.store), "--run", "r", "--memory", "100MB"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.program, *command],
-            env=os.environ | {"TEST_JOB": self.mark, "HF_ENDPOINT": constants.ENDPOINT},
+            [sys.executable, "-c", SMALL_TILES + IN_ONE, *command],
+            env=os.environ | {
+                "TEST_JOB": self.mark, "HF_ENDPOINT": constants.ENDPOINT, "HF_TOKEN": TOKEN + self.mark,
+            },
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -94,8 +98,8 @@ class Job:
 
 
 @contextlib.contextmanager
-def job(folder: Path, program: str = SMALL_TILES + IN_ONE) -> Iterator[Job]:
-    found = Job(folder, program)
+def job(folder: Path) -> Iterator[Job]:
+    found = Job(folder)
     try:
         yield found
     finally:
@@ -103,7 +107,9 @@ def job(folder: Path, program: str = SMALL_TILES + IN_ONE) -> Iterator[Job]:
         found.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_ray_starts(hub: Hub, tmp_path: Path, number: signal.Signals) -> None:
     with job(tmp_path) as started:
         started.wait_for("gcs_server")
@@ -113,9 +119,14 @@ def test_a_signal_while_ray_starts(hub: Hub, tmp_path: Path, number: signal.Sign
 
 
 def test_two_signals_at_work(hub: Hub, tmp_path: Path) -> None:
-    """The second comes while Ray is being shut down, which takes its handlers of signals away."""
+    """The second comes while Ray is being shut down, which takes its handlers of signals away.
+
+    And none of Ray's processes has had the user's token.
+    """
     with job(tmp_path) as started:
         started.wait_for_tiles(hub)
+        holders = in_processes([TOKEN + started.mark], but=[])
+        assert holders == [f"/proc/{started.process.pid}/environ"]
         started.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         started.process.send_signal(signal.SIGTERM)
@@ -136,25 +147,28 @@ def test_ray_dies(hub: Hub, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("Exception('The current node timed out during startup. This')", " within 30 s"),
-        ("PermissionError('/tmp/ray')", ": '/tmp/ray'"),
+        (Exception("The current node timed out during startup. This"), " within 30 s"),
+        (PermissionError("/tmp/ray"), ": '/tmp/ray'"),
     ],
 )
-def test_a_ray_that_does_not_start(hub: Hub, tmp_path: Path, error: str, told: str) -> None:
+def test_a_ray_that_does_not_start(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     """As on a machine that is too busy, which cannot be had at will."""
-    program = f"import ray\ndef init(**_):\n    raise {error}\nray.init = init\n{IN_ONE}"
-    with job(tmp_path, program) as started:
-        assert started.ended() == (
-            1,
-            [f"error: Ray did not start on this machine{told}", "hint: --executor local does without Ray"],
-        )  # fmt: skip
+
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    done = hallmarks("analyze", suite, "--store", tmp_path / "store")
+    assert done.returncode == 1
+    error_line, hint = done.stderr.splitlines()[-2:]
+    assert error_line == f"error: Ray did not start on this machine{told}"
+    assert hint == "hint: --executor local does without Ray"
 
 
-def refused(suite: str, store: Path, address: str, program: str = IN_ONE) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", program, "analyze", suite, "--store", str(store), "--address", address],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+def refused(suite: str, store: Path, address: str) -> list[str]:
+    done = hallmarks("analyze", suite, "--store", store, "--address", address)
     assert (done.returncode, done.stdout, store.exists()) == (2, "", False), done.stderr
     return done.stderr.splitlines()
 
@@ -181,11 +195,17 @@ def test_no_cluster_there(suite: str, tmp_path: Path, address: str, why: str) ->
 
 def test_something_else_is_there(suite: str, tmp_path: Path) -> None:
     """It accepts a connection and says nothing: there is an end to the wait."""
+    store = tmp_path / "store"
+    short = "from pipeline.execute.ray import session\nsession.START_S = 3.0\n"
     with socket.create_server(("", 0)) as server:
         kept: list[socket.socket] = []
         threading.Thread(target=lambda: kept.append(server.accept()[0]), daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        short = "from pipeline.execute.ray import session\nsession.START_S = 3.0\n"
-        *_, error, hint = refused(suite, tmp_path / "store", address, short + IN_ONE)
+        command = ["analyze", suite, "--store", str(store), "--address", address]
+        done = subprocess.run(  # Ray goes on knocking for as long as this process lives
+            [sys.executable, "-c", short + IN_ONE, *command], capture_output=True, text=True, timeout=100
+        )  # fmt: skip
+    assert (done.returncode, done.stdout, store.exists()) == (2, "", False), done.stderr
+    *_, error, hint = done.stderr.splitlines()
     assert error == f"error: no Ray cluster at '{address}': no answer within 3 s"
     assert hint == "hint: check --address and RAY_ADDRESS, or leave both out"

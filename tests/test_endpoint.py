@@ -23,6 +23,7 @@ from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
 from pipeline.transport.access import ThroughDriver, Url, for_workers
 from tests import canary
+from tests.commands import hallmarks
 from tests.conftest import serving
 from tests.hub import Authority, Fault, Hub
 from tests.suites import trajectory, write_suite
@@ -98,14 +99,15 @@ def test_a_token_that_has_expired_is_said_to_be_refused(
 ) -> None:
     """Not that there is no such repository, which is what huggingface_hub makes of it."""
     secured.refuses_strangers = True
-    said = run("plan", constants.ENDPOINT, tmp_path, HF_TOKEN="hf_expired")
-    error, hint = said.splitlines()
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    error, hint = hallmarks("plan", NAME).stderr.splitlines()
     assert error == (
         f"error: {NAME}: {constants.ENDPOINT} refused the request: the token is not valid"
     )
     assert hint == "hint: it may have expired: log in with `hf auth login`, or unset HF_TOKEN"
     del secured.repositories[NAME]
-    assert "no such repository on" in run("plan", constants.ENDPOINT, tmp_path, HF_TOKEN="")
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "no such repository on" in hallmarks("plan", NAME).stderr
 
 
 def test_a_certificate_that_is_not_accepted_is_named_at_once(

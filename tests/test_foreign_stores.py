@@ -14,8 +14,9 @@ import pytest
 import pipeline
 from pipeline.errors import DamagedRun, StoreFailed, StoreUnusable
 from pipeline.store.schema import SCHEMAS
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
-from tests.test_store_objects import VIEWS, everything, hallmarks, refused, rows
+from tests.test_store_objects import VIEWS, everything, refused, rows
 
 TABLES = sorted(SCHEMAS.keys() - {"runs"})
 

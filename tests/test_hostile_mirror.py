@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from safetensors.torch import load_file
 
 import pipeline
 from pipeline.errors import Corrupted, RequestError
+from tests.commands import hallmarks
 from tests.conftest import serving
 from tests.hub import Hub
 from tests.hub.repository import Commit, StoredFile
@@ -97,21 +95,17 @@ def test_a_name_that_is_a_path_is_refused(
     assert not (home / "store").exists() and not (home / "hub").exists()
 
 
-def test_the_command_says_so(mirror: Hub, tmp_path: Path) -> None:
+def test_the_command_says_so(mirror: Hub, home: Path, tmp_path: Path) -> None:
     repository = mirror.repository(NAME)
     repository.branches[str(tmp_path / "victim")] = repository.branches["step2"]
-    command = [sys.executable, "-m", "jobs.analyze", NAME, "--executor", "local", "--cache"]
-    with mirror.serve() as endpoint:
-        done = subprocess.run(
-            [*command, "--store", str(tmp_path / "store")],
-            env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+    with serving(mirror):
+        options = ["--executor", "local", "--cache", "--store", home / "store"]
+        done = hallmarks("analyze", NAME, *options)
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: {NAME}: the listing is malformed: ")
     assert hint.startswith("hint: ")
-    assert not (tmp_path / "victim").exists() and not (tmp_path / "store").exists()
+    assert not (tmp_path / "victim").exists() and not (home / "store").exists()
 
 
 class Changing(StoredFile):

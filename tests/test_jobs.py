@@ -143,14 +143,11 @@ def test_a_submitted_job(hub: Hub, cluster: Cluster, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([NAME], "--store hallmarks-store is relative"),
-        pytest.param(["org/absent", "--store", "/x"], "no such repository", marks=pytest.mark.slow),
-        pytest.param(
-            [NAME, "--store", "/x", "--address", "http://there"],
-            "submit a job",
-            marks=pytest.mark.slow,
-        ),
+        (["org/absent", "--store", "/x"], "no such repository"),
+        ([NAME, "--store", "/x", "--address", "http://there"], "submit a job"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_requests_have_their_code(
     hub: Hub, cluster: Cluster, tmp_path: Path, arguments: list[str], message: str
 ) -> None:

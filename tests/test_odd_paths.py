@@ -10,8 +10,9 @@ import pytest
 
 import pipeline
 from pipeline.errors import StoreUnusable
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
-from tests.test_store_objects import VIEWS, everything, hallmarks, refused, rows
+from tests.test_store_objects import VIEWS, everything, refused, rows
 
 NAMES = [
     "rank=8", "value=1/layer=3", "i=0/group_id=3", "run=7/scope=x/k=1", "lr=0.1,wd=0", "{a,b}",

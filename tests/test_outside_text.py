@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 
 import pipeline
 from pipeline.errors import HallmarksError, printable, quoted
+from tests.commands import Done, hallmarks
 from tests.suites import trajectory, write_suite
-from tests.test_store_objects import command, hallmarks
+from tests.test_store_objects import command
 
 NASTY = "\x1b[2J\x1b]0;t\x07\r\nerror: fake\u202e\u2028\x85\x00\x7f"
 IN_A_NAME = NASTY.replace("\x00", "").replace("/", "")
@@ -47,7 +48,7 @@ def store(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_tame(done: subprocess.CompletedProcess[str], said: str = SHOWN) -> None:
+def assert_tame(done: Done, said: str = SHOWN) -> None:
     """Check that all lines are the program's own, and that the name is among them, escaped."""
     text = done.stdout + done.stderr
     assert all(each.isprintable() for each in text.split("\n")), text
@@ -59,16 +60,16 @@ def assert_tame(done: subprocess.CompletedProcess[str], said: str = SHOWN) -> No
     "arguments",
     [
         ["plan", "{suite}"],
-        pytest.param(["plan", "{suite}", "--run", NAME], marks=pytest.mark.slow),
-        pytest.param(["plan", "{suite}", "--include", NAME], marks=pytest.mark.slow),
+        ["plan", "{suite}", "--run", NAME],
+        ["plan", "{suite}", "--include", NAME],
         ["plan", "{suite}", "--revisions", NAME],
-        pytest.param(["plan", "{suite}", "--steps", NAME], marks=pytest.mark.slow),
-        pytest.param(["plan", "{suite}", "--budget", NAME], marks=pytest.mark.slow),
+        ["plan", "{suite}", "--steps", NAME],
+        ["plan", "{suite}", "--budget", NAME],
         ["plan", f"{{suite}}/absent{IN_A_NAME}"],
         ["analyze", "{suite}", "--store", "{store}", "--run", "r", "--executor", "local"],
         ["audit", "--store", "{store}"],
-        pytest.param(["audit", "--store", "{store}", "--run", NAME], marks=pytest.mark.slow),
-        pytest.param(["status", "--store", f"{{store}}/absent{IN_A_NAME}"], marks=pytest.mark.slow),
+        ["audit", "--store", "{store}", "--run", NAME],
+        ["status", "--store", f"{{store}}/absent{IN_A_NAME}"],
         ["sql", "--store", "{store}", "SELECT tensor, name FROM tensors, checkpoints"],
         ["sql", "--store", "{store}", "--format", "csv", "SELECT name, [name] FROM checkpoints"],
         ["sql", "--store", "{store}", "--format", "markdown", "FROM findings"],
@@ -113,8 +114,7 @@ def test_in_python() -> None:
 @pytest.mark.parametrize(
     "closed",
     [
-        "<&-",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (">&-", "2>&-")),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("<&-", ">&-", "2>&-")),
         "<&- >&- 2>&-",
     ],
 )

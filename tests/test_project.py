@@ -18,9 +18,9 @@ import pytest
 import jobs
 import pipeline
 from jobs import cli
-from jobs.console import Invocation, outcome
 from pipeline.errors import HallmarksError, quoted
 from pipeline.planning.request import Request
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +133,8 @@ def finished(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def hallmarks(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def apart(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `hallmarks` in a process of its own."""
     command = [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
@@ -145,19 +146,13 @@ def truncated(suite: Path, target: Path) -> Path:
     return target
 
 
-def test_bad_requests_write_nothing(
-    suite: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_requests_write_nothing(suite: Path, tmp_path: Path) -> None:
     """Exit 2, one line and a hint, no traceback, no store."""
 
     def refused(*arguments: object) -> tuple[str, str]:
-        """Run the command in this process (a new one takes two seconds); return what it prints."""
-        monkeypatch.setattr("sys.argv", ["hallmarks", "analyze", *map(str, arguments)])
-        assert outcome(cli.hallmarks, Invocation()) == 2, arguments
-        return capfd.readouterr()
+        done = hallmarks("analyze", *arguments)
+        assert done.returncode == 2, arguments
+        return done.stdout, done.stderr
 
     store = tmp_path / "store"
     cut = truncated(suite, tmp_path / "cut")
@@ -193,7 +188,7 @@ def test_bad_requests_write_nothing(
     assert "cannot be written" in refused(suite, "--store", file, "--executor", "local")[1]
     far = ("--address", "ray://somewhere:1")
     assert "submit a job" in refused(suite, *far, "--store", store)[1]
-    done = hallmarks("analyze", tmp_path / "nowhere", "--store", store, "--executor", "local")
+    done = apart("analyze", tmp_path / "nowhere", "--store", store, "--executor", "local")
     assert done.returncode == 2 and done.stdout == "" and "no such directory" in done.stderr
 
 
@@ -210,7 +205,7 @@ def test_commands(suite: Path, tmp_path: Path) -> None:
     assert hallmarks(*ask, "--format", "csv", query).stdout == "k,name\n0,step0\n1,step1\n"
     assert json.loads(hallmarks(*ask, "--format", "json", query).stdout)[1]["name"] == "step1"
     assert "| 1 | step1 |" in hallmarks(*ask, "--format", "markdown", query).stdout
-    assert "step1" in hallmarks(*ask, input=query).stdout
+    assert "step1" in apart(*ask, input=query).stdout
     for bad, message in (("SELECT nonsense", "query refused"), ("  ", "is empty")):
         done = hallmarks(*ask, bad)
         assert done.returncode == 2 and message in done.stderr

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +21,7 @@ from pipeline.planning.request import Request
 from pipeline.transport import object_client
 from pipeline.transport.proxies import proxy_of
 from tests import buckets
+from tests.commands import hallmarks
 from tests.conftest import serving
 from tests.hub import Authority, Hub, Proxy
 from tests.suites import trajectory, write_suite
@@ -151,12 +149,10 @@ def test_a_proxy_that_is_not_there_is_named(endpoint: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "address", ["socks5://u:s3cr@127.0.0.1:1", "https://127.0.0.1:1", "http://u:s3cr@127.0.0.1:x"]
 )
-def test_what_is_no_http_proxy_is_refused(endpoint: str, tmp_path: Path, address: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.plan", NAME],
-        env=os.environ | {"HF_ENDPOINT": endpoint, "ALL_PROXY": address, "HF_HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+@pytest.mark.usefixtures("endpoint")
+def test_what_is_no_http_proxy_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", address)
+    done = hallmarks("plan", NAME)
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()
     assert error == "error: ALL_PROXY is not the address of an HTTP proxy"

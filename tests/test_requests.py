@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 import pipeline
-from jobs import cli
-from jobs.console import Invocation, outcome
 from pipeline.errors import RequestError
 from pipeline.planning.request import Resources
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 
 COMPONENTS = ("attn.q_proj", "attn.k_proj", "mlp.up_proj")
@@ -135,18 +134,12 @@ def test_threads() -> None:
         "--layout foo", "--max-workers 0", "--include (", "--run ../x", "--budget 0",
     ],
 )  # fmt: skip
-def test_the_command_line_says_the_same(
-    suite: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    line: str,
-) -> None:
+def test_the_command_line_says_the_same(suite: Path, tmp_path: Path, line: str) -> None:
     option, value = shlex.split(line)
     store = tmp_path / "store"
     error = refused(suite, store, **{option[2:].replace("-", "_"): value})
-    command = ["hallmarks", "analyze", str(suite), "--store", str(store)]
-    monkeypatch.setattr("sys.argv", [*command, *(["--executor", "local"] if option != "--executor" else []), option, value])  # fmt: skip
-    assert outcome(cli.hallmarks, Invocation()) == 2
-    said = capfd.readouterr().err.splitlines()
+    local = ["--executor", "local"] if option != "--executor" else []
+    done = hallmarks("analyze", suite, "--store", store, *local, option, value)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()
     assert said == [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from pipeline.errors import RequestError
 from pipeline.job.summary import Summary
 from pipeline.planning.plan import run_name
 from pipeline.planning.request import Request
+from tests.commands import Done, hallmarks
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 
@@ -40,12 +38,8 @@ def analyzed(source: Path | str, store: Path, **options: Any) -> Summary:
     return pipeline.analyze(str(source), str(store), **{"executor": "local", **options})
 
 
-def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "jobs.analyze", *map(str, arguments), "--executor", "local"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(
-        line, env=environment, capture_output=True, text=True, timeout=120, **options
-    )
+def command(*arguments: object) -> Done:
+    return hallmarks("analyze", *arguments, "--executor", "local")
 
 
 @pytest.mark.parametrize(

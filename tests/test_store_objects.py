@@ -24,6 +24,7 @@ from pipeline.store.schema import SCHEMAS
 from pipeline.transport import object_client
 from tests import buckets
 from tests.buckets import SECRETS, Proxy
+from tests.commands import Done, hallmarks
 from tests.suites import trajectory, write_suite
 
 VIEWS = {view: f"FROM {view}" for view in SCHEMAS} | {
@@ -85,11 +86,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)]
 
 
-def hallmarks(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
+def refused(done: Done) -> str:
     """Return the one line of an error that is the user's."""
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.transport import waiting
 from pipeline.transport.limits import Limits, pause_s
 from pipeline.transport.reader import Reader
 from tests import fault_table
+from tests.conftest import Clock
 from tests.fault_table import NAME, impatient
 from tests.hub import Fault, Hub
 from tests.hub.faults import Action
@@ -117,12 +117,12 @@ def test_a_window_without_an_end(hub: Hub) -> None:
         make_plan(Request(NAME))
 
 
-def test_a_window_of_which_only_the_end_is_known() -> None:
-    limits, waited = Limits(), []
+def test_a_window_of_which_only_the_end_is_known(clock: Clock) -> None:
+    limits = Limits()
     limits.note({"RateLimit": '"api";r=0;t=0'})
     for _ in range(3):
-        limits.take("api", lambda seconds: [waited.append(seconds), time.sleep(seconds)])
-    assert sum(waited) < 2
+        limits.take("api", clock.sleep)
+    assert clock.slept < 2
 
 
 def test_a_date_is_the_servers_own() -> None:

@@ -6,6 +6,9 @@ of `}`. Here each instruction is a few lines of ours, everything that it makes i
 account that the length of the pickle fills, and values that are costly to hash or copy are refused.
 """
 
+# the table of steps below the machine is a part of it
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import pickletools
@@ -48,7 +51,7 @@ class Maker(NamedTuple):
     function: Callable[..., Any]
 
 
-class OrderedRecord(dict):
+class OrderedRecord(dict[Any, Any]):
     """An ordered dictionary; attributes that a pickle sets (`_metadata`) are dropped."""
 
 
@@ -122,7 +125,7 @@ class Machine:
         if self._left < 0:
             raise ValueError(f"it makes more than {MULTIPLE} times its length")
 
-    def _pay_entries(self, target: dict, count: int) -> None:
+    def _pay_entries(self, target: dict[Any, Any], count: int) -> None:
         beyond = len(target) + count - _FIRST_ENTRIES
         self._pay((0 if target else _DICT_BYTES) + _ENTRY_BYTES * max(0, min(count, beyond)))
 

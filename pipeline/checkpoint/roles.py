@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
 
@@ -249,7 +250,9 @@ _MOST_HEADS = 4096  # likewise of what a config says
 _GATE_UP = re.compile(r"(?:^|\.)(?:gate_up_proj|ff_proj)\.")
 
 
-def parts(name: str, component: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
+def parts(
+    name: str, component: str, shape: tuple[int, ...], config: dict[str, Any]
+) -> tuple[Part, ...]:
     """Return the slices of a tensor by role: several if it is fused in a known layout, else one.
 
     Args:
@@ -284,7 +287,7 @@ def parts(name: str, component: str, shape: tuple[int, ...], config: dict) -> tu
     return tuple(made)
 
 
-def _by_expert(component: str, shape: tuple[int, ...], config: dict) -> tuple[Part, ...]:
+def _by_expert(component: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[Part, ...]:
     """Return a part for each expert of a tensor of all, or nothing if their number is not known.
 
     What `gate_up_proj` holds of one expert stays together: it is interleaved in some networks and
@@ -304,7 +307,7 @@ def _by_expert(component: str, shape: tuple[int, ...], config: dict) -> tuple[Pa
     )
 
 
-def by_head(whole: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ...]:
+def by_head(whole: tuple[Part, ...], numel: int, config: dict[str, Any]) -> tuple[Part, ...]:
     """Return parts with those of queries, keys and values divided into attention heads.
 
     Heads follow each other in the rows of a part, group after group; in a Conv1D they are blocks
@@ -328,12 +331,12 @@ def by_head(whole: tuple[Part, ...], numel: int, config: dict) -> tuple[Part, ..
     return tuple(divided)
 
 
-def _model_type(config: dict) -> str:
+def _model_type(config: dict[str, Any]) -> str:
     model_type = config.get("model_type")
     return model_type if isinstance(model_type, str) else ""
 
 
-def _head_counts(config: dict) -> tuple[int | None, int | None]:
+def _head_counts(config: dict[str, Any]) -> tuple[int | None, int | None]:
     """Return the numbers of query heads and of key and value heads that a config states."""
 
     def first(*names: str) -> int | None:

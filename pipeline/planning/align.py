@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
@@ -164,9 +164,13 @@ def align(
 
 
 def _parts(
-    name: str, component: str, place: StoredTensor, configs: Sequence[dict], request: Request
+    name: str,
+    component: str,
+    place: StoredTensor,
+    configs: Sequence[dict[str, Any]],
+    request: Request,
 ) -> tuple[Part, ...]:
-    def by(config: dict) -> tuple[Part, ...]:
+    def by(config: dict[str, Any]) -> tuple[Part, ...]:
         found = parts(name, component, place.shape, config)
         return by_head(found, place.numel, config) if request.by_head else found
 
@@ -178,7 +182,9 @@ def _parts(
     return parts(name, component, place.shape, {})
 
 
-def _plain_names(stored: dict[str, tuple[int, StoredTensor]]) -> dict:
+def _plain_names(
+    stored: dict[str, tuple[int, StoredTensor]],
+) -> dict[str, tuple[int, StoredTensor]]:
     """Return the tensors under the names that the network gives them.
 
     Wrappers add `module.` (data parallel) and `_orig_mod.` (torch.compile); GPT-2 and BLOOM files
@@ -245,7 +251,7 @@ def _reason(
 
 
 def _tied(
-    contents: Sequence[Contents], configs: Sequence[dict], known: Mapping[str, Role]
+    contents: Sequence[Contents], configs: Sequence[dict[str, Any]], known: Mapping[str, Role]
 ) -> dict[str, str]:
     """Return which tensors are another one under a second name, and its first name.
 
@@ -253,7 +259,7 @@ def _tied(
     output head is the embedding and the two have one shape.
     """
     found: dict[str, str] = {}
-    firsts: dict[tuple, str] = {}
+    firsts: dict[tuple[Any, ...], str] = {}
     for name in _names_in_storage_order(contents):
         places = tuple(
             None if (entry := c.tensors.get(name)) is None else (entry[0], entry[1].start)

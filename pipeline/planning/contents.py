@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.checkpoint.formats import Format, read_header
 from pipeline.checkpoint.shards import weight_files
@@ -61,7 +62,7 @@ def read_contents(source: Source, checkpoint: Selected, cache: PlanCache) -> Con
     return Contents(files, tensors, listing.get("config.json"))
 
 
-def read_config(source: Source, file: File | None, cache: PlanCache) -> dict:
+def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
     """Return the contents of a `config.json`: it says how fused tensors are laid out."""
     if file is None or file.size > 1 << 20:
         return {}

@@ -196,7 +196,7 @@ class Plan:
     @property
     def repeats(self) -> dict[int, int]:
         """Checkpoints whose weights are, file for file, those of an earlier one: k → that one."""
-        firsts: dict[tuple, int] = {}
+        firsts: dict[tuple[tuple[int, int], ...], int] = {}
         found = {}
         for k in range(len(self.checkpoints)):
             places = tuple((tensor.files[k], tensor.starts[k]) for tensor in self.tensors)

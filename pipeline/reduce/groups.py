@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan
@@ -58,7 +59,7 @@ def grouping(plan: Plan) -> Grouping:
         ),
         key=lambda part: _order(plan.tensors[part[0]], part[1]),
     )
-    rows: dict[tuple, int] = {}
+    rows: dict[tuple[Any, ...], int] = {}
     sizes: list[int] = []
     members: list[tuple[int, int, list[int]]] = []
     for tensor, part in parts:
@@ -88,7 +89,7 @@ def _order(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]
     return (tensor.role.stack or "", layer, tensor.parts[number].component, tensor.name, number)
 
 
-def _rows(tensor: AlignedTensor, number: int) -> Iterator[tuple]:
+def _rows(tensor: AlignedTensor, number: int) -> Iterator[tuple[Any, ...]]:
     """Yield the fields of the keys of all groups that a part is in."""
     role, part = tensor.role, tensor.parts[number]
     component = part.component
@@ -107,7 +108,7 @@ def _rows(tensor: AlignedTensor, number: int) -> Iterator[tuple]:
         yield "head", role.stack, role.layer, component, name, part.head, expert
 
 
-def sort_key(key: Key) -> tuple:
+def sort_key(key: Key) -> tuple[int | str, ...]:
     """Return the order of groups in the tables."""
     return (
         SCOPES.index(key.scope),

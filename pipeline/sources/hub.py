@@ -115,7 +115,8 @@ class HubRepository:
         """Refuse a file whose name could lead anywhere, and one that nothing tells from others."""
         if not is_plain(entry.path):
             raise self._malformed("plain relative paths of files", entry.path)
-        if not isinstance(entry.size, int) or entry.size < 0:
+        # what a listing says is of any type
+        if not isinstance(entry.size, int) or entry.size < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise self._malformed(f"the size of {quoted(entry.path)}", entry.size)
         if self._repository and not is_hash(entry.identity):
             raise self._malformed(f"the hash of {quoted(entry.path)}", entry.identity)

@@ -167,7 +167,8 @@ class HubClient:
                 return self._session.answer(question, where, silence_s)
             except HfHubHTTPError as error:
                 response = error.response
-                status = response.status_code if response is not None else 0
+                # some of its errors come without one
+                status = response.status_code if response is not None else 0  # pyright: ignore[reportUnnecessaryComparison]
                 if status not in TRANSIENT:
                     raise self._errors.refused(error, status, where) from None
                 failure = f"HTTP {status}"

@@ -87,7 +87,8 @@ def _is_sound(record: Record) -> bool:
     kinds = {"str": str, "int": int, "float": (int, float)}
     values = [(getattr(record, each.name), kinds[str(each.type)]) for each in fields(record)]
     return all(
-        isinstance(value, kind) and (kind is str or 0 <= value < 2**63) for value, kind in values
+        isinstance(value, kind) and (isinstance(value, str) or 0 <= value < 2**63)
+        for value, kind in values
     )
 
 

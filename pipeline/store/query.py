@@ -150,7 +150,7 @@ class Store:
         named = _uses(re.findall(r"\w+", query.lower()))
         self._make(named or _STATEMENTS)
         relation = self._connection.sql(query, params=parameters)
-        if relation is None:
+        if relation is None:  # pyright: ignore[reportUnnecessaryComparison] - as a SET is
             raise QueryError("the query gives no rows", "ask with SELECT, FROM, SHOW or DESCRIBE")
         return relation
 

@@ -66,6 +66,18 @@ RUNS = {
     ),
 }
 
+COVERED = (
+    "sgd",
+    "cosine",
+    "to zero, linearly",
+    "cyclic",
+    "weight decay",
+    "logarithmic steps",
+    "fp16",
+    "bf16",
+)
+"""Runs that are between others: those are in `make test`, these in `make test-all`."""
+
 
 def train(run: Run) -> dict[str, torch.Tensor]:
     """Return (K, *shape) values of every tensor at the steps of the run."""

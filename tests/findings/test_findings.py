@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import pipeline
 from jobs.audit import audit
 from pipeline.store.query import Store
-from tests.findings.clean import RUNS, train
+from tests.findings.clean import COVERED, RUNS, train
 from tests.suites import trajectory, write_suite
 
 COUNT = 12
@@ -252,7 +252,10 @@ def test_several_runs_from_one_read(tmp_path: Path) -> None:
     assert row[0] == COUNT + 3 and row[1].startswith("b: step3")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in COVERED)) for name in RUNS],
+)
 def test_a_clean_run_has_no_error_and_no_warning(name: str, tmp_path: Path) -> None:
     run = RUNS[name]
     values = {key: rows.double().numpy() for key, rows in train(run).items()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import nn
 
 import pipeline
 from pipeline.store.query import Store
+from tests.commands import hallmarks
 from tests.suites import write_suite
 
 Weights = dict[str, NDArray[np.float64]]
@@ -127,8 +126,7 @@ def test_the_users_own_selection_is_one(tmp_path: Path) -> None:
     assert starts(analyzed(tmp_path / "run", tmp_path / "some", steps="2:"))
 
     def told(*command: str) -> str:
-        arguments = [sys.executable, "-m", f"jobs.{command[0]}", *command[1:], "--steps", "2:"]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        done = hallmarks(*command, "--steps", "2:")
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -218,7 +218,8 @@ def outside(nodes: Collection[str]) -> dict[str, Any]:
 
 def node_of(actor: Any) -> str:
     """Return the node where an actor is, or was; empty if that is not known."""
-    return actors(actor._actor_id.hex()).get("Address", {}).get("NodeID", "")
+    known: Any = actors(actor._actor_id.hex())
+    return known.get("Address", {}).get("NodeID", "")
 
 
 def assure_here() -> None:
@@ -227,7 +228,7 @@ def assure_here() -> None:
     Raises:
         HallmarksError: some of it is gone. Ray itself would end this process in half a minute.
     """
-    node: Any = ray_worker._global_node
+    node: Any = ray_worker._global_node  # pyright: ignore[reportPrivateUsage] - no public name tells it
     for name, process in node.dead_processes() if node else ():
         if name in ("raylet", "gcs_server"):
             raise HallmarksError(
