@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from pipeline.findings.finding import Finding, counts
 from pipeline.findings.judge import findings
-from pipeline.findings.observe import Observations
+from pipeline.findings.observe import Observations, SeenModel
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
-from pipeline.reduce.figures import Figures, GroupSums
+from pipeline.reduce.figures import GroupSums
 from pipeline.reduce.groups import Key, members, sort_key
 from pipeline.reduce.reduce import reduce
 from pipeline.signals import uninterrupted
@@ -129,7 +131,7 @@ def write_runs(
         tiles_done: numbers of the tiles that the sums are of.
         devices: what computed them; may fill while the sums are consumed.
         started: by the monotonic clock.
-        check: called between groups.
+        check: called between batches of groups.
         ready: called when all is written; what either raises ends the attempt, and nothing stays.
     """
     plan = plans[-1]
@@ -141,10 +143,11 @@ def write_runs(
     summaries, earlier = [], []
     try:
         with one_thread_products():
-            for key, found in reduce(plan, sums, available_cores()):
-                for writer, seen, own in zip(writers, observed, (*found.paths, found), strict=True):
-                    writer.add(numbers[key], key, own)
-                    seen.add(key, own)
+            for batch in reduce(plan, sums, available_cores()):
+                groups = np.array([numbers[key] for key in batch.keys], np.int32)
+                for writer, seen, own in zip(writers, observed, (*batch.paths, batch), strict=True):
+                    writer.add(groups, own)
+                    seen.add(own)
                 check()
         folder.replace("views.sql", views_sql(folder).encode())
         for each, writer, seen in zip(plans, writers, observed, strict=True):
@@ -182,7 +185,7 @@ def _found(
 
 def _summary(
     plan: Plan,
-    model: Figures | None,
+    model: SeenModel | None,
     found: Sequence[Finding],
     fraction: float,
     work: Work,

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 
+from pipeline.numerics.basis import Basis
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.planning.tiles import elements
+from pipeline.reduce.batches import FigureBatch, figure_batches
 from pipeline.reduce.estimate import Estimate, Stratum
-from pipeline.reduce.figures import Figures, GroupSums, Times, figures
+from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Key, Member, members
 from pipeline.statistics.partial import PartialGram, TileResult
 from pipeline.statistics.rounding import energies
 
-LEAST_CHECKPOINTS_FOR_THREADS = 128
-"""With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups
-with standard errors took 0.13 s on one thread and 0.16 s on two with 64 checkpoints, 0.38 and 0.36 s
-with 154, 2.05 and 1.10 s with 600."""
 _RESULTS_HELD = 16  # neighbouring parts mostly share a tile
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
 
@@ -36,21 +33,15 @@ _Result = Callable[[str], TileResult | None]
 
 def reduce(
     plan: Plan, sums: Iterable[tuple[list[Key], GroupSums | None]], threads: int
-) -> Iterator[tuple[Key, Figures]]:
-    """Yield the figures of every group, as their sums become complete.
+) -> Iterator[FigureBatch]:
+    """Yield the figures of every group, many at a time, as their sums become complete.
 
     Args:
         sums: of `group_sums` or `estimated_sums`.
-        threads: groups worked on side by side, if worth it; decides nothing about the figures.
+        threads: batches worked on side by side; decides nothing about the figures.
     """
-    times = _times(plan)
-    threads = threads if len(plan.checkpoints) >= LEAST_CHECKPOINTS_FOR_THREADS else 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
-        pending = ((keys, pool.submit(figures, found, times, plan.firsts)) for keys, found in sums)
-        for batch in _batches(pending, 2 * threads):
-            for keys, future in batch:
-                for key in keys:
-                    yield key, future.result()
+    basis = Basis(plan.firsts, len(plan.checkpoints))
+    return figure_batches(sums, _times(plan), basis, threads)
 
 
 def sums_of_tiles(plan: Plan, result: _Result) -> Iterator[PartSums]:
@@ -264,13 +255,3 @@ def _times(plan: Plan) -> Times:
         steps=column([checkpoint.step for checkpoint in plan.checkpoints]),
         elapsed=column([checkpoint.elapsed for checkpoint in plan.checkpoints]),
     )
-
-
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    batch: list = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    yield batch
