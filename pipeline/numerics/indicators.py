@@ -168,7 +168,7 @@ def slope(x: FloatArray, y: FloatArray) -> FloatArray:
 
 def slope_of_logarithms(x: FloatArray, y: FloatArray) -> FloatArray:
     """(G,) slopes of ln y, (G, P), over ln x, (P,); NaN where a y is not positive."""
-    positive = (y > 0).all(axis=1)
+    positive = np.all(y > 0, axis=1)
     logarithms = np.log(np.where(positive[:, np.newaxis], y, 1.0))
     return np.where(positive, slope(np.log(x), logarithms), np.nan)
 

@@ -135,7 +135,7 @@ def _turns(squared_steps: FloatArray) -> BoolArray:
 
 def _several(values: FloatArray) -> BoolArray:
     """(G,) whether more than one of a row, (G, K), is not zero."""
-    return (values > 0).sum(axis=1) > 1
+    return np.greater(np.sum(values > 0, axis=1), 1)
 
 
 def _lengths(
@@ -234,6 +234,7 @@ def _line_diffusion_exponent(places: FloatArray) -> FloatArray:
     count = places.shape[1]
     if count < MIN_CHECKPOINTS_FOR_DIFFUSION:
         return np.full(len(places), np.nan)
-    lags = range(1, count // 2 + 1)
-    means = [((places[:, lag:] - places[:, :-lag]) ** 2).mean(axis=1) for lag in lags]
-    return slope_of_logarithms(np.array(lags, float), np.stack(means, axis=1))
+    lags = np.arange(1, count // 2 + 1)
+    steps = (places[:, lag:] - places[:, :-lag] for lag in lags)
+    sums = np.stack([np.einsum("gk,gk->g", step, step) for step in steps], axis=1)
+    return slope_of_logarithms(lags.astype(float), sums / (count - lags))
