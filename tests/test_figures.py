@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.numerics.basis import Basis
-from pipeline.reduce.batches import BATCH_BYTES, FigureBatch, figure_batches
-from pipeline.reduce.figures import Figures, GroupSums, Times, figures
+from pipeline.reduce.batches import FigureBatch, figure_batches
+from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key
 from tests import reference
 from tests.numerics.examples import oscillating, spiral, standing, walk, with_copies
@@ -106,7 +106,7 @@ def test_batches_keep_the_order(threads: int) -> None:
     """Groups of the same weights come together, and each with its own figures."""
     rng = np.random.default_rng(1)
     chosen = [list(GROUPS)[n] for n in rng.integers(len(GROUPS), size=3000)]
-    assert len(chosen) * 8 * COUNT**2 > BATCH_BYTES
+    assert len(chosen) * 8 * COUNT**2 > STACK_BYTES
     keys = [[Key("tensor", tensor=f"{n}.{m}") for m in range(n % 3)] for n in range(len(chosen))]
     sums = ((own, GROUPS[name]) for own, name in zip(keys, chosen, strict=True))
     alone = figures(list(GROUPS.values()), TIMES, BASES[0])

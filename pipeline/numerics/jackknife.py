@@ -25,10 +25,13 @@ class Jackknife:
         self._changes: FloatArray = np.zeros_like(self._share)
 
     def add(self, replicates: FloatArray) -> None:
-        """Add the figures, (G, ...), without one fold each."""
-        change = replicates - self._values
-        self._squares = self._squares + change**2
-        self._changes = self._changes + change
+        """Add the figures, (C, G, ...), of C replicates, each without one fold."""
+        for (
+            replicate
+        ) in replicates:  # one after the other: so are the sums, however many come at once
+            change = replicate - self._values
+            self._squares = self._squares + change**2
+            self._changes = self._changes + change
 
     def standard_errors(self) -> FloatArray:
         """Of every figure; NaN where it or a replicate is undefined, 0 where nothing varies."""

@@ -130,12 +130,12 @@ def _angle(apex: FloatArray, aside: FloatArray) -> FloatArray:
 def _turns(squared_steps: FloatArray) -> BoolArray:
     """(G,) whether two increments that follow each other are not zero."""
     moved = squared_steps > 0
-    return (moved[:, 1:] & moved[:, :-1]).any(axis=1)
+    return np.any(moved[:, 1:] & moved[:, :-1], axis=1)
 
 
 def _several(values: FloatArray) -> BoolArray:
     """(G,) whether more than one of a row, (G, K), is not zero."""
-    return np.greater(np.sum(values > 0, axis=1), 1)
+    return np.sum(values > 0, axis=1) > 1
 
 
 def _lengths(

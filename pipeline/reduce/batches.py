@@ -13,11 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.numerics.basis import Basis
-from pipeline.reduce.figures import Figures, GroupSums, Times, figures
+from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key
-
-BATCH_BYTES = 2 << 20
-"""Of stacked matrices."""
 
 _Sums = tuple[list[Key], GroupSums | None]
 
@@ -73,7 +70,7 @@ def _batches(sums: Iterable[_Sums], count: int) -> Iterator[list[_Sums]]:
             continue
         batch.append((keys, found))
         size += 8 * count**2 * (1 if found is None else 1 + len(found.changes))
-        if size >= BATCH_BYTES:
+        if size >= STACK_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
