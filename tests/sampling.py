@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.checkpoint.roles import Part, role
+from pipeline.numerics import indicators as numerics
+from pipeline.numerics.basis import Basis
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.sample import JACKKNIFE_GROUPS, Draw, cell_bounds, draw
 from pipeline.reduce.estimate import Estimate, Stratum
@@ -65,7 +67,7 @@ def increments(rows: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def model_figures(sums: Iterable[GroupSums], count: int) -> Figures:
-    """Return the figures of several tensors together."""
+    """Return the figures, a stack of one, of several tensors together."""
     first, *others = sums
     total, changes = first.increments.copy(), dict(first.changes)
     for other in others:
@@ -73,7 +75,7 @@ def model_figures(sums: Iterable[GroupSums], count: int) -> Figures:
         for group, change in other.changes.items():
             changes[group] = changes.get(group, 0) + change
     groups = max(entry.groups for entry in (first, *others))
-    return figures(_group_sums(total, changes, groups), _times(count))
+    return figures([_group_sums(total, changes, groups)], _times(count), Basis((0,), count))
 
 
 def _times(count: int) -> Times:
@@ -141,11 +143,12 @@ class Sampled:
         }
 
     def _chosen(self, found: Figures) -> tuple[list[float], list[float]]:
-        norms = np.sqrt(np.diagonal(found.dots))
-        values = [found.indicators[name] for name in INDICATORS]
-        errors = [found.indicator_errors[name] for name in INDICATORS]
-        cosine = float(found.dots[0, -1] / (norms[0] * norms[-1]))
-        return [*values, cosine], [*errors, float(found.cosine_errors[0, -1])]
+        (dots,) = found.dots
+        norms = np.sqrt(np.diagonal(dots))
+        places = [numerics.INDICATORS.index(name) for name in INDICATORS]
+        values, errors = found.indicators[0, places], found.indicator_errors[0, places]
+        cosine = float(dots[0, -1] / (norms[0] * norms[-1]))
+        return [*values, cosine], [*errors, float(found.cosine_errors[0, 0, -1])]
 
     def _grams(self, tensor: AlignedTensor, drawn: Draw) -> NDArray[np.float64]:
         key = tensor.name, drawn.cells

@@ -102,13 +102,9 @@ def _dtype_changed(plan: Plan) -> Iterator[Finding]:
 
 
 def _frozen(seen: Observations) -> Iterator[Finding]:
-    if seen.model is None or len(set(seen.model.labels[~seen.model.absent])) < 2:
+    if seen.model is None or not seen.model.moves:
         return
-    names = [
-        entry.name
-        for entry in seen.tensors
-        if len(present := entry.labels[~entry.absent]) > 1 and len(set(present)) == 1
-    ]
+    names = seen.tensors.named(seen.tensors.frozen)
     if names:
         yield Finding(
             "info",
@@ -122,7 +118,7 @@ def _frozen(seen: Observations) -> Iterator[Finding]:
 def _below_noise_floor(plan: Plan, seen: Observations) -> Iterator[Finding]:
     if seen.model is None:
         return
-    floors = seen.model.path["noise_floor_deg"]
+    floors = seen.model.noise_floors
     below = np.flatnonzero(floors >= FLOOR_REACHED_DEG).tolist()
     if below:
         yield Finding(

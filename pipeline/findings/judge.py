@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pipeline.findings.finding import Finding
 from pipeline.findings.inventory import FLOOR_REACHED_DEG, inventory
 from pipeline.findings.naming import label, labels, name, some
-from pipeline.findings.observe import LAGS, Observations, Seen, strain
+from pipeline.findings.observe import LAGS, Observations, Seen, SeenModel, strain
+from pipeline.numerics.stack import first_equal
 from pipeline.planning.plan import Plan
-from pipeline.reduce.figures import Figures
 
 LEAST_RECURRING_WEIGHTS = 1024
 """Small norms and biases recur by rounding, 2 to 13 times in clean bf16 runs."""
@@ -34,10 +34,7 @@ LEAP = 8.0
 """Times the larger neighbouring increment, in equal times (clean: 4.3)."""
 FIRST_LEAP = 30.0
 """Times the second increment, for the first (clean: 13.6)."""
-UNRELATED = 4.0
-"""Standard deviations of the cosine of two random vectors, 1 / sqrt(numel): no more is unrelated."""
 LEAST_MATRIX_WEIGHTS = 1000
-RELATED_COSINE = 0.5
 
 
 def findings(plan: Plan, seen: Observations, fraction: float) -> list[Finding]:
@@ -58,9 +55,7 @@ def findings(plan: Plan, seen: Observations, fraction: float) -> list[Finding]:
 
 
 class _Judge:
-    def __init__(
-        self, plan: Plan, tensors: Sequence[Seen], model: Figures, fraction: float
-    ) -> None:
+    def __init__(self, plan: Plan, tensors: Seen, model: SeenModel, fraction: float) -> None:
         self._plan, self._tensors, self._model = plan, tensors, model
         self._explained: set[int] = set()
         self._partial = fraction < 1
@@ -72,10 +67,10 @@ class _Judge:
     # ---- values that are not finite
 
     def non_finite(self) -> None:
-        bad: dict[int, list[str]] = defaultdict(list)
-        for seen in self._tensors:
-            for k in np.flatnonzero(seen.absent):
-                bad[int(k)].append(seen.name)
+        absent = self._tensors.absent
+        bad = {
+            int(k): self._tensors.named(absent[:, k]) for k in np.flatnonzero(absent.any(axis=0))
+        }
         for ks in _stretches(sorted(bad), lambda a, b: b == a + 1 and bad[a] == bad[b]):
             names = bad[ks[0]]
             self._add(
@@ -133,25 +128,24 @@ class _Judge:
 
     def foreign_tensors(self) -> None:
         """Tensors of one checkpoint in another, by values that recur; or a shard of a neighbour's."""
-        wrong: dict[int, dict[int, list[Seen]]] = defaultdict(lambda: defaultdict(list))
-        left = self._left()
-        for seen in self._tensors:
-            if seen.numel < LEAST_RECURRING_WEIGHTS:
-                continue
-            for group in _recurrences(seen.labels, left):
-                right = min(group, key=lambda k, seen=seen: seen.strain[k])
+        wrong: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        left, seen = self._left(), self._tensors
+        large = seen.numels >= LEAST_RECURRING_WEIGHTS
+        for n in np.flatnonzero(large & _recur(seen.labels[:, left])).tolist():
+            for group in _recurrences(seen.labels[n], left):
+                right = min(group, key=lambda k, n=n: seen.strains[n, k])
                 for k in group:
                     if k != right and abs(left.index(k) - left.index(right)) > 1:
-                        wrong[k][right].append(seen)
+                        wrong[k][right].append(n)
         for before, k in pairwise(left):
             for shard in self._shards_that_stand_still(before, k, left):
-                largest = max(shard, key=lambda seen: seen.numel)
-                right = min((before, k), key=lambda k, seen=largest: seen.strain[k])
+                largest = max(shard, key=lambda n: seen.numels[n])
+                right = min((before, k), key=lambda k, n=largest: seen.strains[n, k])
                 other = k if right == before else before
                 if other not in wrong:
                     wrong[other][right] = shard
         for k in sorted(wrong):
-            names = [seen.name for shard in wrong[k].values() for seen in shard]
+            names = [seen.names[n] for shard in wrong[k].values() for n in shard]
             sources = sorted(wrong[k])
             self._add(
                 "error",
@@ -252,43 +246,37 @@ class _Judge:
         """Return the weight matrices that are new at k, if they are most of them."""
         if max(k - before, after - k) > LAGS:
             return []
-        judged = [s for s in self._tensors if s.is_matrix and s.numel >= LEAST_MATRIX_WEIGHTS]
-        new = [
-            seen.name
-            for seen in judged
-            if abs(seen.cosines[k - before, k]) <= UNRELATED / np.sqrt(seen.numel)
-            and seen.cosines[after - k, after] >= RELATED_COSINE
-        ]
-        return new if 2 * len(new) > len(judged) else []
+        seen = self._tensors
+        judged = seen.matrices & (seen.numels >= LEAST_MATRIX_WEIGHTS)
+        new = judged & seen.unrelated[:, k - before, k] & seen.related[:, after - k, after]
+        most = 2 * np.count_nonzero(new) > np.count_nonzero(judged)
+        return seen.named(new) if most else []
 
     def _shards_that_stand_still(
         self, before: int, k: int, left: Sequence[int]
-    ) -> Iterable[list[Seen]]:
+    ) -> Iterable[list[int]]:
         """Yield the tensors of each file that is the same at two neighbours, while others moved.
 
         And which moves just before and just after, as a frozen one would not.
         """
-        i = left.index(k)
-        if i < 2 or i + 1 >= len(left):
+        i, seen = left.index(k), self._tensors
+        equal = seen.labels[:, before] == seen.labels[:, k]
+        if i < 2 or i + 1 >= len(left) or not equal.any() or equal.all():
             return
-        shards: dict[int, list[Seen]] = defaultdict(list)
-        for seen in self._tensors:
-            shards[self._plan.tensors[seen.tensor].files[k]].append(seen)
-        still = {
-            file: all(seen.labels[before] == seen.labels[k] for seen in shard)
-            for file, shard in shards.items()
-        }
-        for file, shard in shards.items():
+        files = np.array([self._plan.tensors[tensor].files[k] for tensor in seen.tensors])
+        for file in dict.fromkeys(files[equal].tolist()):
+            shard = files == file
+            labels = seen.labels[shard]
             moves = all(
-                any(seen.labels[a] != seen.labels[b] for seen in shard)
+                (labels[:, a] != labels[:, b]).any()
                 for a, b in ((left[i - 2], before), (k, left[i + 1]))
             )
-            large = sum(seen.numel for seen in shard) >= LEAST_RECURRING_WEIGHTS
-            if still[file] and moves and large and not all(still.values()):
-                yield shard
+            large = seen.numels[shard].sum() >= LEAST_RECURRING_WEIGHTS
+            if equal[shard].all() and moves and large:
+                yield np.flatnonzero(shard).tolist()
 
     def _below_floor_before(self, k: int) -> bool:
-        floors = self._model.path["noise_floor_deg"][:k]
+        floors = self._model.noise_floors[:k]
         known = floors[~np.isnan(floors)]
         return bool(known.size) and bool(known[-1] >= FLOOR_REACHED_DEG)
 
@@ -296,7 +284,8 @@ class _Judge:
         """Return which of several equal checkpoints holds its own weights."""
         left = self._left()
         held = np.ix_(left, left)
-        strains = strain(self._model.squared_distances[held], self._model.labels[left])
+        distances, labels = self._model.squared_distances[held], self._model.labels[left]
+        strains = strain(distances[np.newaxis], labels[np.newaxis])[0]
         return min(group, key=lambda k: strains[left.index(k)])
 
     def _are_neighbours(self, group: Sequence[int]) -> bool:
@@ -343,7 +332,14 @@ class _Judge:
         self.found.append(Finding(severity, kind, message, ks[0], tensor, evidence))
 
 
-def _recurrences(labels: NDArray[np.int64], left: Sequence[int]) -> Iterable[list[int]]:
+def _recur(labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Return which rows of (T, K) hold a value again after another one."""
+    stretches = np.count_nonzero(np.diff(labels, axis=1), axis=1) + 1
+    distinct = np.count_nonzero(first_equal(labels) == np.arange(labels.shape[1]), axis=1)
+    return stretches > distinct
+
+
+def _recurrences(labels: NDArray[np.integer[Any]], left: Sequence[int]) -> Iterable[list[int]]:
     """Yield the checkpoints that hold the same values with others in between."""
     groups: dict[int, list[int]] = defaultdict(list)
     for place, k in enumerate(left):

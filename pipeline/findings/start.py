@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, name
@@ -34,24 +37,24 @@ def _is_late(first: PlannedCheckpoint) -> bool:
     return first.step is not None and (first.step > 0 or (first.stage or 0) > 1)
 
 
-def _looks_initialized(tensors: Sequence[Seen]) -> bool:
+def _looks_initialized(seen: Seen) -> bool:
     """Return whether what starts at one value still has it: norms' weights 1, biases 0.
 
     Some networks add 1 to the weights of their norms, which start at 0 then. Linear layers may draw
     their biases: those count only where there is no norm. What never moves says nothing, and a tensor
     of zeros has not been trained.
     """
-    moving = [seen for seen in tensors if len(set(seen.labels[~seen.absent])) > 1]
-    norms = [seen for seen in moving if seen.component == "norm"]
-    if norms:
-        return all(_is(seen, 0.0) or (seen.kind == "weight" and _is(seen, 1.0)) for seen in norms)
-    biases = [seen for seen in moving if seen.kind == "bias"]
-    if biases:
-        return all(_is(seen, 0.0) for seen in biases)
-    return any(_is(seen, 0.0) for seen in moving)  # as one factor of an adapter
+    moving = seen.moving
+    norms, biases = moving & seen.norms, moving & seen.biases
+    zero, one = _are(seen, 0.0), _are(seen, 1.0)
+    if norms.any():
+        return bool((zero | (seen.weights & one))[norms].all())
+    if biases.any():
+        return bool(zero[biases].all())
+    return bool(zero[moving].any())  # as one factor of an adapter
 
 
-def _is(seen: Seen, value: float) -> bool:
-    """Return whether all values of a tensor may be this at the first checkpoint, by their norm."""
-    expected = value * seen.numel
-    return abs(seen.first_squared_norm - expected) <= _EXACT * expected
+def _are(seen: Seen, value: float) -> NDArray[np.bool_]:
+    """Return where all values of a tensor may be this at the first checkpoint, by their norm."""
+    expected = value * seen.numels
+    return np.abs(seen.first_squared_norms - expected) <= _EXACT * expected

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.findings.finding import Finding, counts
+from pipeline.findings.observe import SeenModel
 from pipeline.job.outcome import Outcome
 from pipeline.planning.plan import Plan
-from pipeline.reduce.figures import Figures
 from pipeline.store.attempts import counting
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store
@@ -78,7 +78,7 @@ def summary(
     execution: Execution,
     outcome: Outcome,
     fraction: float,
-    model: Figures | None = None,
+    model: SeenModel | None = None,
     found: Sequence[Finding] = (),
 ) -> Summary:
     """Return the summary of a run.

@@ -14,8 +14,9 @@ from pipeline.job.runs import Runs
 from pipeline.job.summary import Execution, Summary, run_row, summary
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
+from pipeline.reduce.batches import OfGroups
 from pipeline.reduce.groups import Grouping
-from pipeline.reduce.reduce import OfGroups, reduce
+from pipeline.reduce.reduce import reduce
 from pipeline.reduce.tables import rows
 from pipeline.signals import uninterrupted
 from pipeline.statistics.piece import one_thread_products
@@ -65,7 +66,7 @@ def write_runs(
         sums: of all of them.
         outcome: what has been done of the tiles that the sums are of.
         final: False of an estimate from the tiles read so far.
-        check: called between groups.
+        check: called between batches of groups.
         ready: called when all is written; what either raises ends the attempt, and nothing stays.
     """
     writers = [
@@ -101,12 +102,10 @@ def _write_figures(
     observed = [Observations(plan) for plan in runs]
     with one_thread_products():
         tapped = _with_statistics(runs, sums, writers)
-        for group, figures in reduce(runs.whole, tapped, available_cores()):
-            key = grouped.keys[group]
-            of_runs = (*figures.paths, figures)
-            for writer, seen, each in zip(writers, observed, of_runs, strict=True):
-                writer.add(group, key, each)
-                seen.add(key, each)
+        for batch in reduce(runs.whole, grouped, tapped, available_cores()):
+            for writer, seen, of_run in zip(writers, observed, (*batch.paths, batch), strict=True):
+                writer.add(of_run)
+                seen.add(of_run)
             check()
     return observed
 
@@ -125,8 +124,7 @@ def _with_statistics(
                 columns = rows(statistic, found, firsts)
                 for writer, own in zip(writers, (*paths, slice(None)), strict=True):
                     of_run = {name: values[own] for name, values in columns.items()}
-                    for group in groups:
-                        writer.add_statistic(group, statistic.name, dict(of_run))
+                    writer.add_statistic(groups, statistic.name, of_run)
         yield groups, found
 
 

@@ -1,8 +1,8 @@
-"""The indicators of one trajectory, their null values, and whether the two differ.
+"""The indicators of trajectories, and whether they differ from their null values (null.py).
 
 Undefined values are NaN here and NULL in the view; none is ever infinite. Angles are degrees.
 
-Shapes: K = checkpoints that are present, M = increments that are not zero.
+Shapes: G = groups in the stack, K = checkpoints that are present, I = indicators.
 
 Source: docs/method.md, section "Indicators".
 """
@@ -10,6 +10,7 @@ Source: docs/method.md, section "Indicators".
 import numpy as np
 
 from pipeline.numerics.path import apex_angles_last, apex_angles_next, update_angles
+from pipeline.numerics.predictability import MEMORIES, predictabilities
 from pipeline.numerics.spectrum import (
     centered_gram,
     effective_rank,
@@ -19,15 +20,8 @@ from pipeline.numerics.spectrum import (
     rank_holding,
     stable_rank,
 )
-from pipeline.numerics.trajectory import (
-    BoolArray,
-    FloatArray,
-    Trajectory,
-    angles_between,
-    apex_angles,
-    cosines,
-    random_walk,
-)
+from pipeline.numerics.stack import BoolArray, FloatArray, diagonal, patterns, selected
+from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles, cosines
 
 INDICATORS = (
     *("mds", "mds_offdiagonal", "relative_mds"),
@@ -38,25 +32,24 @@ INDICATORS = (
     *("pca_share_1", "pca_share_2", "pca_share_3"),
     *("effective_rank", "participation_ratio", "stable_rank", "rank_95", "rank_99"),
     *("diffusion_exponent", "norm_growth_exponent"),
-    *("predictability_1", "predictability_2", "predictability_4", "predictability_8"),
+    *(f"predictability_{memory}" for memory in MEMORIES),
     *("lookahead_share", "saturation_step", "settled_step"),
 )
 
 WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step")
 """Ranks and steps jump: the jackknife says nothing of them."""
-SQUARES = (*(f"predictability_{m}" for m in (1, 2, 4, 8)), "lookahead_share")
+SQUARES = (*(f"predictability_{memory}" for memory in MEMORIES), "lookahead_share")
 """Squares of dot products, which a sample makes too large: less their bias (docs/method.md,
 "Sampling")."""
 
-MEMORIES = (1, 2, 4, 8)
-"""Increments that `predictability_*` looks back on."""
-NEGLIGIBLE_EIGENVALUE = 1e-6
-"""Of the largest: below it recent increments count as dependent."""
 SATURATED_COSINE = 0.99
 SETTLED_SHARE = 0.05
 MIN_CHECKPOINTS_FOR_DIFFUSION = 4
 ACCURACY = 1e-6
 """Relative accuracy owed to figures: smaller differences are rounding."""
+_NEARLY_WIDEST = 1e-9
+"""Pairs whose cosine exceeds the least one by no more are compared by their angles: a cosine of path
+that folds back a thousandfold is off by less."""
 
 
 def indicators(
@@ -66,75 +59,79 @@ def indicators(
     numbers: FloatArray,
     *,
     centered: FloatArray | None = None,
-) -> dict[str, float]:
-    """Every indicator, in the order of `INDICATORS`.
+    cosine: FloatArray | None = None,
+    relative_cosine: FloatArray | None = None,
+) -> FloatArray:
+    """Every indicator, (G, I), in the order of `INDICATORS`.
 
     Args:
-        trajectory: K present checkpoints; without any, all indicators are NaN.
+        trajectory: K present checkpoints, one at least.
         elapsed: (K,), training time in steps; where any is NaN, what needs time is NaN.
         steps: (K,), steps as numbered by the run, NaN where unknown.
         numbers: (K,), the run's number k of each checkpoint, given for a step that is unknown.
-        centered: (K,), eigenvalues of the centered Gram matrix where they are known already.
+        centered: (G, K), eigenvalues of the centered Gram matrix where they are known already.
+        cosine: (G, K, K), cosines of the checkpoints, likewise.
+        relative_cosine: (G, K, K), cosines of the displacements, likewise.
     """
-    if not trajectory.same.size:
-        return dict.fromkeys(INDICATORS, np.nan)
     if centered is None:
         centered = eigenvalues(centered_gram(trajectory))
-    relative_cosines = cosines(trajectory.relative_dots)
-    return {
-        **_directional_similarities(cosines(trajectory.dots), relative_cosines, elapsed),
-        **_lengths(trajectory),
-        **_angles(trajectory),
-        **_principal_figures(centered),
-        "diffusion_exponent": _diffusion_exponent(trajectory.squared_distances),
-        "norm_growth_exponent": _norm_growth_exponent(np.diagonal(trajectory.dots), elapsed),
-        **_predictabilities(trajectory.increments[1:, 1:]),
-        "lookahead_share": _lookahead_share(trajectory),
-        **_lasting_steps(trajectory, relative_cosines, np.where(np.isnan(steps), numbers, steps)),
-    }
+    if cosine is None:
+        cosine = cosines(trajectory.dots)
+    if relative_cosine is None:
+        relative_cosine = cosines(trajectory.relative_dots)
+    return in_order(
+        {
+            **_directional_similarities(cosine, relative_cosine, elapsed),
+            **_lengths(trajectory),
+            **_angles(trajectory, relative_cosine),
+            **principal_figures(centered),
+            "diffusion_exponent": _diffusion_exponent(trajectory.squared_distances),
+            "norm_growth_exponent": norm_growth_exponent(diagonal(trajectory.dots), elapsed),
+            **predictabilities(trajectory.increments[:, 1:, 1:]),
+            "lookahead_share": _lookahead_share(trajectory),
+            **_lasting_steps(
+                trajectory, relative_cosine, np.where(np.isnan(steps), numbers, steps)
+            ),
+        }
+    )
 
 
 def indicators_between(
-    dots: FloatArray, relative_dots: FloatArray, centered: FloatArray
-) -> dict[str, float]:
-    """The indicators of checkpoints of several paths: those that no path is needed for.
+    cosine: FloatArray, relative_cosine: FloatArray, centered: FloatArray
+) -> FloatArray:
+    """The indicators, (G, I), of checkpoints of several paths: those that no path is needed for.
 
     Args:
-        dots: (K, K), of all present checkpoints.
-        relative_dots: (K, K), of displacements, each from the start of its own path.
-        centered: (K,), eigenvalues of the centered Gram matrix.
+        cosine: (G, K, K), of all present checkpoints.
+        relative_cosine: (G, K, K), of displacements, each from the start of its own path.
+        centered: (G, K), eigenvalues of the centered Gram matrix.
     """
-    found = dict.fromkeys(INDICATORS, np.nan)
-    if len(dots):
-        unknown = np.full(len(dots), np.nan)
-        found |= _directional_similarities(cosines(dots), cosines(relative_dots), unknown)
-        found |= _principal_figures(centered)
-    return found
+    unknown = np.full(cosine.shape[1], np.nan)
+    found = dict.fromkeys(INDICATORS, np.full(len(cosine), np.nan))
+    found |= _directional_similarities(cosine, relative_cosine, unknown)
+    return in_order(found | principal_figures(centered))
 
 
-def null_values(
-    trajectory: Trajectory, elapsed: FloatArray, steps: FloatArray, numbers: FloatArray
-) -> dict[str, float]:
-    """The same indicators of a random walk with this trajectory's step lengths.
+def in_order(found: dict[str, FloatArray]) -> FloatArray:
+    """Return indicators by name, (G,) each, as (G, I) in the order of `INDICATORS`."""
+    return np.stack([found[name] for name in INDICATORS], axis=1)
+
+
+def differ_from_null(
+    values: FloatArray, nulls: FloatArray, straight: FloatArray, errors: FloatArray
+) -> BoolArray:
+    """Whether figures say more than a random walk would; false where value or null is NaN.
+
+    Args:
+        values: The indicators of the run; all arguments are of one shape.
+        nulls: The same of a random walk (null.py).
+        straight: The same of a straight line; NaN leaves its part of the margin out.
+        errors: Standard errors of `values`; NaN (steps, ranks) leaves its part out.
 
     Source: docs/method.md, "Null values".
     """
-    return indicators(random_walk(trajectory), elapsed, steps, numbers)
-
-
-def differs_from_null(value: float, null: float, straight: float, stderr: float) -> bool:
-    """Whether a figure says more than a random walk would; false where value or null is NaN.
-
-    Args:
-        value: The indicator of the run.
-        null: The same of `random_walk`.
-        straight: The same of `straight_line`; NaN leaves its part of the margin out.
-        stderr: Standard error of `value`; NaN (steps, ranks) leaves its part out.
-
-    Source: docs/method.md, "Null values".
-    """
-    margins = np.array([1.96 * stderr, 0.05 * abs(straight - null), ACCURACY * abs(null)])
-    return bool(abs(value - null) > np.fmax.reduce(margins))
+    margin = np.fmax(1.96 * errors, 0.05 * np.abs(straight - nulls))
+    return np.abs(values - nulls) > np.fmax(margin, ACCURACY * np.abs(nulls))
 
 
 def time_weights(elapsed: FloatArray) -> FloatArray:
@@ -148,81 +145,9 @@ def time_weights(elapsed: FloatArray) -> FloatArray:
     return np.append(half, 0.0) + np.append(0.0, half)
 
 
-def _directional_similarities(
-    cosine: FloatArray, relative_cosine: FloatArray, elapsed: FloatArray
-) -> dict[str, float]:
-    weights = time_weights(elapsed)
-    even = np.ones_like(weights)
-    return {
-        "mds": _weighted_mean(cosine, even),
-        "mds_offdiagonal": _offdiagonal_mean(cosine),
-        "relative_mds": _weighted_mean(relative_cosine, even),
-        "mds_time_weighted": _weighted_mean(cosine, weights),
-        "relative_mds_time_weighted": _weighted_mean(relative_cosine, weights),
-    }
-
-
-def _weighted_mean(cosine: FloatArray, weights: FloatArray) -> float:
-    """Mean over ordered pairs of defined rows, diagonal included; NaN without weight."""
-    rows = ~np.isnan(np.diagonal(cosine))
-    kept = weights[rows]
-    total = kept.sum()
-    if not total > 0:
-        return np.nan
-    # An elementwise sum, since a BLAS product's bits may depend on its threads.
-    return float(np.sum(cosine[np.ix_(rows, rows)] * np.outer(kept, kept)) / total**2)
-
-
-def _offdiagonal_mean(cosine: FloatArray) -> float:
-    """Mean over ordered pairs of two defined rows; NaN for fewer than two."""
-    rows = ~np.isnan(np.diagonal(cosine))
-    count = np.count_nonzero(rows)
-    if count < 2:
-        return np.nan
-    pairs = np.triu(cosine[np.ix_(rows, rows)], 1)
-    return float(2.0 * pairs.sum() / (count * (count - 1)))
-
-
-def _lengths(trajectory: Trajectory) -> dict[str, float]:
-    norms = np.sqrt(np.diagonal(trajectory.dots))
-    path_length = float(np.sqrt(np.diagonal(trajectory.increments)[1:]).sum())
-    displacement = float(np.sqrt(trajectory.relative_dots[-1, -1]))
-    return {
-        "path_length": path_length,
-        "displacement": displacement,
-        "straightness": displacement / path_length if path_length > 0 else np.nan,
-        "norm_ratio": float(norms[-1] / norms[0]) if norms[0] > 0 else np.nan,
-    }
-
-
-def _angles(trajectory: Trajectory) -> dict[str, float]:
-    first, last = np.array([0]), np.array([-1])
-    return {
-        "mean_update_angle_deg": _mean(update_angles(trajectory)),
-        "mean_apex_angle_next_deg": _mean(apex_angles_next(trajectory)),
-        "mean_apex_angle_last_deg": _mean(apex_angles_last(trajectory)),
-        "cone_angle_deg": _cone_angle(trajectory),
-        "origin_angle_deg": float(angles_between(trajectory, first, last)[0]),
-    }
-
-
-def _mean(values: FloatArray) -> float:
-    """Mean of what is defined; NaN if nothing is."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else np.nan
-
-
-def _cone_angle(trajectory: Trajectory) -> float:
-    """The largest angle of two displacements; NaN for fewer than two that are not zero."""
-    displaced = np.flatnonzero(np.diagonal(trajectory.relative_dots) > 0)
-    if displaced.size < 2:
-        return np.nan
-    i, j = np.triu_indices(displaced.size, 1)
-    return float(apex_angles(trajectory, displaced[i], displaced[j]).max())
-
-
-def _principal_figures(centered: FloatArray) -> dict[str, float]:
-    first, second, third = leading_shares(centered)
+def principal_figures(centered: FloatArray) -> dict[str, FloatArray]:
+    """What the eigenvalues of the centered Gram matrix, (G, K), sum up to."""
+    first, second, third = leading_shares(centered).T
     return {
         "pca_share_1": first,
         "pca_share_2": second,
@@ -235,98 +160,159 @@ def _principal_figures(centered: FloatArray) -> dict[str, float]:
     }
 
 
-def _slope(x: FloatArray, y: FloatArray) -> float:
-    """Least-squares slope of y over x; x has at least two distinct values."""
-    x = x - x.mean()
-    return float(np.sum(x * (y - y.mean())) / np.sum(x * x))
+def slope(x: FloatArray, y: FloatArray) -> FloatArray:
+    """(G,) least-squares slopes of y, (G, P), over x, (P,), which has at least two values."""
+    x, y = x - x.mean(), np.ascontiguousarray(y)  # summed in this order
+    return np.sum(x * (y - y.mean(axis=1, keepdims=True)), axis=1) / np.sum(x * x)
 
 
-def _diffusion_exponent(squared_distances: FloatArray) -> float:
-    """Slope of the log mean squared distance over log lag, lags 1 ... K // 2."""
-    count = len(squared_distances)
-    if count < MIN_CHECKPOINTS_FOR_DIFFUSION:
-        return np.nan
-    lags = np.arange(1, count // 2 + 1)
-    # Sums of all diagonals at once: with as many zeros behind every row, from the last row up, those
-    # of one lag stand in one column of rows that are an element shorter.
-    padded = np.pad(squared_distances[::-1], ((0, 0), (0, count)))
-    sums = padded.reshape(-1)[:-count].reshape(count, -1).sum(axis=0)
-    means = sums[count - 1 + lags] / (count - lags)
-    return _slope(np.log(lags), np.log(means)) if (means > 0).all() else np.nan
+def slope_of_logarithms(x: FloatArray, y: FloatArray) -> FloatArray:
+    """(G,) slopes of ln y, (G, P), over ln x, (P,); NaN where a y is not positive."""
+    positive = np.all(y > 0, axis=1)
+    logarithms = np.log(np.where(positive[:, np.newaxis], y, 1.0))
+    return np.where(positive, slope(np.log(x), logarithms), np.nan)
 
 
-def _norm_growth_exponent(squared_norms: FloatArray, elapsed: FloatArray) -> float:
-    """Slope of the log norm over log time, for times > 0."""
-    if np.isnan(elapsed).any():
-        return np.nan
-    times, squared_norms = elapsed[elapsed > 0], squared_norms[elapsed > 0]
-    if not times.size or times.min() == times.max() or not (squared_norms > 0).all():
-        return np.nan
-    return _slope(np.log(times), np.log(squared_norms) / 2)
+def norm_growth_exponent(squared_norms: FloatArray, elapsed: FloatArray) -> FloatArray:
+    """(G,) slope of the log norm over log time, for times > 0."""
+    times = elapsed[elapsed > 0]
+    if np.isnan(elapsed).any() or not times.size or times.min() == times.max():
+        return np.full(len(squared_norms), np.nan)
+    return slope_of_logarithms(times, squared_norms[:, elapsed > 0]) / 2
 
 
-def _predictabilities(increments: FloatArray) -> dict[str, float]:
-    """`predictability_*` from the Gram matrix of the increments, k >= 1."""
-    moved = np.diagonal(increments) > 0
-    energies = np.diagonal(increments)[moved]
-    # Rows of zeros ahead of the first increments: dependent directions, which hold nothing.
-    padding = (max(MEMORIES), 0)
-    correlations = np.pad(cosines(increments[np.ix_(moved, moved)]), (padding, padding))
+def lasting_step(reached: BoolArray, steps: FloatArray) -> FloatArray:
+    """(G,) the step, of (K,), from which all of (G, K) are true; the last one must be."""
+    lasting = np.logical_and.accumulate(reached[:, ::-1], axis=1).sum(axis=1)
+    return steps[reached.shape[1] - lasting]
+
+
+def mean_of_defined(values: FloatArray) -> FloatArray:
+    """(G,) means of the rows of (G, K) without what is NaN; NaN if nothing is defined."""
+    found = np.full(len(values), np.nan)
+    for groups, defined in patterns(~np.isnan(values)):
+        kept = np.ascontiguousarray(values[groups][:, defined])  # summed in this order
+        if kept.shape[1]:
+            found[groups] = kept.mean(axis=1)
+    return found
+
+
+def _directional_similarities(
+    cosine: FloatArray, relative_cosine: FloatArray, elapsed: FloatArray
+) -> dict[str, FloatArray]:
+    weights = time_weights(elapsed)
+    mean, off_diagonal, in_time = _mean_cosines(cosine, weights)
+    relative_mean, _, relative_in_time = _mean_cosines(relative_cosine, weights)
     return {
-        f"predictability_{memory}": _predictability(correlations, energies, memory)
-        for memory in MEMORIES
+        "mds": mean,
+        "mds_offdiagonal": off_diagonal,
+        "relative_mds": relative_mean,
+        "mds_time_weighted": in_time,
+        "relative_mds_time_weighted": relative_in_time,
     }
 
 
-def _predictability(correlations: FloatArray, energies: FloatArray, memory: int) -> float:
-    """Share of the increments' energy in the span of the `memory` increments before each.
+def _mean_cosines(
+    cosine: FloatArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Means over ordered pairs of defined rows: of all, of two different ones, and weighted; (G,)."""
+    mean, off_diagonal, weighted = np.full((3, len(cosine)), np.nan)
+    for groups, defined in patterns(~np.isnan(diagonal(cosine))):
+        # Elementwise sums, since a BLAS product's bits may depend on its threads.
+        kept = np.ascontiguousarray(selected(cosine, groups, defined))
+        count, rows = kept.shape[1], kept.reshape(len(kept), -1)
+        if count:
+            mean[groups] = rows.sum(axis=1) / float(count) ** 2
+        if count > 1:
+            pairs = np.triu(kept, 1).reshape(rows.shape)
+            off_diagonal[groups] = 2.0 * pairs.sum(axis=1) / (count * (count - 1))
+        weight = weights[defined]
+        total = weight.sum()
+        if total > 0:
+            products = rows * np.outer(weight, weight).reshape(-1)
+            weighted[groups] = products.sum(axis=1) / total**2
+    return mean, off_diagonal, weighted
 
-    Args:
-        correlations: (8 + M, 8 + M), cosines of the increments after eight rows of zeros.
-        energies: (M,), squared lengths of the increments.
-        memory: How many increments to look back on, at most 8.
+
+def _lengths(trajectory: Trajectory) -> dict[str, FloatArray]:
+    norms = np.sqrt(diagonal(trajectory.dots)[:, [0, -1]])
+    path_length = np.sqrt(diagonal(trajectory.increments)[:, 1:]).sum(axis=1)
+    displacement = np.sqrt(trajectory.relative_dots[:, -1, -1])
+    return {
+        "path_length": path_length,
+        "displacement": displacement,
+        "straightness": ratio(displacement, path_length),
+        "norm_ratio": ratio(norms[:, 1], norms[:, 0]),
+    }
+
+
+def ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+    """above / below; NaN where `below` is not positive."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _angles(trajectory: Trajectory, relative_cosine: FloatArray) -> dict[str, FloatArray]:
+    first, last = np.array([0]), np.array([trajectory.same.shape[1] - 1])
+    return {
+        "mean_update_angle_deg": mean_of_defined(update_angles(trajectory)),
+        "mean_apex_angle_next_deg": mean_of_defined(apex_angles_next(trajectory)),
+        "mean_apex_angle_last_deg": mean_of_defined(apex_angles_last(trajectory)),
+        "cone_angle_deg": _cone_angle(trajectory, relative_cosine),
+        "origin_angle_deg": angles_between(trajectory, first, last)[:, 0],
+    }
+
+
+def _cone_angle(trajectory: Trajectory, relative_cosine: FloatArray) -> FloatArray:
+    """(G,) the largest angle of two displacements; NaN for fewer than two that are not zero.
+
+    Few pairs can be the widest, by their cosines. Which of them is, the more accurate angles say.
     """
-    if energies.size < 2:
-        return np.nan
-    targets = np.arange(max(MEMORIES) + 1, len(correlations))[:, np.newaxis]
-    recent = targets + np.arange(-memory, 0)
-    among = correlations[recent[:, :, np.newaxis], recent[:, np.newaxis, :]]
-    values, vectors = np.linalg.eigh(among)
-    along = np.einsum("kij,ki->kj", vectors, correlations[recent, targets])
-    independent = values >= NEGLIGIBLE_EIGENVALUE * values[:, -1:]
-    parts = np.divide(along**2, values, out=np.zeros_like(values), where=independent)
-    share = np.minimum(parts.sum(axis=1), 1.0)
-    return float(np.sum(share * energies[1:]) / np.sum(energies[1:]))
+    rows = relative_cosine.reshape(len(relative_cosine), -1)
+    widest = np.fmin.reduce(rows, axis=1) + _NEARLY_WIDEST
+    group, pair = np.nonzero(rows <= widest[:, np.newaxis])
+    i, j = np.divmod(pair, relative_cosine.shape[1])
+    group, i, j = group[i < j], i[i < j], j[i < j]
+    found = np.full(len(rows), np.nan)
+    np.fmax.at(found, group, apex_angles(trajectory, i, j, group))
+    return found
 
 
-def _lookahead_share(trajectory: Trajectory) -> float:
-    """Share of the squared distances to the end that the last increment's line would have had."""
-    to_end = trajectory.squared_distances[1:-1, -1].sum()
-    if not to_end > 0:
-        return np.nan
-    towards_end = np.triu(trajectory.increments, 1).sum(axis=1)[1:-1]
-    squared_lengths = np.diagonal(trajectory.increments)[1:-1]
-    gains = np.zeros_like(squared_lengths)
+def _diffusion_exponent(squared_distances: FloatArray) -> FloatArray:
+    """(G,) slope of the log mean squared distance over log lag, lags 1 ... K // 2."""
+    groups, count, _ = squared_distances.shape
+    if count < MIN_CHECKPOINTS_FOR_DIFFUSION:
+        return np.full(groups, np.nan)
+    lags = np.arange(1, count // 2 + 1)
+    sums = np.zeros((groups, lags.size))
+    for k in range(count - 2, -1, -1):
+        ahead = squared_distances[:, k, k + 1 : k + 1 + lags.size]
+        sums[:, : ahead.shape[1]] += ahead
+    return slope_of_logarithms(lags.astype(float), sums / (count - lags))
+
+
+def _lookahead_share(trajectory: Trajectory) -> FloatArray:
+    """(G,) share of the squared distances to the end that the last increment's line would have had."""
+    to_end = np.ascontiguousarray(trajectory.squared_distances[:, 1:-1, -1]).sum(axis=1)
+    towards_end = np.triu(trajectory.increments, 1).sum(axis=2)[:, 1:-1]
+    squared_lengths = diagonal(trajectory.increments)[:, 1:-1]
+    gains = np.zeros(squared_lengths.shape)
     forward = np.maximum(towards_end, 0.0)
     np.divide(forward**2, squared_lengths, out=gains, where=squared_lengths > 0)
-    return float(gains.sum() / to_end)
+    return ratio(gains.sum(axis=1), to_end)
 
 
 def _lasting_steps(
-    trajectory: Trajectory, relative_cosines: FloatArray, steps: FloatArray
-) -> dict[str, float]:
-    squared_displacement = trajectory.relative_dots[-1, -1]
-    if not squared_displacement > 0:
-        return {"saturation_step": np.nan, "settled_step": np.nan}
-    saturated = relative_cosines[:, -1] >= SATURATED_COSINE
+    trajectory: Trajectory, relative_cosine: FloatArray, steps: FloatArray
+) -> dict[str, FloatArray]:
+    squared_displacement = trajectory.relative_dots[:, -1, -1]
     near_end = SETTLED_SHARE**2 * squared_displacement
-    settled = trajectory.squared_distances[:, -1] <= near_end
-    return {
-        "saturation_step": float(steps[_first_lasting(saturated)]),
-        "settled_step": float(steps[_first_lasting(settled)]),
+    reached = {
+        "saturation_step": relative_cosine[:, :, -1] >= SATURATED_COSINE,
+        "settled_step": trajectory.squared_distances[:, :, -1] <= near_end[:, np.newaxis],
     }
-
-
-def _first_lasting(reached: BoolArray) -> int:
-    """The first index from which all are true; the last one must be."""
-    return len(reached) - int(np.count_nonzero(np.logical_and.accumulate(reached[::-1])))
+    moved = squared_displacement > 0
+    for rows in reached.values():
+        rows[~moved, -1] = True  # a step all the same, which is not used
+    return {
+        name: np.where(moved, lasting_step(rows, steps), np.nan) for name, rows in reached.items()
+    }

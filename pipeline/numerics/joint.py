@@ -1,86 +1,57 @@
-"""Several paths in one increment basis: what is known between them.
+"""Several paths in one increment basis (basis.py): what is known between them.
 
-Every path but the first begins with a row that leads to it from the first checkpoint of all, so
-that two paths from one start lie close together in the basis too, and nothing is formed as a
-difference of large numbers. Within one path nothing changes: its own S is `own_increments`.
+Nothing is formed as a difference of large numbers. Within one path nothing changes: its own S is
+that of `Basis.own`.
 
-Letters: N checkpoints of all paths; P of one path; K of them present.
+Shapes: G = groups in the stack; N = checkpoints of all paths.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.numerics.trajectory import BoolArray, FloatArray
+from pipeline.numerics.basis import Basis
+from pipeline.numerics.stack import BoolArray, FloatArray
 
 
 def parents(firsts: Sequence[int], count: int) -> NDArray[np.int64]:
-    """(N,) the checkpoint that each row of the increment basis starts from; -1: the origin.
-
-    Args:
-        firsts: where each path begins; the first of them is 0.
-        count: N.
-    """
-    found = np.arange(-1, count - 1)
-    found[list(firsts[1:])] = 0
-    return found
-
-
-def chains(parent: NDArray[np.int64]) -> FloatArray:
-    """(N, N) ones where the row of the basis is a part of the checkpoint: theta = chains @ basis."""
-    chain = np.eye(len(parent))
-    for k, before in enumerate(parent):
-        if before >= 0:
-            chain[k] += chain[before]
-    return chain
-
-
-def own_basis(firsts: Sequence[int], count: int, path: int) -> FloatArray:
-    """(P, N) the increment basis of one path alone, in terms of the joint one."""
-    first = firsts[path]
-    stop = firsts[path + 1] if path + 1 < len(firsts) else count
-    rows = np.eye(count)[first:stop]
-    if first:
-        rows[0] += np.eye(count)[0]
-    return rows
+    """(N,) the checkpoint that each row of the increment basis starts from; -1: the origin."""
+    return Basis(tuple(firsts), count).parents
 
 
 def transformed(rows: FloatArray, increments: FloatArray) -> FloatArray:
-    """The Gram matrix of `rows`, given that of the basis they are written in."""
+    """The Gram matrices of `rows`, given those of the basis they are written in, (G, N, N)."""
     return rows @ increments @ rows.T
 
 
 def between_paths(
-    increments: FloatArray, firsts: Sequence[int], absent: BoolArray
+    increments: FloatArray, basis: Basis, absent: BoolArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(N, N) dot products, dot products of displacements, squared distances; NaN where absent.
+    """(G, N, N) dot products, dot products of displacements, squared distances; NaN where absent.
 
     A displacement is from the first present checkpoint of the path it belongs to. Distances are
     taken from the displacements from the first checkpoint of all.
 
     Args:
-        increments: (N, N), S in the joint basis.
-        firsts: where each path begins.
+        increments: (G, N, N), S in the joint basis.
         absent: (N,), true where a checkpoint counts as absent.
     """
-    count = len(absent)
-    chain = chains(parents(firsts, count))
+    chain = basis.chains()
     starts = np.zeros_like(chain)
-    for first, stop in zip(firsts, [*firsts[1:], count], strict=True):
-        present = np.flatnonzero(~absent[first:stop])
+    for path in basis.paths:
+        present = np.flatnonzero(~absent[path])
         if present.size:
-            starts[first:stop] = chain[first + present[0]]
+            starts[path] = chain[path.start + present[0]]
     common = np.zeros_like(chain)
     common[:, 0] = 1.0
     dots, relative_dots, aside = (
         transformed(chain - origin, increments) for origin in (0.0, starts, common)
     )
-    lengths = np.diagonal(aside)
-    squared = np.maximum(lengths[:, np.newaxis] + lengths - 2.0 * aside, 0.0)
-    for matrix in (dots, relative_dots, squared):
-        matrix[absent] = np.nan
-        matrix[:, absent] = np.nan
+    lengths = np.diagonal(aside, axis1=1, axis2=2)
+    sums = lengths[:, :, np.newaxis] + lengths[:, np.newaxis]
+    squared = np.maximum(sums - 2.0 * aside, 0.0)
+    for matrices in (dots, relative_dots, squared):
+        matrices[:, absent] = np.nan
+        matrices[:, :, absent] = np.nan
     return dots, relative_dots, squared

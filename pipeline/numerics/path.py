@@ -1,24 +1,27 @@
-"""What one trajectory shows at each checkpoint: the columns of the view `path`.
+"""What trajectories show at each checkpoint: the columns of the view `path`.
 
 Undefined values are NaN here and NULL in the view. Angles are degrees.
 
-Shapes: K = checkpoints that are present, N = all checkpoints of the run.
+Shapes: G = groups in the stack, K = checkpoints that are present, N = all checkpoints of the run.
 
 Source: docs/method.md, sections "One sufficient statistic" and "Indicators" ("Noise floor").
 """
 
 import numpy as np
 
-from pipeline.numerics.trajectory import (
-    BoolArray,
-    FloatArray,
-    Trajectory,
-    angles_between,
-    apex_angles,
-)
+from pipeline.numerics.stack import BoolArray, FloatArray, diagonal
+from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles
 
 PRODUCT_ERROR = 2e-7
 """Error of a cosine from float32 products, delta in docs/method.md, "Noise floor"."""
+
+COLUMNS = (
+    *("norm", "displacement", "increment", "path_length"),
+    *("update_angle_deg", "update_angle_stderr_deg"),
+    *("angle_to_first_deg", "angle_to_last_deg"),
+    *("apex_angle_next_deg", "apex_angle_last_deg", "noise_floor_deg"),
+)
+"""Those of the view; the standard error comes from replicates."""
 
 _ANGLES = ("update_angle_deg", "update_angle_stderr_deg", "noise_floor_deg")
 _ACROSS_GAP_BEFORE = ("increment", *_ANGLES)
@@ -26,21 +29,21 @@ _ACROSS_GAP_AFTER = ("apex_angle_next_deg", *_ANGLES)
 
 
 def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
-    """Column name to (K,) values, in the order of the view.
+    """Column name to (G, K) values, in the order of the view.
 
     Args:
-        trajectory: K checkpoints.
-        rounding: (K,), rounding energy of each checkpoint (squared norm of what storing it in its
+        trajectory: K checkpoints of each of G groups.
+        rounding: (G, K), rounding energy of each checkpoint (squared norm of what storing it in its
             dtype rounded away).
     """
-    k = np.arange(len(trajectory.same))
-    increment = np.sqrt(np.diagonal(trajectory.increments))
-    increment[:1] = 0.0
-    path_length = np.cumsum(increment)
-    increment[:1] = np.nan
+    k = np.arange(trajectory.same.shape[1])
+    increment = np.sqrt(diagonal(trajectory.increments))
+    increment[:, :1] = 0.0
+    path_length = np.cumsum(increment, axis=1)
+    increment[:, :1] = np.nan
     return {
-        "norm": np.sqrt(np.diagonal(trajectory.dots)),
-        "displacement": np.sqrt(np.diagonal(trajectory.relative_dots)),
+        "norm": np.sqrt(diagonal(trajectory.dots)),
+        "displacement": np.sqrt(diagonal(trajectory.relative_dots)),
         "increment": increment,
         "path_length": path_length,
         "update_angle_deg": update_angles(trajectory),
@@ -53,32 +56,32 @@ def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
 
 
 def update_angles(trajectory: Trajectory) -> FloatArray:
-    """(K,) angle of the increments into and out of k; NaN at both ends and beside a zero one."""
+    """(G, K) angle of the increments into and out of k; NaN at both ends and beside a zero one."""
     cosine = _undefined(trajectory)
     lengths = _neighbouring_lengths(trajectory)
-    between = np.diagonal(trajectory.increments, 1)[1:]
-    np.divide(between, lengths, out=cosine[1:-1], where=lengths > 0)
+    between = np.diagonal(trajectory.increments, 1, 1, 2)[:, 1:]
+    np.divide(between, lengths, out=cosine[:, 1:-1], where=lengths > 0)
     return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
 
 def apex_angles_next(trajectory: Trajectory) -> FloatArray:
-    """(K,) angle of checkpoints k and k+1 seen from the first; NaN at both ends."""
+    """(G, K) angle of checkpoints k and k+1 seen from the first; NaN at both ends."""
     angles = _undefined(trajectory)
-    k = np.arange(1, angles.size - 1)
-    angles[1:-1] = apex_angles(trajectory, k, k + 1)
+    k = np.arange(1, angles.shape[1] - 1)
+    angles[:, 1:-1] = apex_angles(trajectory, k, k + 1)
     return angles
 
 
 def apex_angles_last(trajectory: Trajectory) -> FloatArray:
-    """(K,) angle of checkpoint k and the last seen from the first; NaN at both ends."""
+    """(G, K) angle of checkpoint k and the last seen from the first; NaN at both ends."""
     angles = _undefined(trajectory)
-    k = np.arange(1, angles.size - 1)
-    angles[1:-1] = apex_angles(trajectory, k, np.full_like(k, angles.size - 1))
+    k = np.arange(1, angles.shape[1] - 1)
+    angles[:, 1:-1] = apex_angles(trajectory, k, np.full_like(k, angles.shape[1] - 1))
     return angles
 
 
 def noise_floor(trajectory: Trajectory, rounding: FloatArray) -> FloatArray:
-    """(K,) what rounding alone can make of a straight path's update angle, at most 90.
+    """(G, K) what rounding alone can make of a straight path's update angle, at most 90.
 
     NaN exactly where the update angle is. `rounding` is as in `path`.
 
@@ -86,8 +89,8 @@ def noise_floor(trajectory: Trajectory, rounding: FloatArray) -> FloatArray:
     """
     lost = _undefined(trajectory)
     lengths = _neighbouring_lengths(trajectory)
-    energy = rounding[:-2] + 4.0 * rounding[1:-1] + rounding[2:]
-    np.divide(energy, lengths, out=lost[1:-1], where=lengths > 0)
+    energy = rounding[:, :-2] + 4.0 * rounding[:, 1:-1] + rounding[:, 2:]
+    np.divide(energy, lengths, out=lost[:, 1:-1], where=lengths > 0)
     return np.degrees(np.arccos(np.maximum(1.0 - PRODUCT_ERROR - lost, 0.0)))
 
 
@@ -99,29 +102,31 @@ def with_absent(columns: dict[str, FloatArray], absent: BoolArray) -> dict[str, 
     along the chord, as the indicators do.
 
     Args:
-        columns: Column name to (K,) values.
+        columns: Column name to (G, K) values.
         absent: (N,), false K times.
     """
+    if not absent.any():
+        return columns
     after_gap = np.append(False, absent[:-1])[: absent.size]
     before_gap = np.append(absent[1:], False)[: absent.size]
     spread: dict[str, FloatArray] = {}
     for name, values in columns.items():
-        column = np.full(absent.size, np.nan)
-        column[~absent] = values
+        column = np.full((len(values), absent.size), np.nan)
+        column[:, ~absent] = values
         if name in _ACROSS_GAP_BEFORE:
-            column[after_gap] = np.nan
+            column[:, after_gap] = np.nan
         if name in _ACROSS_GAP_AFTER:
-            column[before_gap] = np.nan
+            column[:, before_gap] = np.nan
         spread[name] = column
     return spread
 
 
 def _undefined(trajectory: Trajectory) -> FloatArray:
-    """(K,) a new column of NaN."""
-    return np.full(len(trajectory.same), np.nan)
+    """(G, K) new columns of NaN."""
+    return np.full(trajectory.same.shape, np.nan)
 
 
 def _neighbouring_lengths(trajectory: Trajectory) -> FloatArray:
-    """(K - 2,) length of the increment into k times that out of it, k = 1 ... K - 2."""
-    lengths = np.sqrt(np.diagonal(trajectory.increments))
-    return lengths[1:-1] * lengths[2:]
+    """(G, K - 2) length of the increment into k times that out of it, k = 1 ... K - 2."""
+    lengths = np.sqrt(diagonal(trajectory.increments))
+    return lengths[:, 1:-1] * lengths[:, 2:]

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.numerics.joint import parents
+from pipeline.numerics.basis import Basis
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_GROUPS
 from pipeline.planning.tiles import elements
+from pipeline.reduce.batches import FigureBatch, OfGroups, figure_batches
 from pipeline.reduce.estimate import Estimate, Stratum
-from pipeline.reduce.figures import Figures, GroupSums, Times, figures
+from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Grouping, Member
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
@@ -30,35 +30,22 @@ from pipeline.statistics.rounding import energies
 from pipeline.statistics.statistic import MERGES, Rule, specs, unpacked
 from pipeline.statistics.table import on_request
 
-LEAST_CHECKPOINTS_FOR_THREADS = 128
-"""With fewer the figures are many small calls, and threads wait for the interpreter's lock: six groups
-with standard errors took 0.13 s on one thread and 0.16 s on two with 64 checkpoints, 0.38 and 0.36 s
-with 154, 2.05 and 1.10 s with 600."""
 STACK_BYTES = 16 << 20
 """Of Gram matrices that are added up at once: enough that the calls cost little beside them."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
 
-OfGroups = tuple[Sequence[int], GroupSums | None]
-"""Numbers of groups that hold the same parts, and their sums; None if nothing is known of them."""
 
-
-def reduce(plan: Plan, sums: Iterable[OfGroups], threads: int) -> Iterator[tuple[int, Figures]]:
-    """Yield the figures of every group, by its number, as its sums become complete.
+def reduce(
+    plan: Plan, grouped: Grouping, sums: Iterable[OfGroups], threads: int
+) -> Iterator[FigureBatch]:
+    """Yield the figures of every group, many at a time, as their sums become complete.
 
     Args:
         sums: of `group_sums` or `estimated_sums`.
-        threads: groups worked on side by side, if worth it; decides nothing about the figures.
+        threads: batches worked on side by side; decides nothing about the figures.
     """
-    times = _times(plan)
-    threads = threads if len(plan.checkpoints) >= LEAST_CHECKPOINTS_FOR_THREADS else 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
-        pending = (
-            (groups, pool.submit(figures, found, times, plan.firsts)) for groups, found in sums
-        )
-        for batch in _batches(pending, 2 * threads):
-            for groups, future in batch:
-                for group in groups:
-                    yield group, future.result()
+    basis = Basis(plan.firsts, len(plan.checkpoints))
+    return figure_batches(sums, grouped.keys, _times(plan), basis, threads)
 
 
 def group_sums(
@@ -255,7 +242,7 @@ def _of_statistics(
         arrays,
         np.array([elements(p, 0, t.numel) for p, t in zip(parts, tensors, strict=True)], float),
         [tensor.dtypes for tensor in tensors],
-        parents(plan.firsts, len(plan.checkpoints)),
+        Basis(plan.firsts, len(plan.checkpoints)).parents,
     )
     return {each.name: dict(each.of_parts(stack)) for each in asked}
 
@@ -404,13 +391,3 @@ def _times(plan: Plan) -> Times:
         steps=column([checkpoint.step for checkpoint in plan.checkpoints]),
         elapsed=column([checkpoint.elapsed for checkpoint in plan.checkpoints]),
     )
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    yield batch

@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
-from pipeline.reduce.figures import Figures
+from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Key
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
-from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
-
-Array = NDArray[np.float64]
-
-ROWS_PER_FILE = 2_000_000  # about 50 MB of similarities: bounds what is held before it is written
-ROW_GROUP_ROWS = 122_880  # DuckDB's own: point queries 2.4 ms, against 4.8-5.6 ms otherwise
+from pipeline.store.schema import SCHEMAS
+from pipeline.store.tables import TableWriter, parquet
 
 
 class RunWriter:
@@ -41,60 +35,77 @@ class RunWriter:
 
     def __init__(self, folder: Folder, run: str, attempt: str) -> None:
         self._folder, self._run, self._attempt = folder, run, attempt
-        self._batches: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._rows: dict[str, int] = defaultdict(int)
-        self._files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._files: dict[str, list[dict[str, Any]]] = {}
         """Of each table, as the row of `runs` names them."""
+        self._tables = {table: self._table(table) for table in SCHEMAS if table != "runs"}
         self._row = b""
 
-    def add(self, number: int, key: Key, found: Figures) -> None:
-        """Add all figures of one group; `number` identifies the group within the run."""
-        self._append("groups", {name: [getattr(key, name)] for name in Key.__slots__}, number)
-        count = len(found.projection)
+    def add(self, batch: FigureBatch) -> None:
+        """Add all figures of some groups."""
+        numbers = batch.numbers
+        keys = {name: [getattr(key, name) for key in batch.keys] for name in Key.__slots__}
+        self._tables["groups"].add({"group_id": numbers, **keys})
+        found, rows = batch.figures, batch.rows
+        count = found.projection.shape[1]
         i, j = np.triu_indices(count)
-        upper = {
-            "dot": found.dots[i, j],
-            "relative_dot": found.relative_dots[i, j],
-            "squared_distance": found.squared_distances[i, j],
-            "cosine_stderr": found.cosine_errors[i, j],
-            "relative_cosine_stderr": found.relative_cosine_errors[i, j],
+        matrices = {
+            "dot": found.dots,
+            "relative_dot": found.relative_dots,
+            "squared_distance": found.squared_distances,
+            "cosine_stderr": found.cosine_errors,
+            "relative_cosine_stderr": found.relative_cosine_errors,
         }
-        self._append("similarity", {"i": i, "j": j, **upper}, number)
-        self._append("path", {"k": np.arange(count), **found.path}, number)
-        self._append(
-            "indicators",
-            {
-                "indicator": list(INDICATORS),
-                "value": np.array([found.indicators[name] for name in INDICATORS]),
-                "stderr": np.array([found.indicator_errors[name] for name in INDICATORS]),
-                "null_value": np.array([found.null_values[name] for name in INDICATORS]),
-                "differs_from_null": [found.differs_from_null[name] for name in INDICATORS],
-            },
-            number,
-        )
-        for basis, (eigenvalues, shares) in found.spectrum.items():
-            ranks = np.arange(1, len(eigenvalues) + 1)
-            columns = {"rank": ranks, "eigenvalue": eigenvalues, "share": shares}
-            self._append("spectrum", {"basis": [basis] * len(ranks), **columns}, number)
-        coordinates = {f"pc{c + 1}": found.projection[:, c] for c in range(3)}
-        self._append("projection", {"k": np.arange(count), **coordinates}, number)
+        upper = {name: _upper(values, i * count + j)[rows] for name, values in matrices.items()}
+        self._add("similarity", numbers, {"i": i, "j": j}, upper)
+        checkpoints = {"k": np.arange(count)}
+        columns = {name: values[rows] for name, values in found.path.items()}
+        self._add("path", numbers, checkpoints, columns)
+        coordinates = {f"pc{c + 1}": found.projection[rows, :, c] for c in range(3)}
+        self._add("projection", numbers, checkpoints, coordinates)
+        unknown = np.isnan(found.indicators) | np.isnan(found.null_values)
+        differs = np.ma.masked_array(found.differs_from_null, unknown)
+        values = {
+            "value": found.indicators[rows],
+            "stderr": found.indicator_errors[rows],
+            "null_value": found.null_values[rows],
+            "differs_from_null": differs[rows],
+        }
+        self._add("indicators", numbers, {"indicator": _words(INDICATORS)}, values)
+        self._add_spectrum(numbers, batch)
 
-    def add_statistic(self, number: int, statistic: str, columns: Mapping[str, Array]) -> None:
-        """Add the rows of a statistic on request, one for each checkpoint of a group."""
+    def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
+        """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
+        found, rows = batch.figures, batch.rows
+        values = np.concatenate(list(found.eigenvalues.values()), axis=1)[rows]
+        shares = np.concatenate(list(found.shares.values()), axis=1)[rows]
+        bases = [(basis, column.shape[1]) for basis, column in found.eigenvalues.items()]
+        ranked = {
+            "basis": _words([basis for basis, ranks in bases for _ in range(ranks)]),
+            "rank": np.concatenate([np.arange(1, ranks + 1) for _, ranks in bases]),
+        }
+        columns = {"eigenvalue": values, "share": shares}
+        self._add("spectrum", numbers, ranked, columns, ~np.isnan(values))
+
+    def add_statistic(
+        self, groups: Sequence[int], statistic: str, columns: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Add the rows of a statistic on request, (K,), to each of some groups of the same weights."""
         count = len(next(iter(columns.values())))
-        self._append(statistic, {"k": np.arange(count), **columns}, number)
+        numbers = np.array(groups, np.int32)
+        stacked = {name: np.tile(values, (len(groups), 1)) for name, values in columns.items()}
+        self._add(statistic, numbers, {"k": np.arange(count)}, stacked)
 
     def complete(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""
-        self._append("checkpoints", _checkpoint_columns(plan))
-        self._append("tensors", _tensor_columns(plan))
-        self._append("findings", _finding_columns(found))
-        for table in SCHEMAS.keys() - {"runs"}:
-            self._flush(table)
+        self._tables["checkpoints"].add(_checkpoint_columns(plan))
+        self._tables["tensors"].add(_tensor_columns(plan))
+        self._tables["findings"].add(_finding_columns(found))
+        for table in self._tables.values():
+            table.close()
         files = list(chain.from_iterable(self._files.values()))
         own = {"attempt": self._attempt, "files": files}
         row = {name: [(run_row | own).get(name)] for name in SCHEMAS["runs"].names}
-        self._row = _parquet(sealed(pa.table(row, schema=SCHEMAS["runs"])), "runs")
+        self._row = parquet(sealed(pa.table(row, schema=SCHEMAS["runs"])), "runs")
 
     def commit(self) -> None:
         """Write the row of `runs`: from here on this attempt counts. May be tried again.
@@ -114,66 +125,53 @@ class RunWriter:
         with contextlib.suppress(StoreUnusable):  # no view shows it; a later attempt removes it
             remove_unfinished(self._folder, self._run, self._attempt)
 
-    def _append(self, table: str, columns: dict[str, Any], group: int | None = None) -> None:
-        """Keep rows; columns are turned into Arrow many groups at a time, which is 3 times faster."""
-        rows = len(next(iter(columns.values())))
-        columns["attempt"] = np.zeros(rows, np.int32)
-        if group is not None:
-            columns["group_id"] = np.full(rows, group, np.int32)
-        self._batches[table].append(columns)
-        self._rows[table] += rows
-        if self._rows[table] >= ROWS_PER_FILE:
-            self._flush(table)
+    def _add(
+        self,
+        table: str,
+        numbers: NDArray[np.int32],
+        shared: Mapping[str, NDArray[Any] | pa.DictionaryArray],
+        columns: Mapping[str, NDArray[Any]],
+        existing: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add as many rows of every group.
 
-    def _flush(self, table: str) -> None:
-        batches = self._batches.pop(table, [])
-        if not batches and self._files[table]:
-            return
-        # a table without rows still gets a file: the views name all of them
-        arrays = []
-        for field in SCHEMAS[table]:
-            values = _joined([columns[field.name] for columns in batches])
-            if field.name == "attempt":
-                indices = pa.array(values, pa.int32())
-                arrays.append(pa.DictionaryArray.from_arrays(indices, [self._attempt]))
-            elif pa.types.is_dictionary(field.type):
-                arrays.append(pa.array(values, field.type.value_type).dictionary_encode())
-            else:
-                # from_pandas: NaN is NULL
-                arrays.append(pa.array(values, field.type, from_pandas=True))
-        data = _parquet(pa.Table.from_arrays(arrays, schema=SCHEMAS[table]), table)
-        path = part_path(table, self._run, self._attempt, len(self._files[table]))
-        self._folder.replace(path, data)
-        self._files[table].append({"table": table, "size": len(data), "digest": digest(data)})
-        self._rows[table] = 0
+        Args:
+            shared: (P,), what is the same for each of the R groups.
+            columns: (R, P).
+            existing: (R, P), which of the rows there are; all, if not given.
+        """
+        width = len(next(iter(shared.values())))
+        place = np.tile(np.arange(width, dtype=np.int32), len(numbers))
+        group = np.repeat(numbers, width)
+        chosen = {name: values.reshape(-1) for name, values in columns.items()}
+        if existing is not None:
+            kept = existing.reshape(-1)
+            place, group = place[kept], group[kept]
+            chosen = {name: values[kept] for name, values in chosen.items()}
+        common = {
+            name: values.take(pa.array(place)) if isinstance(values, pa.Array) else values[place]
+            for name, values in shared.items()
+        }
+        self._tables[table].add({"group_id": group, **common, **chosen})
+
+    def _table(self, table: str) -> TableWriter:
+        files = self._files[table] = []
+
+        def store(data: bytes) -> None:
+            path = part_path(table, self._run, self._attempt, len(files))
+            self._folder.replace(path, data)
+            files.append({"table": table, "size": len(data), "digest": digest(data)})
+
+        return TableWriter(table, self._attempt, store)
 
 
-def _joined(batches: list[Any]) -> Any:
-    if batches and isinstance(batches[0], np.ndarray):
-        return np.concatenate(batches)
-    return list(chain.from_iterable(batches))
+def _upper(matrices: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the upper triangles, (G, P), by their places in the matrices."""
+    return np.take(matrices.reshape(len(matrices), -1), places, axis=1)
 
 
-def _parquet(table: pa.Table, name: str) -> bytes:
-    """Return a table as the bytes of a Parquet file.
-
-    Doubles as byte streams and keys as dictionaries: 10.9 MB where pyarrow's defaults give 14.9.
-    """
-    sink = pa.BufferOutputStream()
-    split = BYTE_STREAM_SPLIT[name]
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=[  # type: ignore[arg-type]  # the stubs know only a bool
-            column for column in table.column_names if column not in split
-        ],
-        column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
-        row_group_size=ROW_GROUP_ROWS,
-        write_page_checksum=True,  # for who reads parts of a file, from object storage
-    )
-    return sink.getvalue().to_pybytes()
+def _words(words: Sequence[str]) -> pa.DictionaryArray:
+    return pa.array(words, pa.string()).dictionary_encode()
 
 
 def _checkpoint_columns(plan: Plan) -> dict[str, Any]:

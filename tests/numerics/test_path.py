@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipeline.numerics.path import path, with_absent
+from pipeline.numerics.path import path as paths
+from pipeline.numerics.path import with_absent
 from pipeline.numerics.trajectory import Trajectory, present_increments
 from tests import reference
 from tests.numerics.examples import EXAMPLES, straight, walk
@@ -18,6 +19,11 @@ COLUMNS = [
     "angle_to_first_deg", "angle_to_last_deg", "apex_angle_next_deg", "apex_angle_last_deg",
     "noise_floor_deg",
 ]  # fmt: skip
+
+
+def path(trajectory: Trajectory, rounding: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of the only group of a stack."""
+    return {name: column for name, (column,) in paths(trajectory, rounding[np.newaxis]).items()}
 
 
 def assert_columns(found: dict[str, np.ndarray], weights: Matrix, rounding: np.ndarray) -> None:
@@ -78,19 +84,15 @@ def test_noise_floor_is_undefined_where_the_update_angle_is() -> None:
     np.testing.assert_array_equal(np.isnan(columns["noise_floor_deg"]), undefined)
 
 
-def test_nothing_is_infinite_and_no_checkpoint_is_no_row() -> None:
-    nothing = Trajectory.from_increments(np.zeros((0, 0)), np.zeros(0, dtype=int))
-    assert all(values.shape == (0,) for values in path(nothing, np.zeros(0)).values())
-
-
 def test_absent_checkpoints_are_gaps() -> None:
     weights = walk(9, 0.1)
     absent = np.isin(np.arange(9), (0, 4, 8))
-    increments = present_increments(reference.increment_gram(weights), absent)
-    trajectory = Trajectory.from_increments(increments, np.arange(6))
+    increments = present_increments(reference.increment_gram(weights)[np.newaxis], absent)
+    trajectory = Trajectory.from_increments(increments, np.arange(6)[np.newaxis])
     columns = path(trajectory, np.zeros(6))
     assert_columns(columns, weights[~absent], np.zeros(6))
-    spread = with_absent(columns, absent)
+    stacks = {name: column[np.newaxis] for name, column in columns.items()}
+    spread = {name: column for name, (column,) in with_absent(stacks, absent).items()}
     defined = {name: np.flatnonzero(~np.isnan(values)).tolist() for name, values in spread.items()}
     present = [1, 2, 3, 5, 6, 7]
     assert defined == {
@@ -106,12 +108,9 @@ def test_absent_checkpoints_are_gaps() -> None:
         "noise_floor_deg": [2, 6],
     }
     assert spread["norm"][5] == columns["norm"][3]
-    assert all(
-        not values.size for values in with_absent({"norm": np.zeros(0)}, absent[:0]).values()
-    )
 
 
 def test_without_absences_columns_stay_as_they_are() -> None:
-    columns = path(trajectory_of(walk(5, 0.1)), np.zeros(5))
+    columns = paths(trajectory_of(walk(5, 0.1), walk(5, 0.2)), np.zeros((2, 5)))
     for name, values in with_absent(columns, np.zeros(5, dtype=bool)).items():
         np.testing.assert_array_equal(values, columns[name])

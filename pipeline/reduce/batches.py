@@ -1,0 +1,86 @@
+"""From the sums of groups to their figures: many groups at once, several batches side by side.
+
+The arithmetic of a batch lets go of the interpreter's lock, and its calls are few.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.numerics.basis import Basis
+from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
+from pipeline.reduce.groups import Key
+
+OfGroups = tuple[Sequence[int], GroupSums | None]
+"""Numbers of groups that hold the same parts, and their sums; None if nothing is known of them."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FigureBatch:
+    """The figures of some groups, of which several may be the same weights."""
+
+    numbers: NDArray[np.int32]
+    """(R,) of the groups."""
+    keys: list[Key]
+    """What each of them is."""
+    rows: NDArray[np.int64]
+    """(R,) where the figures of each are among `figures`."""
+    figures: Figures
+
+    @property
+    def paths(self) -> tuple[FigureBatch, ...]:
+        """Return, of several paths, the figures of the same groups of each alone."""
+        return tuple(
+            FigureBatch(self.numbers, self.keys, self.rows, each) for each in self.figures.paths
+        )
+
+
+def figure_batches(
+    sums: Iterable[OfGroups], keys: Sequence[Key], times: Times, basis: Basis, threads: int
+) -> Iterator[FigureBatch]:
+    """Yield the figures of every group, in the order of the sums.
+
+    At most two batches a thread are held at once, be there as many groups as may be.
+
+    Args:
+        sums: the groups of the same weights, and the sums over these; None if they were lost.
+        keys: what each group is, by its number.
+        threads: batches worked on side by side; decides nothing about the figures.
+    """
+    pending: deque[tuple[list[OfGroups], Future[Figures]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
+        for batch in _batches(sums, basis.count):
+            groups = [found for _, found in batch]
+            pending.append((batch, pool.submit(figures, groups, times, basis)))
+            if len(pending) >= 2 * threads:
+                yield _batch(keys, *pending.popleft())
+        while pending:
+            yield _batch(keys, *pending.popleft())
+
+
+def _batch(keys: Sequence[Key], sums: Sequence[OfGroups], future: Future[Figures]) -> FigureBatch:
+    rows = np.repeat(np.arange(len(sums)), [len(groups) for groups, _ in sums])
+    numbers = [group for groups, _ in sums for group in groups]
+    of_groups = [keys[group] for group in numbers]
+    return FigureBatch(np.array(numbers, np.int32), of_groups, rows, future.result())
+
+
+def _batches(sums: Iterable[OfGroups], count: int) -> Iterator[list[OfGroups]]:
+    batch: list[OfGroups] = []
+    size = 0
+    for groups, found in sums:
+        if not groups:
+            continue
+        batch.append((groups, found))
+        size += 8 * count**2 * (1 if found is None else 1 + len(found.changes))
+        if size >= STACK_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
