@@ -60,10 +60,10 @@ def _row(
 def _selection(text: str | None) -> Mapping[str, Any]:
     """Return what a selection states: nothing, if a row holds something else than was written."""
     try:
-        found = json.loads(text or "")
+        selection = json.loads(text or "")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return selection if isinstance(selection, dict) else {}
 
 
 def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
