@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -83,15 +83,19 @@ class TensorFacts:
         """`numel` and `dtypes` are the tensor's; `firsts`: where each path begins."""
         self.part, self.dtypes = part, dtypes
         self.part_numel = numel // part.period * (part.stop - part.start)
-        formats = set(dtypes)
-        self.stored = dtypes[0] if len(formats) == 1 else None
-        """The format of all checkpoints; None if they differ."""
-        self.half = formats <= HALF
-        self.sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
-        """(K,) bytes of an element."""
+        # the format of all checkpoints, or None; whether all have 16 bits or fewer; (K,) bytes each
+        self.stored, self.half, self.sizes = _of_formats(dtypes)
         self.firsts = firsts
         """Where each path begins among the checkpoints."""
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
+
+
+@cache
+def _of_formats(dtypes: tuple[str, ...]) -> tuple[str | None, bool, NDArray[np.int64]]:
+    """Return the one format, if it is one; whether all have 16 bits or fewer; (K,) bytes of an element."""
+    formats = set(dtypes)
+    sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
+    return dtypes[0] if len(formats) == 1 else None, formats <= HALF, sizes
 
 
 class Piece:
