@@ -168,8 +168,8 @@ def copying(patch: pytest.MonkeyPatch, times: float) -> list[Device]:
     """Have workers copy windows, of so many of the least; return the devices, as they are made."""
     made: list[Device] = []
 
-    def make(*args: Any) -> Device:
-        made.append(Device(*args))
+    def make(*args: Any, **options: Any) -> Device:
+        made.append(Device(*args, **options))
         made[-1].window = int(times * made[-1].least) // 64 * 64
         return made[-1]
 

@@ -23,6 +23,7 @@ class Digest:
     """What tells checkpoints of equal values."""
 
     name = "digest"
+    scratch = 0
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (ArraySpec("digest.words", (num_checkpoints, WORDS), "u8"),)

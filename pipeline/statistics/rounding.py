@@ -37,6 +37,7 @@ class Rounding:
     """What the rounding energy of a part is made of."""
 
     name = "rounding"
+    scratch = 0
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (
