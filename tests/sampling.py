@@ -74,18 +74,18 @@ def model_figures(sums: Iterable[GroupSums], count: int) -> Figures:
         total += other.increments
         for group, change in other.changes.items():
             changes[group] = changes.get(group, 0) + change
-    groups = max(entry.groups for entry in (first, *others))
-    return figures([_group_sums(total, changes, groups)], _times(count), Basis((0,), count))
+    folds = max(entry.folds for entry in (first, *others))
+    return figures([_group_sums(total, changes, folds)], _times(count), Basis((0,), count))
 
 
 def _times(count: int) -> Times:
     return Times(np.arange(count, dtype=float), np.arange(count, dtype=float))
 
 
-def _group_sums(total: NDArray, changes: dict[int, NDArray], groups: int) -> GroupSums:
+def _group_sums(total: NDArray, changes: dict[int, NDArray], folds: int) -> GroupSums:
     count = len(total)
     digests = np.arange(count, dtype=np.uint64)[:, np.newaxis]
-    return GroupSums(total, digests, np.zeros(count, bool), np.zeros(count), changes, True, groups)
+    return GroupSums(total, digests, np.zeros(count, bool), np.zeros(count), changes, True, folds)
 
 
 class Sampled:

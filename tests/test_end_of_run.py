@@ -255,9 +255,13 @@ def results(store: Path) -> list[Path]:
 
 
 def flip_a_byte(store: Path) -> None:
-    data = bytearray(results(store)[1].read_bytes())
+    flip_a_byte_of(results(store)[1])
+
+
+def flip_a_byte_of(path: Path) -> None:
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    results(store)[1].write_bytes(data)
+    path.write_bytes(data)
 
 
 def remove_two(store: Path) -> None:
@@ -281,7 +285,14 @@ def test_a_result_that_is_harmed_before_the_reduction_is_made_again(
 def test_a_result_that_is_harmed_again_and_again_is_lost(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list]
 ) -> None:
-    told = Told(lambda: flip_a_byte(tmp_path))
+    harmed: list[Path] = []
+
+    def harm_the_same() -> None:
+        harmed.extend(results(tmp_path)[1:2] if not harmed else ())
+        if harmed[0].exists():
+            flip_a_byte_of(harmed[0])
+
+    told = Told(harm_the_same)
     summary = analysed(suite, tmp_path, told)
     assert not summary.complete and summary.mds is None and len(summary.lost) == 1
     assert told.lost == [1] and "its result is damaged or gone, 3 times" in summary.lost[0]

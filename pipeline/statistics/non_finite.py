@@ -14,6 +14,7 @@ class NonFinite:
     """Counts, (K,). Asked after the Gram matrix, whose diagonal shows at no cost that there is none."""
 
     name = "non_finite"
+    scratch = 0
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (ArraySpec("non_finite.count", (num_checkpoints,), "i8"),)

@@ -44,6 +44,7 @@ class Sparsity:
     """Which stored values changed, in counts."""
 
     name = "sparsity"
+    scratch = 40  # patterns, rounded ones, differences, and bins of small parts
     columns: tuple[str, ...] = (
         *("changed", "changed_expected", "changed_since_first", "ever_changed", "reverted"),
         *("changed_again", "overlap", "overlap_expected", "visible", "beyond_1e5"),

@@ -65,6 +65,8 @@ class Statistic(Protocol):
     """Something computed of every part, from values, stored bytes, or both."""
 
     name: str
+    scratch: int
+    """Bytes of working memory for each value of a piece, beside what pieces share."""
 
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         """Return what is kept of one part."""
@@ -102,6 +104,11 @@ class TabledStatistic(Statistic, Protocol):
 def specs(statistics: Sequence[Statistic], num_checkpoints: int) -> tuple[ArraySpec, ...]:
     """Return all arrays that these statistics keep of one part."""
     return tuple(spec for each in statistics for spec in each.arrays(num_checkpoints))
+
+
+def scratch_per_value(statistics: Sequence[Statistic]) -> int:
+    """Return the bytes of working memory for each value of a piece: statistics are asked in turn."""
+    return max(each.scratch for each in statistics)
 
 
 def part_bytes(statistics: Sequence[Statistic], num_checkpoints: int) -> int:

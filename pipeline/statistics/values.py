@@ -41,6 +41,7 @@ class Values:
     """Moments and sizes of the values at each checkpoint."""
 
     name = "values"
+    scratch = 48  # values, sizes, three powers in float64, and a row each to compare with
     columns: tuple[str, ...] = (
         *("mean", "mean_size", "variance", "skewness", "kurtosis", "largest"),
         *("zeros", "sign_changes", "sign_changes_since_first", *QUANTILES),

@@ -96,7 +96,7 @@ class Folder:
 
     def read(self, path: str) -> bytes | None:
         """Return a file's contents, or None if there is no such file."""
-        if not self.exists:
+        if self._never_was:
             return None
 
         def question(files: Any) -> bytes | None:
@@ -120,7 +120,7 @@ class Folder:
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return all files below a prefix, sorted by path."""
-        if not self.exists:
+        if self._never_was:
             return []
 
         def question(files: Any) -> list[Entry]:
@@ -169,6 +169,11 @@ class Folder:
             where /= name
             if name == ".." or where.is_symlink():
                 raise OSError(f"{quoted(where)} is a link; the store of a run holds none")
+
+    @property
+    def _never_was(self) -> bool:
+        """True if nothing has been stored yet; of a directory that has gone, nobody can say so."""
+        return not (self._was_there or self.exists)
 
     @cached_property
     def _directory(self) -> LocalStore:

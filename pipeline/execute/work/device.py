@@ -40,6 +40,8 @@ from pipeline.statistics.piece import (
     decoded,
 )
 from pipeline.statistics.pieces import PIECE, piece_bounds
+from pipeline.statistics.statistic import Statistic
+from pipeline.statistics.table import ALWAYS
 
 SHARE_OF_FREE = 0.5
 """Of a card's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
@@ -184,6 +186,7 @@ class Device:
         lanes: int,
         sharers: int = 1,
         window: int | None = None,
+        statistics: Sequence[Statistic] = ALWAYS,
     ) -> None:
         """Prepare; the device is not touched yet.
 
@@ -201,7 +204,9 @@ class Device:
         """Bytes of a row that hold any piece, wherever it begins."""
         self._num_checkpoints = len(tensors[0].dtypes)
         # as in a host's memory, and the batch of products of short sums
-        self._beside = scratch_bytes(tensors) + 4 * (PIECE // SHORT_SUM) * self._num_checkpoints**2
+        self._beside = (
+            scratch_bytes(tensors, statistics) + 4 * (PIECE // SHORT_SUM) * self._num_checkpoints**2
+        )
         self._row_bytes, self._lanes, self._sharers = row_bytes, lanes, sharers
         self._idle: LifoQueue[Lane] | None = None
         self._changing = threading.Lock()
@@ -408,14 +413,10 @@ class Lane:
         else:
             gathered = torch.from_numpy(columns + offset).to(values.device)
             values = values.index_select(1, gathered)
-
-        def bytes_of(k: int) -> memoryview:
-            size = int(facts.sizes[k])
-            begin = int(batch.begins[k]) + offset * size
-            return rows[k][begin : begin + (stop - start) * size]
-
         assert self._scratch is not None
-        accumulator.add(key, Piece(facts, start, stop, values, columns, bytes_of, self._scratch))
+        begins = batch.begins + offset * facts.sizes
+        piece = Piece(facts, start, stop, values, columns, rows, begins, self._scratch)
+        accumulator.add(key, piece)
 
 
 def choose_device(wanted: str) -> str:

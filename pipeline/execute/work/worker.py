@@ -67,7 +67,14 @@ class Worker:
             sharers: workers that compute on the same card, this one included.
         """
         self._plan, self._sink, self._memory = plan, sink, memory
-        self._device = Device(device, plan.tensors, memory.row_bytes, threads, sharers)
+        self._device = Device(
+            device,
+            plan.tensors,
+            memory.row_bytes,
+            threads,
+            sharers,
+            statistics=plan.statistics,
+        )
         self._parents = parents(plan.firsts, len(plan.checkpoints))
         self._known_facts: dict[tuple[int, int], TensorFacts] = {}
         self._local = threading.local()
