@@ -132,7 +132,7 @@ def coarsest(represented: NDArray[np.bool_], dtypes: Sequence[str]) -> NDArray[n
         represented: (Q, K, 4), over all tiles.
         dtypes: stored format of each checkpoint.
     """
-    stored_in = np.array(dtypes)
+    stored_in = np.array([*dtypes, *COARSEST_FIRST])[: len(dtypes)]  # texts long enough for all
     formats = np.broadcast_to(stored_in, represented.shape[:2]).copy()
     for stored in sorted(set(dtypes)):
         if stored not in COARSEST_FIRST:
