@@ -339,8 +339,8 @@ class Recorder:
         if self.calls in self.at:
             raise torch.OutOfMemoryError("none left")
         values = piece.values.double().numpy().copy()
-        for k, row in enumerate(values):  # bytes and values are of the same elements
-            stored = torch.frombuffer(bytearray(piece.stored_bytes(k)[0]), dtype=torch.uint8)
+        for k, (row, (raw,)) in enumerate(zip(values, piece.stored_bytes(), strict=True)):
+            stored = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
             np.testing.assert_array_equal(
                 stored.view(TORCH_DTYPES[piece.facts.dtypes[k]]).double().numpy(), row
             )

@@ -43,6 +43,14 @@ class AlignedTensor:
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
 
+    bytes_per_element: int = field(init=False, compare=False)
+    """Stored size of one element, over the checkpoints; what several share counts once."""
+
+    def __post_init__(self) -> None:
+        places = set(zip(self.files, self.starts, self.dtypes, strict=True))
+        sizes = (DTYPES[dtype].itemsize for _, _, dtype in places)
+        object.__setattr__(self, "bytes_per_element", sum(sizes))
+
     def all_files(self) -> set[int]:
         """Return the files that any of its elements lie in."""
         return {

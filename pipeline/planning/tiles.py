@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part
 from pipeline.planning.align import AlignedTensor
 from pipeline.statistics.parts import PartKey
@@ -49,12 +48,6 @@ class Tile:
     """Digest of what the tile is; its result file is called so."""
 
 
-def bytes_per_element(tensor: AlignedTensor) -> int:
-    """Return the stored size of one element, over the checkpoints; what several share counts once."""
-    places = zip(tensor.files, tensor.starts, tensor.dtypes, strict=True)
-    return sum(DTYPES[dtype].itemsize for _, _, dtype in set(places))
-
-
 def tile_bytes(num_checkpoints: int) -> int:
     """Return how much a tile reads at least, unless it is what is left of its tensors."""
     return max(MIN_TILE_BYTES, BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2)
@@ -80,7 +73,7 @@ def divide(
     keys: set[tuple[int, int, int]] = set()
     num_bytes = 0
     for fragment in fragments:
-        size, first = bytes_per_element(tensors[fragment.tensor]), fragment.first
+        size, first = tensors[fragment.tensor].bytes_per_element, fragment.first
         while first < fragment.stop:
             wanted = -(-(least_bytes - num_bytes) // size)
             stop = min(fragment.stop, first + -(-wanted // CHUNK) * CHUNK)
@@ -132,6 +125,6 @@ def _tile(index: int, fragments: tuple[Fragment, ...], tensors: Sequence[Aligned
 def fragment_bytes(fragments: Sequence[Fragment], tensors: Sequence[AlignedTensor]) -> int:
     """Return the stored size of some fragments, over all checkpoints."""
     return sum(
-        (fragment.stop - fragment.first) * bytes_per_element(tensors[fragment.tensor])
+        (fragment.stop - fragment.first) * tensors[fragment.tensor].bytes_per_element
         for fragment in fragments
     )

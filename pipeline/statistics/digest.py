@@ -30,8 +30,7 @@ class Digest:
     def of_piece(self, piece: Piece) -> dict[str, Any]:
         seed = piece.number
         digests = bytearray()
-        for k in range(len(piece.facts.dtypes)):
-            first, *others = piece.stored_bytes(k)
+        for first, *others in piece.stored_bytes():
             if not others:
                 digests += xxhash.xxh3_128_digest(first, seed)
                 continue

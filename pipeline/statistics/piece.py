@@ -5,9 +5,9 @@ Letters: K checkpoints, M elements of the piece that belong to the part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -83,15 +83,19 @@ class TensorFacts:
         """`numel` and `dtypes` are the tensor's; `firsts`: where each path begins."""
         self.part, self.dtypes = part, dtypes
         self.part_numel = numel // part.period * (part.stop - part.start)
-        formats = set(dtypes)
-        self.stored = dtypes[0] if len(formats) == 1 else None
-        """The format of all checkpoints; None if they differ."""
-        self.half = formats <= HALF
-        self.sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
-        """(K,) bytes of an element."""
+        # the format of all checkpoints, or None; whether all have 16 bits or fewer; (K,) bytes each
+        self.stored, self.half, self.sizes = _of_formats(dtypes)
         self.firsts = firsts
         """Where each path begins among the checkpoints."""
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
+
+
+@cache
+def _of_formats(dtypes: tuple[str, ...]) -> tuple[str | None, bool, NDArray[np.int64]]:
+    """Return the one format, if it is one; whether all have 16 bits or fewer; (K,) bytes of an element."""
+    formats = set(dtypes)
+    sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
+    return dtypes[0] if len(formats) == 1 else None, formats <= HALF, sizes
 
 
 class Piece:
@@ -104,16 +108,17 @@ class Piece:
         stop: int,
         values: Tensor,
         columns: slice | NDArray[np.int64],
-        bytes_of: Callable[[int], memoryview],
+        rows: Sequence[memoryview],
+        begins: NDArray[np.int64],
         scratch: Scratch,
     ) -> None:
         """`values`: (K, M), decoded; `columns`: which of [first, stop) they are.
 
-        `bytes_of`: gives the stored bytes of [first, stop) of a checkpoint.
+        `rows`: the stored bytes of each checkpoint, in which [first, stop) begins at `begins`, (K,).
         """
         self.facts, self.first, self.stop = facts, first, stop
         self.values, self.scratch = values, scratch
-        self.columns, self._bytes_of = columns, bytes_of
+        self.columns, self._rows, self._begins = columns, rows, begins
         self._finite = False
         """True once a product of all values has shown them to be finite."""
 
@@ -122,18 +127,18 @@ class Piece:
         """Which piece of its tensor this is, from 0."""
         return self.first // PIECE
 
-    def stored_bytes(self, k: int) -> list[memoryview]:
-        """Return a checkpoint's bytes of the part, run after run."""
-        data = self._bytes_of(k)
-        size = WEIGHT_DTYPES[self.facts.dtypes[k]].itemsize
-        return [data[a * size : b * size] for a, b in self._runs]
-
-    @cached_property
-    def _runs(self) -> list[tuple[int, int]]:
+    def stored_bytes(self) -> Iterator[list[memoryview]]:
+        """Yield each checkpoint's bytes of the part, run after run."""
+        sizes, begins = self.facts.sizes.tolist(), self._begins.tolist()
         if isinstance(self.columns, slice):
-            return [(self.columns.start, self.columns.stop)]
+            first, stop = self.columns.start, self.columns.stop
+            for row, begin, size in zip(self._rows, begins, sizes, strict=True):
+                yield [row[begin + first * size : begin + stop * size]]
+            return
         breaks = np.flatnonzero(np.diff(self.columns) != 1) + 1
-        return [(int(run[0]), int(run[-1]) + 1) for run in np.split(self.columns, breaks)]
+        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(self.columns, breaks)]
+        for row, begin, size in zip(self._rows, begins, sizes, strict=True):
+            yield [row[begin + a * size : begin + b * size] for a, b in runs]
 
     @property
     def first_of_path(self) -> NDArray[np.int64]:

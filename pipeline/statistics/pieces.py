@@ -46,7 +46,8 @@ def sampled_offsets(part_numel: int, number: int) -> NDArray[np.int64] | None:
     """
     if part_numel < MIN_SAMPLED:
         return None
-    return (_OFFSETS + splitmix64(number) % PIECE) % PIECE
+    # sorted, a gather takes a third of the time
+    return np.sort((_OFFSETS + splitmix64(number) % PIECE) % PIECE)
 
 
 def splitmix64(value: int) -> int:

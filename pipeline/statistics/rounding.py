@@ -11,7 +11,8 @@ Letters: K checkpoints, S sampled elements.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,6 @@ from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.statistics.piece import Piece
 
 
@@ -48,71 +47,78 @@ class Rounding:
         )
 
     def of_piece(self, piece: Piece) -> dict[str, Any]:
-        sample = piece.sample
+        sample = piece.sample.cpu().numpy()
         return {
             "rounding.sums": exponent_sums(sample, piece.facts.dtypes),
-            "rounding.represented": _represented(sample, piece),
+            "rounding.represented": _represented(sample, piece.facts.dtypes, piece.facts.stored),
             "rounding.numel": piece.values.shape[1],
             "rounding.sampled": sample.shape[1],
         }
 
 
-def exponent_sums(sample: Tensor, dtypes: Sequence[str]) -> NDArray[Any]:
+def exponent_sums(sample: NDArray[Any], dtypes: Sequence[str]) -> NDArray[np.float64]:
     """Return (K, NUM_SUMS) sums of squared powers of two of (K, S) finite values, stored in `dtypes`."""
-    import torch
-
-    power = (sample.float().view(torch.int32) & 0x7F80_0000).view(torch.float32)
-    wide = _squared_lengths(power)
-    least = [
-        2.0 ** WEIGHT_DTYPES[d if d.startswith("F8") else "F16"].least_exponent for d in dtypes
-    ]
-    if len(set(least)) == 1:
-        power.clamp_(min=least[0])
-    else:
-        power = torch.maximum(power, torch.tensor(least, device=power.device)[:, None])
-    return np.stack((wide, _squared_lengths(power)), axis=1)
+    bits = sample.astype(np.float32, copy=False).view(np.int32)
+    power = (bits & np.int32(0x7F80_0000)).view(np.float32)
+    wide = np.vecdot(power, power)
+    least = np.array([_least_power(dtype) for dtype in dtypes], np.float32)
+    np.maximum(power, least[:, None], out=power)
+    return np.stack((wide, np.vecdot(power, power)), axis=1).astype(np.float64)
 
 
-def _squared_lengths(rows: Tensor) -> NDArray[Any]:
-    import torch
-
-    if rows.device.type != "cpu":
-        return torch.linalg.vecdot(rows, rows).double().cpu().numpy()
-    values = rows.numpy()
-    return np.vecdot(values, values).astype(np.float64)  # BLAS, a third of the time of torch's
+@cache
+def _least_power(dtype: str) -> float:
+    return 2.0 ** WEIGHT_DTYPES[dtype if dtype.startswith("F8") else "F16"].least_exponent
 
 
-def _represented(sample: Tensor, piece: Piece) -> NDArray[np.bool_]:
+def _represented(
+    sample: NDArray[Any], dtypes: Sequence[str], stored: str | None
+) -> NDArray[np.bool_]:
     """Return (K, 4): which formats of COARSEST_FIRST represent a row's values exactly."""
-    facts = piece.facts
-    if facts.stored is not None:
-        return represented(sample, facts.stored)
-    rows = zip(sample.split(1), facts.dtypes, strict=True)
-    return np.concatenate([represented(row, dtype) for row, dtype in rows])
+    if stored is not None:
+        return represented(sample, stored)
+    return np.concatenate(
+        [represented(row[None], dtype) for row, dtype in zip(sample, dtypes, strict=True)]
+    )
 
 
-def represented(sample: Tensor, stored: str) -> NDArray[np.bool_]:
+def represented(sample: NDArray[Any], stored: str) -> NDArray[np.bool_]:
     """Return (K, 4): whether each format of COARSEST_FIRST represents a row's values exactly.
 
     Args:
         stored: the format that all rows are stored in.
     """
-    import torch
-
     possible = np.ones((len(sample), len(COARSEST_FIRST)), bool)
     if stored not in COARSEST_FIRST:
         return possible
     for column, name in enumerate(COARSEST_FIRST[: COARSEST_FIRST.index(stored)]):
-        cast = getattr(torch, WEIGHT_DTYPES[name].torch)
         for values in (sample[:, :_LOOKED_AT_FIRST], sample[:, _LOOKED_AT_FIRST:]):
             rows = np.flatnonzero(possible[:, column])
             if not rows.size or not values.shape[1]:
                 break
-            if rows.size < len(values):
-                values = values[torch.from_numpy(rows).to(values.device)]
-            exact = (values.to(cast).to(values.dtype) == values).all(dim=1)
-            possible[rows, column] = exact.cpu().numpy()
+            possible[rows, column] = _REPRESENTS[name](
+                values if rows.size == len(values) else values[rows]
+            )
     return possible
+
+
+def _in_bf16(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return (R,): bf16 is the upper half of float32."""
+    narrow = values.astype(np.float32, copy=False)
+    lower = np.bitwise_or.reduce(np.ascontiguousarray(narrow).view(np.int32), axis=1) & 0xFFFF
+    exact = lower == 0
+    return exact if narrow is values else exact & (narrow == values).all(axis=1)
+
+
+def _in(dtype: type[np.floating[Any]]) -> Callable[[NDArray[Any]], NDArray[np.bool_]]:
+    def represents(values: NDArray[Any]) -> NDArray[np.bool_]:
+        with np.errstate(over="ignore"):
+            return (values.astype(dtype) == values).all(axis=1)
+
+    return represents
+
+
+_REPRESENTS = {"BF16": _in_bf16, "F16": _in(np.float16), "F32": _in(np.float32)}
 
 
 def coarsest(represented: NDArray[np.bool_], dtypes: Sequence[str]) -> NDArray[np.str_]:

@@ -408,14 +408,10 @@ class Lane:
         else:
             gathered = torch.from_numpy(columns + offset).to(values.device)
             values = values.index_select(1, gathered)
-
-        def bytes_of(k: int) -> memoryview:
-            size = int(facts.sizes[k])
-            begin = int(batch.begins[k]) + offset * size
-            return rows[k][begin : begin + (stop - start) * size]
-
         assert self._scratch is not None
-        accumulator.add(key, Piece(facts, start, stop, values, columns, bytes_of, self._scratch))
+        begins = batch.begins + offset * facts.sizes
+        piece = Piece(facts, start, stop, values, columns, rows, begins, self._scratch)
+        accumulator.add(key, piece)
 
 
 def choose_device(wanted: str) -> str:
