@@ -29,7 +29,7 @@ NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
 same with e no less than the least of the format it is stored in if that is 8 bits, else of float16."""
 
-_NAME = np.dtype((np.str_, max(map(len, WEIGHT_DTYPES))))
+_NAME = f"U{max(map(len, WEIGHT_DTYPES))}"
 """Holds the name of any format: NumPy cuts what is longer than the names that it began with."""
 
 _LOOKED_AT_FIRST = 32
