@@ -70,10 +70,10 @@ def analyze(**options: Any) -> int:
     summaries = []
     if not options["as_json"]:
         for job in jobs:
-            found = _analyze(job, options)
-            for summary in found:
+            finished = _analyze(job, options)
+            for summary in finished:
                 _print_summary(summary)
-            summaries += found
+            summaries += finished
     else:
         with result.claimed():
             for job in jobs:

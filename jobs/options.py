@@ -147,8 +147,8 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
             " over all",
         )
     selection = {name: options[name] for name in SELECTION if name != "run"}
-    own = None if joint else run
-    requests = [Request(source, own, **selection) for source in sources]
+    single_run = None if joint else run
+    requests = [Request(source, single_run, **selection) for source in sources]
     check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
 

@@ -105,8 +105,8 @@ def _json(columns: list[str], rows: _Rows) -> None:
     names = _apart(columns)
     start = "["
     for row in rows:
-        found = dict(zip(names, map(_finite, row), strict=True))
-        print(start + json.dumps(found, default=str), end="")
+        record = dict(zip(names, map(_finite, row), strict=True))
+        print(start + json.dumps(record, default=str), end="")
         start = ", "
     print("[]" if start == "[" else "]")
 
@@ -129,11 +129,11 @@ def _cell(value: Any) -> str:
 
 def _apart(names: list[str]) -> list[str]:
     """Return different names: of several that are the same, later ones get a number."""
-    found: list[str] = []
+    distinct: list[str] = []
     for name in names:
         candidates = (f"{name}_{number}" if number else name for number in range(len(names) + 1))
-        found.append(next(each for each in candidates if each not in found))
-    return found
+        distinct.append(next(each for each in candidates if each not in distinct))
+    return distinct
 
 
 def _finite(value: Any) -> Any:

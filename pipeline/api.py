@@ -91,8 +91,8 @@ def analyze_joint(
     """
     check_known(options, Options.__annotations__)
     run = options.get("run")
-    own: Mapping[str, Any] = {name: value for name, value in options.items() if name != "run"}
-    requests = [_request(source, own) for source in texts("SOURCE", sources)]
+    shared: Mapping[str, Any] = {name: value for name, value in options.items() if name != "run"}
+    requests = [_request(source, shared) for source in texts("SOURCE", sources)]
     resources, (fresh, may_replace) = _resources(options), _flags(options)
     where = path_text("--store", store)
     return run_joint_analysis(requests, run, where, resources, fresh=fresh, replace=may_replace)

@@ -25,7 +25,7 @@ class Finding:
     """What the judgement rests on; JSON in the view."""
 
 
-def counts(found: Sequence[Finding]) -> dict[str, int]:
+def counts(findings: Sequence[Finding]) -> dict[str, int]:
     """Return how many findings there are of each severity."""
-    tally = Counter(entry.severity for entry in found)
+    tally = Counter(finding.severity for finding in findings)
     return {severity: tally[severity] for severity in SEVERITIES}

@@ -67,12 +67,12 @@ def _missing_steps(plan: Plan) -> Iterator[Finding]:
 def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
     """One finding a reason: a network has one mask a layer."""
     reasons: dict[str, list[LeftOutTensor]] = defaultdict(list)
-    for entry in plan.left_out_tensors:
-        if entry.kind == kind:
-            reason = "counted once" if kind == "tied_weights" else entry.reason
-            reasons[reason].append(entry)
+    for tensor in plan.left_out_tensors:
+        if tensor.kind == kind:
+            reason = "counted once" if kind == "tied_weights" else tensor.reason
+            reasons[reason].append(tensor)
     for reason, entries in reasons.items():
-        names = [entry.name for entry in entries]
+        names = [tensor.name for tensor in entries]
         said = entries[0].reason if len(entries) == 1 else reason
         yield Finding(
             _SEVERITIES[kind],
@@ -80,7 +80,10 @@ def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
             f"{some(names)}: {said}; left out",
             entries[0].k,
             names[0],
-            {"tensors": names, "reasons": sorted({entry.reason for entry in entries})},
+            {
+                "tensors": names,
+                "reasons": sorted({tensor.reason for tensor in entries}),
+            },
         )
 
 

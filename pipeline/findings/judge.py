@@ -51,7 +51,7 @@ def findings(plan: Plan, seen: Observations, fraction: float) -> list[Finding]:
     judge.foreign_tensors()
     judge.off_trajectory()
     judge.discontinuity()
-    return [*judge.found, *inventory(plan, seen)]
+    return [*judge.findings, *inventory(plan, seen)]
 
 
 class _Judge:
@@ -62,7 +62,7 @@ class _Judge:
         self._said = (
             f" (in the {fraction:.3%} of the weights that was read)" if self._partial else ""
         )
-        self.found: list[Finding] = []
+        self.findings: list[Finding] = []
 
     # ---- values that are not finite
 
@@ -216,7 +216,7 @@ class _Judge:
             return None
         distances = np.sqrt(self._model.squared_distances[np.ix_(left, left)])
         numbers = np.array(left)
-        best, found = 1.0, None
+        best, farthest = 1.0, None
         for i, k in enumerate(left):
             sides = [j for j in (i - 1, i + 1) if 0 <= j < len(left)]
             nearer = min(distances[i, j] for j in sides)
@@ -228,7 +228,7 @@ class _Judge:
                     text = (
                         f"{nearer / across:.3g} times as far from both neighbours as they lie apart"
                     )
-                    found = k, evidence, text
+                    farthest = k, evidence, text
             apart = (np.abs(numbers - k) >= NOT_A_NEIGHBOUR) & (distances[i] > 0)
             if apart.any():
                 j = int(np.where(apart, distances[i], np.inf).argmin())
@@ -239,8 +239,8 @@ class _Judge:
                     text = (
                         f"{share:.2g} of the way to its nearer neighbour from {self._name(left[j])}"
                     )
-                    found = k, evidence, text
-        return found
+                    farthest = k, evidence, text
+        return farthest
 
     def _unrelated(self, before: int, k: int, after: int) -> list[str]:
         """Return the weight matrices that are new at k, if they are most of them."""
@@ -329,7 +329,7 @@ class _Judge:
         tensor: str | None,
         evidence: dict[str, Any],
     ) -> None:
-        self.found.append(Finding(severity, kind, message, ks[0], tensor, evidence))
+        self.findings.append(Finding(severity, kind, message, ks[0], tensor, evidence))
 
 
 def _recur(labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:

@@ -208,9 +208,9 @@ def strain(squared_distances: Array, labels: Labels) -> Array:
     apart = np.abs(k[:, np.newaxis] - k)
     others = (labels[:, :, np.newaxis] != labels[:, np.newaxis]) & ~np.isnan(squared_distances)
     up_to = np.cumsum(others, axis=2)
-    here = np.diagonal(up_to, axis1=1, axis2=2)[:, :, np.newaxis]
+    up_to_k = np.diagonal(up_to, axis1=1, axis2=2)[:, :, np.newaxis]
     # before k, as many lie between as are counted from there on; after k, up to there
-    between = np.where(k < k[:, np.newaxis], here - up_to, up_to - here - 1)
+    between = np.where(k < k[:, np.newaxis], up_to_k - up_to, up_to - up_to_k - 1)
     near = others & (between < AROUND)
     speeds = np.divide(np.sqrt(squared_distances), apart, out=np.zeros(near.shape), where=near)
     count = np.count_nonzero(near, axis=2)
@@ -221,13 +221,13 @@ def strain(squared_distances: Array, labels: Labels) -> Array:
 def _cosines(dots: Array) -> Array:
     """(T, LAGS + 1, K): cosine of checkpoint k and the one so many before it; NaN where unknown."""
     count = dots.shape[1]
-    found = np.full((len(dots), LAGS + 1, count), np.nan)
+    cosines = np.full((len(dots), LAGS + 1, count), np.nan)
     norms = np.sqrt(np.diagonal(dots, axis1=1, axis2=2))
     with np.errstate(invalid="ignore", divide="ignore"):
         for lag in range(1, min(LAGS, count - 1) + 1):
             scale = norms[:, lag:] * norms[:, :-lag]
-            found[:, lag, lag:] = np.diagonal(dots, lag, 1, 2) / scale
-    return found
+            cosines[:, lag, lag:] = np.diagonal(dots, lag, 1, 2) / scale
+    return cosines
 
 
 def _model(figures: Figures, row: int) -> SeenModel:

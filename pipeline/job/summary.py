@@ -79,7 +79,7 @@ def summary(
     outcome: Outcome,
     fraction: float,
     model: SeenModel | None = None,
-    found: Sequence[Finding] = (),
+    findings: Sequence[Finding] = (),
 ) -> Summary:
     """Return the summary of a run.
 
@@ -109,7 +109,7 @@ def summary(
         relative_mds=_number(values.get("relative_mds")),
         mds_stderr=_number(errors.get("mds")),
         relative_mds_stderr=_number(errors.get("relative_mds")),
-        findings=counts(found),
+        findings=counts(findings),
         complete=outcome.complete,
         resumed_tiles=outcome.resumed_tiles,
         already_complete=outcome.already_complete,

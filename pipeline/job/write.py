@@ -73,15 +73,15 @@ def write_runs(
         RunWriter(folder, plan.run, attempt) for plan, attempt in zip(runs, attempts, strict=True)
     ]
     summaries: list[Summary] = []
-    found: list[list[Finding]] = []
+    findings_of_runs: list[list[Finding]] = []
     try:
         observed = _write_figures(runs, grouped, sums, writers, check)
         folder.replace("views.sql", views_sql(folder).encode())
         for plan, writer, seen in zip(runs, writers, observed, strict=True):
             fraction = _fraction(plan, outcome)
-            found.append(_findings(plan, seen, fraction, found))
-            about = summary(plan, execution, outcome, fraction, seen.model, found[-1])
-            writer.complete(plan, found[-1], run_row(plan, about, final))
+            findings_of_runs.append(_findings(plan, seen, fraction, findings_of_runs))
+            about = summary(plan, execution, outcome, fraction, seen.model, findings_of_runs[-1])
+            writer.complete(plan, findings_of_runs[-1], run_row(plan, about, final))
             summaries.append(about)
         ready()
     except BaseException:  # an interrupt, too, must not leave this attempt's files
@@ -118,14 +118,14 @@ def _with_statistics(
     firsts, count = whole.firsts, len(whole.checkpoints)
     asked = on_request(whole.statistics_asked)
     paths = [slice(*bounds) for bounds in pairwise((*firsts, count))] if runs.alone else []
-    for groups, found in sums:
-        if found is not None and found.tables:
+    for groups, group_sums in sums:
+        if group_sums is not None and group_sums.tables:
             for statistic in asked:
-                columns = rows(statistic, found, firsts)
-                for writer, own in zip(writers, (*paths, slice(None)), strict=True):
-                    of_run = {name: values[own] for name, values in columns.items()}
+                columns = rows(statistic, group_sums, firsts)
+                for writer, checkpoints in zip(writers, (*paths, slice(None)), strict=True):
+                    of_run = {name: values[checkpoints] for name, values in columns.items()}
                     writer.add_statistic(groups, statistic.name, of_run)
-        yield groups, found
+        yield groups, group_sums
 
 
 def _fraction(plan: Plan, outcome: Outcome) -> float:

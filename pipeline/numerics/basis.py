@@ -33,9 +33,9 @@ class Basis:
     @property
     def parents(self) -> NDArray[np.int64]:
         """(N,) the checkpoint that each row starts from; -1: the origin."""
-        found = np.arange(-1, self.count - 1)
-        found[list(self.firsts[1:])] = 0
-        return found
+        parents = np.arange(-1, self.count - 1)
+        parents[list(self.firsts[1:])] = 0
+        return parents
 
     def chains(self) -> FloatArray:
         """(N, N) ones where a row is a part of the checkpoint: theta = chains @ basis."""

@@ -107,14 +107,14 @@ def indicators_between(
         centered: (G, K), eigenvalues of the centered Gram matrix.
     """
     unknown = np.full(cosine.shape[1], np.nan)
-    found = dict.fromkeys(INDICATORS, np.full(len(cosine), np.nan))
-    found |= _directional_similarities(cosine, relative_cosine, unknown)
-    return in_order(found | principal_figures(centered))
+    values = dict.fromkeys(INDICATORS, np.full(len(cosine), np.nan))
+    values |= _directional_similarities(cosine, relative_cosine, unknown)
+    return in_order(values | principal_figures(centered))
 
 
-def in_order(found: dict[str, FloatArray]) -> FloatArray:
+def in_order(values: dict[str, FloatArray]) -> FloatArray:
     """Return indicators by name, (G,) each, as (G, I) in the order of `INDICATORS`."""
-    return np.stack([found[name] for name in INDICATORS], axis=1)
+    return np.stack([values[name] for name in INDICATORS], axis=1)
 
 
 def differ_from_null(
@@ -189,12 +189,12 @@ def lasting_step(reached: BoolArray, steps: FloatArray) -> FloatArray:
 
 def mean_of_defined(values: FloatArray) -> FloatArray:
     """(G,) means of the rows of (G, K) without what is NaN; NaN if nothing is defined."""
-    found = np.full(len(values), np.nan)
+    means = np.full(len(values), np.nan)
     for groups, defined in patterns(~np.isnan(values)):
         kept = np.ascontiguousarray(values[groups][:, defined])  # summed in this order
         if kept.shape[1]:
-            found[groups] = kept.mean(axis=1)
-    return found
+            means[groups] = kept.mean(axis=1)
+    return means
 
 
 def _directional_similarities(
@@ -272,9 +272,9 @@ def _cone_angle(trajectory: Trajectory, relative_cosine: FloatArray) -> FloatArr
     group, pair = np.nonzero(rows <= widest[:, np.newaxis])
     i, j = np.divmod(pair, relative_cosine.shape[1])
     group, i, j = group[i < j], i[i < j], j[i < j]
-    found = np.full(len(rows), np.nan)
-    np.fmax.at(found, group, apex_angles(trajectory, i, j, group))
-    return found
+    angles = np.full(len(rows), np.nan)
+    np.fmax.at(angles, group, apex_angles(trajectory, i, j, group))
+    return angles
 
 
 def _diffusion_exponent(squared_distances: FloatArray) -> FloatArray:

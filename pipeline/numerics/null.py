@@ -153,8 +153,8 @@ def _lengths(
 
 
 def _predictabilities(squared_steps: FloatArray, share: float) -> dict[str, FloatArray]:
-    found = np.where(_several(squared_steps), share, np.nan)
-    return {f"predictability_{memory}": found for memory in MEMORIES}
+    shares = np.where(_several(squared_steps), share, np.nan)
+    return {f"predictability_{memory}": shares for memory in MEMORIES}
 
 
 def _lasting_steps(
@@ -162,12 +162,12 @@ def _lasting_steps(
 ) -> dict[str, FloatArray]:
     """`left`: (G, K), squared distances to the last checkpoint."""
     settled = left <= SETTLED_SHARE**2 * end[:, np.newaxis]
-    found = {"saturation_step": saturated, "settled_step": settled}
-    for reached in found.values():
+    lasting = {"saturation_step": saturated, "settled_step": settled}
+    for reached in lasting.values():
         reached[:, -1] = True
     return {
         name: np.where(end > 0, lasting_step(reached, steps), np.nan)
-        for name, reached in found.items()
+        for name, reached in lasting.items()
     }
 
 

@@ -32,14 +32,14 @@ def predictabilities(increments: FloatArray) -> dict[str, FloatArray]:
 
     NaN where fewer than two increments are not zero.
     """
-    found = np.full((len(MEMORIES), len(increments)), np.nan)
+    values = np.full((len(MEMORIES), len(increments)), np.nan)
     for groups, moved in patterns(diagonal(increments) > 0):
         matrices = selected(increments, groups, moved)
         if matrices.shape[1] > 1:
             energies = np.ascontiguousarray(diagonal(matrices))
             held = _shares(_band(matrices)) * energies[:, 1:]
-            found[:, groups] = held.sum(axis=2) / energies[:, 1:].sum(axis=1)
-    return {f"predictability_{m}": found[n] for n, m in enumerate(MEMORIES)}
+            values[:, groups] = held.sum(axis=2) / energies[:, 1:].sum(axis=1)
+    return {f"predictability_{m}": values[n] for n, m in enumerate(MEMORIES)}
 
 
 def _band(increments: FloatArray) -> FloatArray:

@@ -98,20 +98,20 @@ def shares(values: FloatArray) -> FloatArray:
 def leading_shares(values: FloatArray) -> FloatArray:
     """(G, 3) the first three shares, 0 for ranks that do not exist; NaN if nothing moves."""
     first = shares(values)[:, :NUM_COMPONENTS]
-    found = np.zeros((len(values), NUM_COMPONENTS))
-    found[:, : first.shape[1]] = first
-    found[~values.any(axis=1)] = np.nan
-    return found
+    leading = np.zeros((len(values), NUM_COMPONENTS))
+    leading[:, : first.shape[1]] = first
+    leading[~values.any(axis=1)] = np.nan
+    return leading
 
 
 def effective_rank(values: FloatArray) -> FloatArray:
     """(G,) exp of the entropy of the shares; NaN if all eigenvalues are 0."""
-    found = np.full(len(values), np.nan)
+    ranks = np.full(len(values), np.nan)
     for groups, positive in patterns(values > 0):
         share = shares(values[groups][:, positive])
         if share.shape[1]:
-            found[groups] = np.exp(-np.sum(share * np.log(share), axis=1))
-    return found
+            ranks[groups] = np.exp(-np.sum(share * np.log(share), axis=1))
+    return ranks
 
 
 def participation_ratio(values: FloatArray) -> FloatArray:

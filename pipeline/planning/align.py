@@ -124,22 +124,22 @@ def align(
         NothingMatches: no tensor is left.
     """
     with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda entry: read_contents(source, entry, cache), checkpoints))
+        contents = list(pool.map(lambda each: read_contents(source, each, cache), checkpoints))
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
-    if any(entry.tensors.keys() != contents[0].tensors.keys() for entry in contents):
-        contents = [replace(entry, tensors=_plain_names(entry.tensors)) for entry in contents]
+    if any(each.tensors.keys() != contents[0].tensors.keys() for each in contents):
+        contents = [replace(each, tensors=_plain_names(each.tensors)) for each in contents]
     files, numbers = _files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     names = _names_in_storage_order(contents)
     samples = {
-        name: next(entry.tensors[name][1] for entry in contents if name in entry.tensors)
+        name: next(each.tensors[name][1] for each in contents if name in each.tensors)
         for name in names
     }
     known = roles({name: place.shape for name, place in samples.items()})
     tied = _tied(contents, configs, known)
     for name in names:
-        stored = [entry.tensors.get(name) for entry in contents]
+        stored = [each.tensors.get(name) for each in contents]
         first = samples[name]
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
@@ -147,7 +147,7 @@ def align(
         if reason is not None:
             left_out.append(LeftOutTensor(name, first.shape, first.dtype, known[name], *reason))
             continue
-        present = [found for found in stored if found is not None]
+        present = [tensor for tensor in stored if tensor is not None]
         tensors.append(
             AlignedTensor(
                 name=name,
@@ -156,7 +156,10 @@ def align(
                 role=known[name],
                 parts=_parts(name, known[name].component, first, configs, request),
                 dtypes=tuple(place.dtype for _, place in present),
-                files=tuple(own[file] for own, (file, _) in zip(numbers, present, strict=True)),
+                files=tuple(
+                    files_of_one[file]
+                    for files_of_one, (file, _) in zip(numbers, present, strict=True)
+                ),
                 starts=tuple(place.start for _, place in present),
                 scattered={
                     k: tuple(e._replace(file=numbers[k][file + e.file]) for e in place.extents)
@@ -167,7 +170,7 @@ def align(
         )
     if not tensors:
         raise _no_tensor(request, left_out)
-    sizes = tuple(sum(file.size for file in entry.files) for entry in contents)
+    sizes = tuple(sum(file.size for file in each.files) for each in contents)
     return Alignment(files, tuple(tensors), tuple(left_out), sizes)
 
 
@@ -179,8 +182,8 @@ def _parts(
     request: Request,
 ) -> tuple[Part, ...]:
     def by(config: dict[str, Any]) -> tuple[Part, ...]:
-        found = parts(name, component, place.shape, config)
-        return by_head(found, place.numel, config) if request.by_head else found
+        divided = parts(name, component, place.shape, config)
+        return by_head(divided, place.numel, config) if request.by_head else divided
 
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
@@ -208,8 +211,8 @@ def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:
     Neighbours in one tile are then read by one range.
     """
     order: dict[str, None] = {}
-    for entry in contents:
-        places = entry.tensors
+    for of_checkpoint in contents:
+        places = of_checkpoint.tensors
         order.update(
             dict.fromkeys(sorted(places, key=lambda name: (places[name][0], places[name][1].start)))
         )
@@ -222,22 +225,22 @@ def _reason(
     checkpoints: Sequence[Selected],
     request: Request,
 ) -> _Reason | None:
-    shapes = {found[1].shape for found in stored if found is not None}
-    for found in stored:
-        if found is not None:
-            reason = reason_to_leave_out(name, found[1].dtype, found[1].shape)
+    shapes = {tensor[1].shape for tensor in stored if tensor is not None}
+    for tensor in stored:
+        if tensor is not None:
+            reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
             if reason is not None:
                 return _Reason(reason, "excluded_tensor")
     if any(re.search(pattern, name) for pattern in request.exclude):
         return _Reason("excluded by --exclude")
     if request.include and not any(re.search(pattern, name) for pattern in request.include):
         return _Reason("not matched by --include")
-    absent = [k for k, found in enumerate(stored) if found is None]
+    absent = [k for k, tensor in enumerate(stored) if tensor is None]
     if absent:
         first = checkpoints[absent[0]].candidate.name
         text = f"absent from {len(absent)} checkpoints, first {first}"
         return _Reason(text, "missing_tensor", absent[0])
-    orders = {found[1].order for found in stored if found is not None}
+    orders = {tensor[1].order for tensor in stored if tensor is not None}
     if (-1,) in orders:
         return _Reason(
             "its elements do not lie side by side (a slice of columns, or an expanded tensor)",
@@ -248,9 +251,9 @@ def _reason(
     if len(shapes) > 1:
         first = stored[0][1].shape if stored[0] else ()
         k, changed = next(
-            (k, found[1].shape)
-            for k, found in enumerate(stored)
-            if found is not None and found[1].shape != first
+            (k, tensor[1].shape)
+            for k, tensor in enumerate(stored)
+            if tensor is not None and tensor[1].shape != first
         )
         at = checkpoints[k].candidate.name
         text = f"shape changed from {list(first)} to {list(changed)} at {at}"
@@ -266,28 +269,28 @@ def _tied(
     That is where all checkpoints store the two at one place, or where `config.json` says that the
     output head is the embedding and the two have one shape.
     """
-    found: dict[str, str] = {}
+    tied: dict[str, str] = {}
     firsts: dict[tuple[Any, ...], str] = {}
     for name in _names_in_storage_order(contents):
         places = tuple(
-            None if (entry := c.tensors.get(name)) is None else (entry[0], entry[1].start)
+            None if (held := c.tensors.get(name)) is None else (held[0], held[1].start)
             for c in contents
         )
         first = firsts.setdefault((places, contents[0].tensors.get(name, (0, None))[1]), name)
         if first != name and None not in places:
-            found[name] = first
+            tied[name] = first
     if all(config.get("tie_word_embeddings") is True for config in configs):
         of = {known[n].component: n for n in contents[0].tensors if n.endswith("weight")}
         head, embedding = of.get("unembed"), of.get("embed")
-        if head and embedding and head not in found and embedding not in found:
+        if head and embedding and head not in tied and embedding not in tied:
             shapes = {contents[0].tensors[name][1].shape for name in (head, embedding)}
             if len(shapes) == 1:
-                found[head] = embedding
-    return found
+                tied[head] = embedding
+    return tied
 
 
 def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:
-    shown = "; ".join(f"{quoted(entry.name, 60)}: {entry.reason}" for entry in left_out[:2])
+    shown = "; ".join(f"{quoted(tensor.name, 60)}: {tensor.reason}" for tensor in left_out[:2])
     return NothingMatches(
         f"{request.source}: no tensor is left of {len(left_out)} ({shown})",
         "check --include and --exclude"
@@ -305,9 +308,9 @@ def _files(contents: Sequence[Contents]) -> tuple[tuple[File, ...], list[list[in
     files: list[File] = []
     known: dict[str, int] = {}
     numbers: list[list[int]] = []
-    for entry in contents:
+    for of_checkpoint in contents:
         numbers.append([])
-        for file in entry.files:
+        for file in of_checkpoint.files:
             number = len(files)
             if file.checkpoint.commit is not None:
                 number = known.setdefault(file.identity, number)

@@ -28,7 +28,7 @@ def gaps(steps: Sequence[int], stage: int | None = None) -> list[Gap]:
     where steps grow by a common ratio, a power of it. Never at the ends, and never where the
     spacing changes.
     """
-    found = []
+    gaps_so_far = []
     for i in range(1, len(steps) - 2):
         before, start, stop, after = steps[i - 1 : i + 3]
         spacing = start - before
@@ -41,5 +41,5 @@ def gaps(steps: Sequence[int], stage: int | None = None) -> list[Gap]:
         else:
             missing = 0
         if missing > 0:
-            found.append(Gap(stage, start, stop, missing))
-    return found
+            gaps_so_far.append(Gap(stage, start, stop, missing))
+    return gaps_so_far

@@ -52,26 +52,27 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
     On a machine with both versions a controller is in one of them; the other's files are not there.
     """
-    own: dict[str, PurePosixPath] = {}  # by the type of file system
+    group_of: dict[str, PurePosixPath] = {}  # by the type of file system
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
-            own["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
+            group_of["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
     for line in _lines(root / "proc/self/mountinfo"):
         place, _, what = line.partition(" - ")
         kind, _, options = what.split(" ", 2)
-        if kind not in own or (kind == "cgroup" and controller not in options.split(",")):
+        if kind not in group_of or (kind == "cgroup" and controller not in options.split(",")):
             continue
         shown, point = (PurePosixPath(_unescaped(field)) for field in place.split(" ")[3:5])
         below: tuple[str, ...] = ()
-        if own[kind].is_relative_to(shown) and ".." not in own[kind].parts:  # else out of sight
-            below = own[kind].relative_to(shown).parts
+        group = group_of[kind]
+        if group.is_relative_to(shown) and ".." not in group.parts:  # else out of sight
+            below = group.relative_to(shown).parts
         for depth in range(len(below), -1, -1):
             yield root / point.relative_to("/").joinpath(*below[:depth])
 
 
 def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), field)
 
 
 def _lines(file: Path) -> list[str]:

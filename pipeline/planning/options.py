@@ -73,22 +73,22 @@ def steps(option: str, value: Any) -> StepRange:
 
 def path(option: str, value: Any) -> str:
     """Return a path as text; whether it will do is for its user to say."""
-    found = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(found, str):
+    given = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(given, str):
         raise RequestError(f"{option}: expected text, found {quoted(value)}")
-    return found
+    return given
 
 
 def text(option: str, value: Any) -> str:
     """Return a text that is not empty, or the path that a path object names."""
-    found = path(option, value)
-    if not found:
+    read = path(option, value)
+    if not read:
         raise RequestError(f"{option}: expected text, found {quoted(value)}")
     try:
-        found.encode()
+        read.encode()
     except UnicodeEncodeError:  # no table could hold it
-        raise RequestError(f"{option}: {quoted(found)} is not UTF-8", "rename it") from None
-    return found
+        raise RequestError(f"{option}: {quoted(read)} is not UTF-8", "rename it") from None
+    return read
 
 
 def texts(option: str, value: Any) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
         return (text(option, value),)
     if not isinstance(value, Iterable):
         raise RequestError(f"{option}: expected text, or several, found {quoted(value)}")
-    return tuple(text(option, entry) for entry in value)
+    return tuple(text(option, each) for each in value)
 
 
 def flag(option: str, value: Any) -> bool:
@@ -115,14 +115,14 @@ def whole(least: int | None = None) -> Reader:
         try:
             if isinstance(value, bool):
                 raise ValueError
-            found = int(value) if isinstance(value, str) else operator.index(value)
-            if least is not None and found < least:
+            number = int(value) if isinstance(value, str) else operator.index(value)
+            if least is not None and number < least:
                 raise ValueError
         except (ValueError, TypeError):
             raise RequestError(
                 f"{option}: expected a whole number{bound}, found {quoted(value)}"
             ) from None
-        return found
+        return number
 
     return read
 
@@ -132,15 +132,15 @@ def share(option: str, value: Any) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, str | Real):
             raise ValueError
-        found = float(value)
-        if not 0 < found <= 1:  # NaN is neither
+        number = float(value)
+        if not 0 < number <= 1:  # NaN is neither
             raise ValueError
     except ValueError:
         raise RequestError(
             f"{option}: expected more than 0 and at most 1, found {quoted(value)}",
             f"for example {option} 0.01",
         ) from None
-    return found
+    return number
 
 
 def size(option: str, value: Any) -> int:
@@ -173,7 +173,7 @@ def several_of(*allowed: str) -> Reader:
     """Return the reader of some of a few words, `all` or a list with commas; in their own order."""
 
     def read(option: str, value: Any) -> tuple[str, ...]:
-        stated = [word.strip() for entry in texts(option, value) for word in entry.split(",")]
+        stated = [word.strip() for each in texts(option, value) for word in each.split(",")]
         for word in stated:
             if word not in (*allowed, "all"):
                 raise RequestError(

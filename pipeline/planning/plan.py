@@ -120,32 +120,32 @@ class Plan:
     def alone(self) -> tuple[Plan, ...]:
         """Return what each path of a joint plan is by itself: a part of the same read."""
         bounds = pairwise([*(path.first for path in self.paths), len(self.checkpoints)])
-        found = []
+        plans = []
         for path, (first, stop) in zip(self.paths, bounds, strict=True):
-            own = slice(first, stop)
+            checkpoints = slice(first, stop)
             tensors = tuple(
                 replace(
                     t,
-                    dtypes=t.dtypes[own],
-                    files=t.files[own],
-                    starts=t.starts[own],
+                    dtypes=t.dtypes[checkpoints],
+                    files=t.files[checkpoints],
+                    starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
-            found.append(
+            plans.append(
                 replace(
                     self,
                     run=path.run,
                     source=path.source,
                     selection=path.selection,
-                    checkpoints=self.checkpoints[own],
+                    checkpoints=self.checkpoints[checkpoints],
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
                     tensors=tensors,
                     left_out_tensors=tuple(
-                        replace(entry, k=None if entry.k is None else max(0, entry.k - first))
-                        for entry in self.left_out_tensors
+                        replace(tensor, k=None if tensor.k is None else max(0, tensor.k - first))
+                        for tensor in self.left_out_tensors
                     ),
                     tiles=tuple(
                         replace(tile, bytes=fragment_bytes(tile.fragments, tensors))
@@ -155,7 +155,7 @@ class Plan:
                     paths=(),
                 )
             )
-        return tuple(found)
+        return tuple(plans)
 
     @property
     def bytes_total(self) -> int:
@@ -197,13 +197,13 @@ class Plan:
     def repeats(self) -> dict[int, int]:
         """Checkpoints whose weights are, file for file, those of an earlier one: k → that one."""
         firsts: dict[tuple[tuple[int, int], ...], int] = {}
-        found = {}
+        repeats = {}
         for k in range(len(self.checkpoints)):
             places = tuple((tensor.files[k], tensor.starts[k]) for tensor in self.tensors)
             first = firsts.setdefault(places, k)
             if first != k:
-                found[k] = first
-        return found
+                repeats[k] = first
+        return repeats
 
     @property
     def parameters(self) -> int:
@@ -224,9 +224,11 @@ def make_plan(
         RequestError: nothing can be planned; nothing was written.
     """
     source = source or open_source(request.source, request.layout)
-    found = without_repeated_main(source, select(source.candidates(), request))
-    labels = [source.label] * len(found.checkpoints)
-    made = _made(run_name(request, source), source, found, labels, (), request, least_tile_bytes)
+    selection = without_repeated_main(source, select(source.candidates(), request))
+    labels = [source.label] * len(selection.checkpoints)
+    made = _made(
+        run_name(request, source), source, selection, labels, (), request, least_tile_bytes
+    )
     return made, source
 
 
@@ -250,25 +252,25 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     paths: list[PlannedPath] = []
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
-        found = without_repeated_main(source, select(source.candidates(), request))
+        selection = without_repeated_main(source, select(source.candidates(), request))
         paths.append(
             PlannedPath(
                 run_name(request, source),
                 source.label,
                 _selection(source, request),
                 len(checkpoints),
-                found.left_out,
-                found.gaps,
+                selection.left_out,
+                selection.gaps,
             )
         )
         checkpoints += [
-            replace(entry, candidate=joint.adopted(number, entry.candidate))
-            for entry in found.checkpoints
+            replace(selected, candidate=joint.adopted(number, selected.candidate))
+            for selected in selection.checkpoints
         ]
-        labels += [source.label] * len(found.checkpoints)
+        labels += [source.label] * len(selection.checkpoints)
     together = Selection(
         tuple(checkpoints),
-        tuple(entry for path in paths for entry in path.left_out_checkpoints),
+        tuple(left_out for path in paths for left_out in path.left_out_checkpoints),
         tuple(gap for path in paths for gap in path.gaps),
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
@@ -359,25 +361,25 @@ def _selection(source: Source, request: Request) -> str:
 def _checkpoints(
     checkpoints: Sequence[Selected], alignment: Alignment, labels: Sequence[str]
 ) -> tuple[PlannedCheckpoint, ...]:
-    found = []
-    for k, entry in enumerate(checkpoints):
+    planned = []
+    for k, selected in enumerate(checkpoints):
         numels: Counter[str] = Counter()
         for tensor in alignment.tensors:
             numels[tensor.dtypes[k]] += tensor.numel
-        found.append(
+        planned.append(
             PlannedCheckpoint(
                 source=labels[k],
-                name=entry.candidate.name,
-                commit=entry.candidate.commit,
-                step=entry.position.step,
-                elapsed=entry.elapsed,
-                tokens=entry.position.tokens,
-                stage=entry.position.stage,
+                name=selected.candidate.name,
+                commit=selected.candidate.commit,
+                step=selected.position.step,
+                elapsed=selected.elapsed,
+                tokens=selected.position.tokens,
+                stage=selected.position.stage,
                 bytes=alignment.bytes[k],
                 dtype=numels.most_common(1)[0][0],
             )
         )
-    return tuple(found)
+    return tuple(planned)
 
 
 def _digest(
@@ -398,8 +400,8 @@ def _digest(
         digest.update(json.dumps(value).encode() + b"\n")
 
     add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
-    for entry in checkpoints:
-        add([entry.candidate.name, entry.candidate.commit, entry.elapsed])
+    for selected in checkpoints:
+        add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
     for file in alignment.files:
         add([file.path, file.size, file.identity])
     for tensor in alignment.tensors:
@@ -412,5 +414,5 @@ def _digest(
     for tile in tiles:
         add(tile.name)
     for drawn in draws:
-        add([[entry.cells, entry.groups] for entry in drawn])
+        add([[draw_of_part.cells, draw_of_part.groups] for draw_of_part in drawn])
     return digest.hexdigest()[:32]

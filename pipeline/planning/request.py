@@ -78,20 +78,20 @@ class Request:
 
     def selection(self) -> dict[str, Any]:
         """Return which weights are asked for, as JSON holds it: what is not the default."""
-        found: dict[str, Any] = {
+        stated: dict[str, Any] = {
             name: sorted(getattr(self, name)) for name in ("revisions", "include", "exclude")
         }
         if self.steps is not None:
-            found["steps"] = str(self.steps)
+            stated["steps"] = str(self.steps)
         if self.layout != "auto":
-            found["layout"] = self.layout
+            stated["layout"] = self.layout
         if self.by_head:
-            found["by_head"] = True
+            stated["by_head"] = True
         if self.budget is not None:
-            found["sample"] = f"budget {self.budget:,}, seed {self.seed}"
+            stated["sample"] = f"budget {self.budget:,}, seed {self.seed}"
         elif self.fraction not in (None, 1):
-            found["sample"] = f"fraction {self.fraction!r}, seed {self.seed}"
-        return {name: value for name, value in found.items() if value != []}
+            stated["sample"] = f"fraction {self.fraction!r}, seed {self.seed}"
+        return {name: value for name, value in stated.items() if value != []}
 
 
 _READERS = {

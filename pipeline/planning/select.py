@@ -103,7 +103,7 @@ def _one_path(
         where = candidate.position
         if where.branch is not None and _is_wanted(candidate.name, request):
             branches.setdefault(where.stage, set()).add(where.branch)
-    firsts = {stage: min(found) for stage, found in branches.items()}
+    firsts = {stage: min(numbers) for stage, numbers in branches.items()}
     kept, left_out = [], []
     for candidate in candidates:
         where = candidate.position
@@ -190,11 +190,11 @@ def elapsed_times(positions: Sequence[Position]) -> list[float | None]:
     return times
 
 
-def _unwanted(entry: Selected, request: Request) -> str | None:
-    name = entry.candidate.name
+def _unwanted(selected: Selected, request: Request) -> str | None:
+    name = selected.candidate.name
     if not _is_wanted(name, request):
         return "not matched by --revisions"
-    step = entry.position.step
+    step = selected.position.step
     if request.steps is not None and (step is None or step not in request.steps):
         return "outside --steps"
     return None
@@ -206,14 +206,14 @@ def _too_few(
     candidates: Sequence[Candidate],
     request: Request,
 ) -> NothingMatches:
-    found = f"{len(kept)} of the {len(candidates)} candidates"
+    count = f"{len(kept)} of the {len(candidates)} candidates"
     if kept:
-        found += f" ({quoted(kept[0].candidate.name)})"
-    names = ", ".join(quoted(entry.name, 40) for entry in left_out[:3])
+        count += f" ({quoted(kept[0].candidate.name)})"
+    names = ", ".join(quoted(checkpoint.name, 40) for checkpoint in left_out[:3])
     if request.revisions or request.steps:
         hint = "widen --revisions or --steps" + (f"; there are {names}, …" if names else "")
     elif left_out:
         hint = f"checkpoint names must state a step, like step1000 or checkpoint-500; found {names}"
     else:
         hint = "a checkpoint is a branch, a tag or a sub-directory with weight files"
-    return NothingMatches(f"{request.source}: expected at least 2 checkpoints, found {found}", hint)
+    return NothingMatches(f"{request.source}: expected at least 2 checkpoints, found {count}", hint)

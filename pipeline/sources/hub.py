@@ -66,10 +66,10 @@ class HubRepository:
             return layouts[self._layout]()
         first: list[Candidate] = []
         for find in layouts.values():
-            found = find()
-            if sum(candidate.position.is_known for candidate in found) > 1:
-                return found
-            first = first or found
+            candidates = find()
+            if sum(candidate.position.is_known for candidate in candidates) > 1:
+                return candidates
+            first = first or candidates
         return first
 
     def whole(self) -> list[Candidate]:

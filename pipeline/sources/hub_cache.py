@@ -90,12 +90,12 @@ class HubCache:
     def refs(self) -> list[tuple[str, str]]:
         """Return name and commit of every branch and tag in the cache."""
         root = self._root / "refs"
-        found = [
+        refs = [
             (path.relative_to(root).as_posix(), path.read_text(errors="replace").strip())
             for path in sorted(root.rglob("*"))
             if path.is_file()
         ]
-        return [(name, commit) for name, commit in found if is_hash(commit)]
+        return [(name, commit) for name, commit in refs if is_hash(commit)]
 
     def commits(self, revision: str | None) -> list[tuple[str, str]]:
         """Refuse: the cache does not know the order of commits."""
@@ -118,13 +118,13 @@ class HubCache:
         One without a hash is known by its commit and path: of its contents only that is known.
         """
         root = inside(self._root / "snapshots", commit)
-        found = []
+        entries = []
         for pointer in sorted(root.rglob("*")):
             if pointer.is_file():
                 path = pointer.relative_to(root).as_posix()
                 identity = _hash_of(pointer) or f"{self._name}@{commit}/{path}"
-                found.append(Entry(path, pointer.stat().st_size, identity))
-        return found
+                entries.append(Entry(path, pointer.stat().st_size, identity))
+        return entries
 
     def _absent(self, what: str) -> SourceNotFound:
         return SourceNotFound(
@@ -149,9 +149,9 @@ def _fetch(file: File, read: Callable[[int, int], bytes], target: Path) -> None:
             data = read(start, min(file.size, start + _PIECE_BYTES))
             digest.update(data)
             out.write(data)
-    if (found := digest.hexdigest()) != file.identity:
+    if (actual := digest.hexdigest()) != file.identity:
         raise Corrupted(
-            f"{file.where}: expected contents with the hash {file.identity}, found {found}",
+            f"{file.where}: expected contents with the hash {file.identity}, found {actual}",
             "what was read is not what was published: is HF_ENDPOINT a mirror?",
         )
 

@@ -104,10 +104,10 @@ class HubClient:
 
     def refs(self) -> list[tuple[str, str]]:
         """Return name and commit of every branch and tag."""
-        found = self.ask(lambda: _refs(self.api.list_repo_refs(self.name)), self.name)
-        for name, commit in found:
+        refs = self.ask(lambda: _refs(self.api.list_repo_refs(self.name)), self.name)
+        for name, commit in refs:
             self.names[commit].add(name)
-        return found
+        return refs
 
     def commits(self, revision: str | None) -> list[tuple[str, str]]:
         """Return title and id of a branch's commits, newest first."""
@@ -125,11 +125,11 @@ class HubClient:
         """Return the commit that a revision is now."""
         where = self._at(revision)
         revision = revision or "main"  # not every mirror answers without
-        found = self.ask(lambda: self.api.repo_info(self.name, revision=revision).sha, where)
-        if not isinstance(found, str):
+        commit = self.ask(lambda: self.api.repo_info(self.name, revision=revision).sha, where)
+        if not isinstance(commit, str):
             raise SourceNotFound(f"no such revision: {quoted(where)}")
-        self.names[found].add(revision)
-        return found
+        self.names[commit].add(revision)
+        return commit
 
     def tree(self, commit: str) -> list[Entry]:
         """Return every file of a commit."""

@@ -48,8 +48,8 @@ class Errors:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise untrusted(f"{where}: {self._host}", cause) from None
             cause = cause.__cause__ or cause.__context__
-        if type(error).__name__ == "ProxyError" and (found := re.match(r"(\d{3}) ", str(error))):
-            status = int(found[1])
+        if type(error).__name__ == "ProxyError" and (shown := re.match(r"(\d{3}) ", str(error))):
+            status = int(shown[1])
             if status not in TRANSIENT:
                 raise self._refused_by_proxy(status, where) from None
             return f"HTTP {status} from the proxy"

@@ -81,7 +81,7 @@ class HubUrls:
 
     def accesses(self, files: Sequence[str], after: int) -> dict[str, Access]:
         """Return how files can be reached: the reader lacks access to them."""
-        return {where: self._found(self._known[where], after) for where in files}
+        return {where: self._access_to(self._known[where], after) for where in files}
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Return bytes of a file: there is no other driver to be asked."""
@@ -106,7 +106,7 @@ class HubUrls:
             cached = self._cache.keep(file, partial(self.bytes_of, file), names)
         return cached
 
-    def _found(self, known: _Known, after: int) -> Access:
+    def _access_to(self, known: _Known, after: int) -> Access:
         cached = self._cache.access(known.file) if after == 0 else None
         if cached is not None:
             return cached

@@ -44,16 +44,16 @@ class Joint:
         return []
 
     def files(self, candidate: Candidate) -> list[File]:
-        source, own = self._of(candidate)
-        return [replace(file, checkpoint=candidate) for file in source.files(own)]
+        source, original = self._of(candidate)
+        return [replace(file, checkpoint=candidate) for file in source.files(original)]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
-        source, own = self._of(file.checkpoint)
-        return source.read(replace(file, checkpoint=own), start, stop)
+        source, original = self._of(file.checkpoint)
+        return source.read(replace(file, checkpoint=original), start, stop)
 
     def access(self, file: File, after: int = 0, keep: bool = False) -> Access:
-        source, own = self._of(file.checkpoint)
-        return source.access(replace(file, checkpoint=own), after, keep)
+        source, original = self._of(file.checkpoint)
+        return source.access(replace(file, checkpoint=original), after, keep)
 
     def _of(self, candidate: Candidate) -> tuple[Source, Candidate]:
         number, _, origin = candidate.origin.partition(" ")

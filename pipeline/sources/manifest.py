@@ -59,8 +59,8 @@ class Manifest:
         return []
 
     def files(self, candidate: Candidate) -> list[File]:
-        found = self._sources[candidate.origin].files(candidate)
-        return [replace(file, checkpoint=candidate) for file in found]
+        files = self._sources[candidate.origin].files(candidate)
+        return [replace(file, checkpoint=candidate) for file in files]
 
     def read(self, file: File, start: int, stop: int) -> bytes:
         return self._sources[file.checkpoint.origin].read(file, start, stop)
@@ -84,7 +84,7 @@ class Manifest:
         source = self._sources.get(uri) or self._open(uri)
         self._sources[uri] = source
         try:
-            (found,) = source.whole()
+            (checkpoint,) = source.whole()
         except ValueError:
             raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
         name = _name(row.get("name"), where) or _last_part(uri)
@@ -95,7 +95,7 @@ class Manifest:
             _number(row, "tokens", where) or named.tokens,
             named.branch,
         )
-        return replace(found, name=name, origin=uri, stated=stated)
+        return replace(checkpoint, name=name, origin=uri, stated=stated)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

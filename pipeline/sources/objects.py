@@ -42,8 +42,8 @@ class ObjectStorage:
     def whole(self) -> list[Candidate]:
         name = self.label.rpartition("/")[2]
         if self._object:
-            found = self._head(self._object) is not None
-            return [Candidate(name, None, self._object, True)] if found else []
+            exists = self._head(self._object) is not None
+            return [Candidate(name, None, self._object, True)] if exists else []
         return [Candidate(name, None)] if is_checkpoint(self._list, "") else []
 
     def files(self, candidate: Candidate) -> list[File]:

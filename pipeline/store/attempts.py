@@ -43,8 +43,8 @@ def part_path(table: str, run: str, attempt: str, number: int) -> str:
 
 def attempt_of(path: str) -> str:
     """Return whose file this is; "" if it is not named like one of an attempt's."""
-    found = _ATTEMPT.match(path.rpartition("/")[2])
-    return "" if found is None else found[0]
+    match = _ATTEMPT.match(path.rpartition("/")[2])
+    return "" if match is None else match[0]
 
 
 def bar(folder: Folder, run: str, token: int) -> None:
@@ -98,12 +98,12 @@ def remove_superseded(folder: Folder, run: str) -> None:
 
 def _rows(folder: Folder, run: str) -> dict[str, str]:
     """Return whose row each file holds, but for those that bar an attempt: they stay."""
-    found = {}
+    attempts = {}
     for path in folder.list(f"runs/run={run}"):
         attempt, data = attempt_of(path), folder.read(path)
         if attempt and data and not is_bar(data):
-            found[path] = attempt
-    return found
+            attempts[path] = attempt
+    return attempts
 
 
 def remove_unfinished(folder: Folder, run: str, attempt: str) -> None:

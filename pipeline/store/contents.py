@@ -65,25 +65,25 @@ def contents(folder: Folder) -> Contents:
     Raises:
         StoreUnusable: the storage does not answer.
     """
-    found = _Found()
+    survey = _Survey()
     for run, (path, data) in _rows(folder).items():
         try:
             check_run_name(run)
         except RequestError:
-            found.damaged[quoted(run)] = "a run cannot have this name"
+            survey.damaged[quoted(run)] = "a run cannot have this name"
             continue
         try:
             if isinstance(data, _Damaged):
                 raise data
-            found.add(run, attempt_of(path), _row(data))
+            survey.add(run, attempt_of(path), _row(data))
         except _Damaged as error:
-            found.damaged[run] = f"{path} {error}"
-    rows = pa.Table.from_pylist(found.rows, schema=with_run("runs"))
-    return Contents(rows, found.parts, found.damaged)
+            survey.damaged[run] = f"{path} {error}"
+    rows = pa.Table.from_pylist(survey.rows, schema=with_run("runs"))
+    return Contents(rows, survey.parts, survey.damaged)
 
 
 @dataclass(slots=True)
-class _Found:
+class _Survey:
     rows: list[dict[str, Any]] = field(default_factory=list)
     parts: dict[str, list[Part]] = field(default_factory=lambda: defaultdict(list))
     damaged: dict[str, str] = field(default_factory=dict)
@@ -122,14 +122,14 @@ def trouble(folder: Folder, part: Part) -> str | None:
 def trouble_by_listing(folder: Folder, table: str, parts: Sequence[Part]) -> dict[Part, str]:
     """Return what is wrong with the files of a table as far as one listing shows."""
     sizes = {entry.path: entry.size for entry in folder.entries(table)}
-    found = {}
+    troubles = {}
     for part in parts:
         size = sizes.get(part.path)
         if size is None:
-            found[part] = "is gone"
+            troubles[part] = "is gone"
         elif size != part.size:
-            found[part] = f"has {size:,} bytes, not {part.size:,}"
-    return found
+            troubles[part] = f"has {size:,} bytes, not {part.size:,}"
+    return troubles
 
 
 def digest(data: bytes) -> str:
@@ -145,11 +145,11 @@ def _rows(folder: Folder) -> dict[str, tuple[str, bytes | _Damaged]]:
             read = list(pool.map(lambda path: _tried(folder, path), paths))
         if None not in read:
             break  # else one was removed meanwhile, and another counts
-    found = {}
+    rows = {}
     for path, data in zip(paths, read, strict=True):  # in the order in which they count
         if data is not None and not (isinstance(data, bytes) and is_bar(data)):
-            found[path.split("/")[1].removeprefix("run=")] = path, data
-    return found
+            rows[path.split("/")[1].removeprefix("run=")] = path, data
+    return rows
 
 
 def _is_of_a_run(path: str) -> bool:
@@ -215,11 +215,11 @@ def _row(data: bytes) -> dict[str, Any]:
 def _misfit(data: bytes, schema: pa.Schema) -> str | None:
     """Say so if a file's columns are not of a table's types; older files may lack some."""
     try:
-        found = pq.read_schema(pa.BufferReader(data))
+        columns = pq.read_schema(pa.BufferReader(data))
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"is no Parquet file ({type(error).__name__})"
     for field_ in schema:
-        if field_.name in found.names and _plain(found.field(field_.name)) != _plain(field_):
+        if field_.name in columns.names and _plain(columns.field(field_.name)) != _plain(field_):
             return f"has another type in column {field_.name}"
     return None
 

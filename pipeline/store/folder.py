@@ -78,10 +78,10 @@ class Folder:
             try:
                 obstore.put(files, path, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
-                there = self.read(path)
-                if there is None and self.remote:
+                stored = self.read(path)
+                if stored is None and self.remote:
                     raise  # S3 says so, too, of a put that collided with another: tried again
-                return there == data
+                return stored == data
             return True
 
         return self._ask(path, question, writes=True)
@@ -126,8 +126,8 @@ class Folder:
         def question(files: Any) -> list[Entry]:
             if not self.remote:
                 return list(self._walk(prefix))
-            found = [entry for page in obstore.list(files, prefix) for entry in page]
-            return [Entry(entry["path"], entry["size"], entry["e_tag"]) for entry in found]
+            listed = [entry for page in obstore.list(files, prefix) for entry in page]
+            return [Entry(entry["path"], entry["size"], entry["e_tag"]) for entry in listed]
 
         return sorted(self._ask(prefix, question), key=lambda entry: entry.path)
 
@@ -212,9 +212,9 @@ def _directory(root: str) -> str:
     if not root.strip():
         raise StoreUnusable("--store is empty", cure)
     try:
-        found = str(Path(root).resolve())
-        found.encode()
-        is_file = Path(found).exists() and not Path(found).is_dir()
+        path = str(Path(root).resolve())
+        path.encode()
+        is_file = Path(path).exists() and not Path(path).is_dir()
     except UnicodeEncodeError:
         raise StoreUnusable(
             f"--store {quoted(root)}: its path is not UTF-8 in this locale", cure
@@ -224,11 +224,11 @@ def _directory(root: str) -> str:
     if is_file:
         raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
     # DuckDB takes every path for a pattern; what escapes *, ? and [ does not go with \\
-    if "\\" in found and any(sign in found for sign in "*?["):
+    if "\\" in path and any(sign in path for sign in "*?["):
         raise StoreUnusable(
             f"--store {quoted(root)}: a backslash and one of *, ?, [ in its path", cure
         )
-    return found
+    return path
 
 
 def _address(url: str) -> str:

@@ -203,8 +203,10 @@ def _process() -> dict[str, Any]:
 
 def _is_gone(holder: dict[str, Any]) -> bool:
     """Return True if the holder was a process that this one could see, and it is there no more."""
-    own, pid = _process(), holder["pid"]
-    if not own or any(holder.get(name) != own[name] for name in ("boot", "namespace")):
+    this_process, pid = _process(), holder["pid"]
+    if not this_process or any(
+        holder.get(name) != this_process[name] for name in ("boot", "namespace")
+    ):
         return False
     try:
         os.kill(pid, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -40,7 +41,8 @@ def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
     """Return the statistics on request that the store has of this very plan, if it has the run."""
     row = _row(folder, plan.run, ("plan", "statistics")) or {}
     names = row.get("statistics") or ()
-    return tuple(names) if row.get("plan") == plan.having(names).digest else ()
+    stored = replace(plan, statistics_asked=()).having(names)
+    return tuple(names) if row.get("plan") == stored.digest else ()
 
 
 def _row(
@@ -58,10 +60,10 @@ def _row(
 def _selection(text: str | None) -> Mapping[str, Any]:
     """Return what a selection states: nothing, if a row holds something else than was written."""
     try:
-        found = json.loads(text or "")
+        selection = json.loads(text or "")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return selection if isinstance(selection, dict) else {}
 
 
 def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:

@@ -72,14 +72,14 @@ def _path(run: str) -> str:
 
 def records(folder: Folder) -> list[Record]:
     """Return the records of all runs that have one; what cannot be read is left out."""
-    found = []
+    sound = []
     for path in folder.list("_tiles"):
         if path.endswith("/progress"):
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 record = Record(**json.loads(folder.read(path) or b""))
                 if path == f"_tiles/run={record.run}/progress" and _is_sound(record):
-                    found.append(record)
-    return found
+                    sound.append(record)
+    return sound
 
 
 def _is_sound(record: Record) -> bool:

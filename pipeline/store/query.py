@@ -23,7 +23,7 @@ from pipeline.store.schema import SCHEMAS, with_run
 _ROWS_AT_ONCE = 10_000
 _VIEWS = files("pipeline.store").joinpath("views/views.sql").read_text()
 _MADE = re.compile(r"^CREATE OR REPLACE \w+ (\w+).*?;$", re.DOTALL | re.MULTILINE)
-_STATEMENTS = {found[1]: found[0] for found in _MADE.finditer(_VIEWS)}
+_STATEMENTS = {statement[1]: statement[0] for statement in _MADE.finditer(_VIEWS)}
 """What makes each view, by its name, in an order in which they can be made."""
 _SOURCES = re.compile(r"\b(?:FROM|JOIN) (\w+)")
 
@@ -67,13 +67,13 @@ def _pattern(path: str) -> str:
 def _uses(names: Iterable[str]) -> set[str]:
     """Return these views and tables, and all that they are made from."""
     known = {*_STATEMENTS, *(f"stored_{table}" for table in SCHEMAS)}
-    found: set[str] = set()
+    used: set[str] = set()
     pending = known & set(names)
     while pending:
-        found |= pending
+        used |= pending
         words = [_SOURCES.findall(_STATEMENTS.get(name, "")) for name in pending]
-        pending = (known & set(chain.from_iterable(words))) - found
-    return found
+        pending = (known & set(chain.from_iterable(words))) - used
+    return used
 
 
 class Store:
@@ -157,8 +157,8 @@ class Store:
     def trouble(self, run: str) -> str | None:
         """Return what is wrong with a file of a run, all of which are looked at, or None."""
         for parts in self._contents.parts.values():
-            found = self._troubles([part for part in parts if part.run == run])
-            for part, why in found.items():
+            troubles = self._troubles([part for part in parts if part.run == run])
+            for part, why in troubles.items():
                 return f"{part.path} {why}"
         return None
 
@@ -206,8 +206,8 @@ class Store:
     def _troubles(self, parts: Sequence[Part]) -> dict[Part, str]:
         if self._folder.remote:
             return trouble_by_listing(self._folder, parts[0].table, parts) if parts else {}
-        found = ((part, trouble(self._folder, part)) for part in parts)
-        return {part: why for part, why in found if why is not None}
+        troubles = ((part, trouble(self._folder, part)) for part in parts)
+        return {part: why for part, why in troubles if why is not None}
 
     def _leave_out(self, run: str, why: str) -> None:
         if run not in self.damaged:

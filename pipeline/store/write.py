@@ -45,29 +45,29 @@ class RunWriter:
         numbers = batch.numbers
         keys = {name: [getattr(key, name) for key in batch.keys] for name in Key.__slots__}
         self._tables["groups"].add({"group_id": numbers, **keys})
-        found, rows = batch.figures, batch.rows
-        count = found.projection.shape[1]
+        figures, rows = batch.figures, batch.rows
+        count = figures.projection.shape[1]
         i, j = np.triu_indices(count)
         matrices = {
-            "dot": found.dots,
-            "relative_dot": found.relative_dots,
-            "squared_distance": found.squared_distances,
-            "cosine_stderr": found.cosine_errors,
-            "relative_cosine_stderr": found.relative_cosine_errors,
+            "dot": figures.dots,
+            "relative_dot": figures.relative_dots,
+            "squared_distance": figures.squared_distances,
+            "cosine_stderr": figures.cosine_errors,
+            "relative_cosine_stderr": figures.relative_cosine_errors,
         }
         upper = {name: _upper(values, i * count + j)[rows] for name, values in matrices.items()}
         self._add("similarity", numbers, {"i": i, "j": j}, upper)
         checkpoints = {"k": np.arange(count)}
-        columns = {name: values[rows] for name, values in found.path.items()}
+        columns = {name: values[rows] for name, values in figures.path.items()}
         self._add("path", numbers, checkpoints, columns)
-        coordinates = {f"pc{c + 1}": found.projection[rows, :, c] for c in range(3)}
+        coordinates = {f"pc{c + 1}": figures.projection[rows, :, c] for c in range(3)}
         self._add("projection", numbers, checkpoints, coordinates)
-        unknown = np.isnan(found.indicators) | np.isnan(found.null_values)
-        differs = np.ma.masked_array(found.differs_from_null, unknown)
+        unknown = np.isnan(figures.indicators) | np.isnan(figures.null_values)
+        differs = np.ma.masked_array(figures.differs_from_null, unknown)
         values = {
-            "value": found.indicators[rows],
-            "stderr": found.indicator_errors[rows],
-            "null_value": found.null_values[rows],
+            "value": figures.indicators[rows],
+            "stderr": figures.indicator_errors[rows],
+            "null_value": figures.null_values[rows],
             "differs_from_null": differs[rows],
         }
         self._add("indicators", numbers, {"indicator": _words(INDICATORS)}, values)
@@ -75,10 +75,10 @@ class RunWriter:
 
     def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
         """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
-        found, rows = batch.figures, batch.rows
-        values = np.concatenate(list(found.eigenvalues.values()), axis=1)[rows]
-        shares = np.concatenate(list(found.shares.values()), axis=1)[rows]
-        bases = [(basis, column.shape[1]) for basis, column in found.eigenvalues.items()]
+        figures, rows = batch.figures, batch.rows
+        values = np.concatenate(list(figures.eigenvalues.values()), axis=1)[rows]
+        shares = np.concatenate(list(figures.shares.values()), axis=1)[rows]
+        bases = [(basis, column.shape[1]) for basis, column in figures.eigenvalues.items()]
         ranked = {
             "basis": _words([basis for basis, ranks in bases for _ in range(ranks)]),
             "rank": np.concatenate([np.arange(1, ranks + 1) for _, ranks in bases]),
@@ -95,16 +95,16 @@ class RunWriter:
         stacked = {name: np.tile(values, (len(groups), 1)) for name, values in columns.items()}
         self._add(statistic, numbers, {"k": np.arange(count)}, stacked)
 
-    def complete(self, plan: Plan, found: Sequence[Finding], run_row: dict[str, Any]) -> None:
+    def complete(self, plan: Plan, findings: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""
         self._tables["checkpoints"].add(_checkpoint_columns(plan))
         self._tables["tensors"].add(_tensor_columns(plan))
-        self._tables["findings"].add(_finding_columns(found))
+        self._tables["findings"].add(_finding_columns(findings))
         for table in self._tables.values():
             table.close()
         files = list(chain.from_iterable(self._files.values()))
-        own = {"attempt": self._attempt, "files": files}
-        row = {name: [(run_row | own).get(name)] for name in SCHEMAS["runs"].names}
+        columns = {"attempt": self._attempt, "files": files}
+        row = {name: [(run_row | columns).get(name)] for name in SCHEMAS["runs"].names}
         self._row = parquet(sealed(pa.table(row, schema=SCHEMAS["runs"])), "runs")
 
     def commit(self) -> None:
@@ -183,10 +183,12 @@ def _checkpoint_columns(plan: Plan) -> dict[str, Any]:
     return columns | {"k": list(range(count))}
 
 
-def _finding_columns(found: Sequence[Finding]) -> dict[str, Any]:
+def _finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
     names = ("severity", "kind", "k", "tensor", "message")
-    columns: dict[str, Any] = {name: [getattr(entry, name) for entry in found] for name in names}
-    return columns | {"evidence": [json.dumps(entry.evidence) for entry in found]}
+    columns: dict[str, Any] = {
+        name: [getattr(finding, name) for finding in findings] for name in names
+    }
+    return columns | {"evidence": [json.dumps(finding.evidence) for finding in findings]}
 
 
 def _tensor_columns(plan: Plan) -> dict[str, Any]:
