@@ -144,7 +144,7 @@ def test_a_listing_without_an_end(
     """Given up after a stated time, and announced before."""
     monkeypatch.setattr("pipeline.transport.object_client.QUESTION_S", 0.5)
     for module in ("waiting", "object_client"):
-        monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.2)
+        monkeypatch.setattr(f"pipeline.transport.{module}.ANNOUNCED_S", 0.2)
     monkeypatch.setattr("pipeline.transport.limits.FIRST_PAUSE_S", 0.001)
     with (
         answering(200, LISTING, monkeypatch),

@@ -184,8 +184,13 @@ def test_expired_when_they_come_a_worker_tries_them(hub: Hub) -> None:
 @pytest.fixture
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Announce what takes half a second."""
-    for module in ("waiting", "http", "hub_client", "hub_session"):
-        monkeypatch.setattr(f"pipeline.sources.{module}.ANNOUNCED_S", 0.5)
+    for module in (
+        "transport.waiting",
+        "transport.http",
+        "sources.hub_client",
+        "sources.hub_session",
+    ):
+        monkeypatch.setattr(f"pipeline.{module}.ANNOUNCED_S", 0.5)
 
 
 PAUSE = {"status": 429, "headers": {"Retry_After": "1"}}
