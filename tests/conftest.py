@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,17 +79,20 @@ def served_hub() -> Iterator[Hub]:
 
 
 class Clock:
-    """Time that passes at once where this process sleeps."""
+    """Time that passes at once where the main thread sleeps; others sleep as ever."""
 
     def __init__(self) -> None:
         self.slept = 0.0
-        self._monotonic = time.monotonic
+        self._monotonic, self._sleep = time.monotonic, time.sleep
 
     def monotonic(self) -> float:
         return self._monotonic() + self.slept
 
     def sleep(self, seconds: float) -> None:
-        self.slept += seconds
+        if threading.current_thread() is threading.main_thread():
+            self.slept += seconds
+        else:
+            self._sleep(seconds)
 
 
 @pytest.fixture

@@ -159,9 +159,9 @@ PATHS = [
     ("smooth", 24, 1e-5, 40_000, "F32"),
     ("folding", 40, 1e-3, 40_000, "BF16"),
     # so many are multiplied in float32
-    ("smooth", 12, 1e-5, LEAST_IN_FLOAT32, "F32"),
-    ("folding", 12, 1e-3, LEAST_IN_FLOAT32, "BF16"),
-    ("decaying", 12, 1e-1, LEAST_IN_FLOAT32, "F32"),
+    ("smooth", 8, 1e-5, LEAST_IN_FLOAT32, "F32"),
+    ("folding", 8, 1e-3, LEAST_IN_FLOAT32, "BF16"),
+    ("decaying", 8, 1e-1, LEAST_IN_FLOAT32, "F32"),
 ]
 """With the format in which `make test` has each; `make test-all` has each in all three."""
 

@@ -122,12 +122,12 @@ def everything(path: Path | str) -> dict[str, list]:
 
 STOPS_ITSELF = """
 import os, signal
-from jobs import cli, console
+from jobs import cli, progress
 def tile_done(self, num_bytes):
     self.tiles = getattr(self, "tiles", 0) + 1
     if self.tiles == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
-console.JobProgress.tile_done = tile_done
+progress.JobProgress.tile_done = tile_done
 cli.main()
 """
 
@@ -259,7 +259,7 @@ def peak_bytes(process: subprocess.Popen[str]) -> int:
 def test_memory_stays_within_the_projection(large: Path, tmp_path: Path) -> None:
     """And follows --memory: the budget is not only a number that is printed."""
     peaks, projections = [], []
-    for number, budget in enumerate(("40MiB", "400MiB")):
+    for number, budget in enumerate(("16MiB", "400MiB")):
         options = ["--executor", "local", "--memory", budget]
         planned = hallmarks("plan", large, "--json", "--memory", budget)
         memory = json.loads(planned.stdout)["memory"]

@@ -38,7 +38,7 @@ def sums_of(
         rounding=rng.uniform(size=COUNT) * 1e-6,
         changes=changes,
         errors_known=seed != 7,
-        groups=folds,
+        folds=folds,
     )
 
 
@@ -108,10 +108,13 @@ def test_batches_keep_the_order(threads: int) -> None:
     chosen = [list(GROUPS)[n] for n in rng.integers(len(GROUPS), size=3000)]
     assert len(chosen) * 8 * COUNT**2 > STACK_BYTES
     keys = [[Key("tensor", tensor=f"{n}.{m}") for m in range(n % 3)] for n in range(len(chosen))]
-    sums = ((own, GROUPS[name]) for own, name in zip(keys, chosen, strict=True))
+    every = [key for own in keys for key in own]
+    stops = np.cumsum([len(own) for own in keys]).tolist()
+    numbers = [range(stop - len(own), stop) for own, stop in zip(keys, stops, strict=True)]
+    sums = ((own, GROUPS[name]) for own, name in zip(numbers, chosen, strict=True))
     alone = figures(list(GROUPS.values()), TIMES, BASES[0])
-    seen: list[Key] = []
-    batches = list(figure_batches(sums, TIMES, BASES[0], threads))
+    seen: list[int] = []
+    batches = list(figure_batches(sums, every, TIMES, BASES[0], threads))
     assert len(batches) > 1
     for batch in batches:
         assert isinstance(batch, FigureBatch)
@@ -119,5 +122,6 @@ def test_batches_keep_the_order(threads: int) -> None:
             number = list(GROUPS).index(chosen[int(str(key.tensor).split(".")[0])])
             found = batch.figures.indicators[row]
             np.testing.assert_array_equal(found, alone.indicators[number])
-        seen += batch.keys
-    assert seen == [key for own in keys for key in own]
+        assert batch.keys == [every[number] for number in batch.numbers]
+        seen += batch.numbers.tolist()
+    assert seen == list(range(len(every)))

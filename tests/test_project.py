@@ -114,6 +114,14 @@ def test_help_lists_every_command() -> None:
         assert command is not None and command.help, name
 
 
+def test_driving_needs_no_engine() -> None:
+    code = (
+        "import sys, pipeline.execute.drive.loop, pipeline.execute.drive.local;"
+        " assert not {'torch', 'ray'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_outside_text_stays_on_one_line() -> None:
     assert quoted("a\nb\x1b[31m").isprintable()
     assert len(quoted("x" * 10_000)) <= 120

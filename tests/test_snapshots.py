@@ -30,7 +30,7 @@ BROKEN = (
     TILES
     + """
 import sys, threading, time
-from jobs.console import JobProgress
+from jobs.progress import JobProgress
 def tile_done(self, num_bytes):  # each is followed by an estimate
     while any(thread.name == "snapshot" for thread in threading.enumerate()):
         time.sleep(0.001)

@@ -250,3 +250,22 @@ def test_rounding_energy_where_one_column_is_large(tmp_path: Path) -> None:
     lost = (energy[0] + 4 * energy[1] + energy[2]) / (lengths[0] * lengths[1])
     expected = np.degrees(np.arccos(1 - 2e-7 - lost))
     assert abs(found["noise_floor_deg"][1] / expected - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("held", "stored"),
+    [("bfloat16", "float32"), ("bfloat16", "float64"), ("float16", "float32")],
+)
+def test_weights_saved_in_a_finer_format_keep_their_noise_floor(
+    held: str, stored: str, tmp_path: Path
+) -> None:
+    checkpoints = weights(held, 1e-3)
+    finer = [{n: w.to(getattr(torch, stored)) for n, w in each.items()} for each in checkpoints]
+    found = [
+        analysed(written(tmp_path / name / "run", each), tmp_path / name / "store")
+        .sql("SELECT noise_floor_deg FROM path WHERE scope = 'tensor' ORDER BY tensor, k")
+        .fetchall()
+        for name, each in ((held, checkpoints), (stored, finer))
+    ]
+    assert any(value is not None and value > 0.01 for (value,) in found[0])
+    np.testing.assert_allclose(*(np.array(each, float) for each in found), rtol=1e-6)

@@ -29,6 +29,9 @@ NUM_SUMS = 2
 """Columns of the sums: Σ 4^e over the exponents e, for formats with the range of float32, and the
 same with e no less than the least of the format it is stored in if that is 8 bits, else of float16."""
 
+_NAME = f"U{max(map(len, WEIGHT_DTYPES))}"
+"""Holds the name of any format: NumPy cuts what is longer than the names that it began with."""
+
 _LOOKED_AT_FIRST = 32
 """Columns that mostly show that a format does not represent the rest."""
 
@@ -132,7 +135,7 @@ def coarsest(represented: NDArray[np.bool_], dtypes: Sequence[str]) -> NDArray[n
         represented: (Q, K, 4), over all tiles.
         dtypes: stored format of each checkpoint.
     """
-    stored_in = np.array([*dtypes, *COARSEST_FIRST])[: len(dtypes)]  # texts long enough for all
+    stored_in = np.array(dtypes, _NAME)
     formats = np.broadcast_to(stored_in, represented.shape[:2]).copy()
     for stored in sorted(set(dtypes)):
         if stored not in COARSEST_FIRST:
@@ -141,7 +144,7 @@ def coarsest(represented: NDArray[np.bool_], dtypes: Sequence[str]) -> NDArray[n
         candidates = COARSEST_FIRST[: COARSEST_FIRST.index(stored)]
         holds = represented[:, rows, : len(candidates)].all(axis=1)  # (Q, candidates)
         holds = np.concatenate((holds, np.ones((len(holds), 1), bool)), axis=1)
-        names = np.array([*candidates, stored], formats.dtype)[holds.argmax(axis=1)]
+        names = np.array([*candidates, stored], _NAME)[holds.argmax(axis=1)]
         formats[:, rows] = names[:, None]
     return formats
 
