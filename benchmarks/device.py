@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoints", type=int, default=154)
     parser.add_argument("--elements", type=int, default=8 << 20)
-    parser.add_argument("--threads", type=int, default=device.THREADS_OF_A_CARD)
+    parser.add_argument("--threads", type=int, default=device.THREADS_OF_A_GPU)
     options = parser.parse_args()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = torch.cuda.get_device_name() if kind == "cuda" else "none: the processor stands in"

@@ -26,7 +26,7 @@ from pipeline.execute.ray.pool import RayPool
 from pipeline.execute.ray.session import Layout
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.planning.tiles import Fragment, Tile
+from pipeline.planning.tiles import TensorRange, Tile
 
 ACTORS = 2
 SECONDS_A_TILE = 0.5  # that a simulated worker has it
@@ -89,7 +89,12 @@ def on_ray(num_tiles: int, num_workers: int) -> dict[str, str]:
 def alone(num_tiles: int, num_workers: int) -> dict[str, str]:
     """Hand tiles over and take receipts, in this process; return the figures."""
     tiles = tuple(
-        Tile(n, (Fragment(n // 100, n << 18, (n + 1) << 18),), 1 << 26, f"{n:06d}-0123456789abcdef")
+        Tile(
+            n,
+            (TensorRange(n // 100, n << 18, (n + 1) << 18),),
+            1 << 26,
+            f"{n:06d}-0123456789abcdef",
+        )
         for n in range(num_tiles)
     )
     schedule = Schedule(range(num_tiles), IN_HAND)

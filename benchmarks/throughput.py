@@ -107,10 +107,10 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     from pipeline.execute.work.byte_ranges import byte_ranges
     from pipeline.execute.work.urls import UrlBroker
     from pipeline.job.memory import worker_memory
+    from pipeline.planning.blocks import block_layouts
     from pipeline.planning.machine import available_cores
     from pipeline.planning.plan import make_plan
     from pipeline.planning.request import Request, Resources
-    from pipeline.planning.slices import slices
     from pipeline.transport.reader import Reader
 
     plan, there = make_plan(Request(source))
@@ -121,7 +121,7 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     found = [
         (each.file, each.start, each.stop - each.start)
         for number in plan.order()
-        for layout in slices(plan.tiles[number], plan.tensors, row_bytes)
+        for layout in block_layouts(plan.tiles[number], plan.tensors, row_bytes)
         for each in byte_ranges(layout, plan.tensors)
     ]
     return reader, found, pull._READERS, max(length for _, _, length in found)

@@ -132,7 +132,7 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
     if made.sampled:
         share = made.bytes_to_read / made.bytes_total
-        runs = sum(1 for tile in made.tiles for _ in tile.fragments)
+        runs = sum(1 for tile in made.tiles for _ in tile.ranges)
         say(
             "",
             f"a sample of {share:.3%} of {show_size(made.bytes_total)}: {runs:,} segments in"

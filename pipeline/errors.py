@@ -16,7 +16,7 @@
     ├── StoreFailed                 the store failed after the work had begun
     ├── LeaseLost                   another driver writes the run
     ├── TileLost                    a worker died while it held a tile
-    ├── DeviceFull                  a card has no memory for the least that can be computed at once
+    ├── DeviceFull                  a GPU has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
 An error says in one line what, where, expected and found; `hint` says what cures it.
@@ -107,7 +107,7 @@ class TileLost(HallmarksError):
 
 
 class DeviceFull(HallmarksError):
-    """A card has no memory for the least that can be computed at once."""
+    """A GPU has no memory for the least that can be computed at once."""
 
 
 class Interrupted(HallmarksError):

@@ -18,7 +18,7 @@ from pipeline.checkpoint.roles import Part, role
 from pipeline.numerics import indicators as numerics
 from pipeline.numerics.basis import Basis
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.sample import JACKKNIFE_GROUPS, Draw, cell_bounds, draw
+from pipeline.planning.sample import JACKKNIFE_FOLDS, Draw, draw, segment_bounds
 from pipeline.reduce.estimate import Estimate, Stratum
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
 
@@ -113,23 +113,23 @@ class Sampled:
                 sums.append(_group_sums(self._whole(tensor.name), {}, 0))
                 continue
             grams = self._grams(tensor, drawn)
-            stratum = Stratum(drawn.cells, drawn.counts, len(drawn.groups))
-            estimate = Estimate({0: stratum}, JACKKNIFE_GROUPS, self._count)
-            runs = [fragment for fragment in sample.fragments if fragment.tensor == index]
-            for fragment in runs:
-                cell = -(-fragment.first * drawn.cells // tensor.numel)
-                assert cell_bounds(tensor.numel, drawn.cells, cell) == (
-                    fragment.first,
-                    fragment.stop,
+            stratum = Stratum(drawn.segments, drawn.counts, len(drawn.folds))
+            estimate = Estimate({0: stratum}, JACKKNIFE_FOLDS, self._count)
+            runs = [range_ for range_ in sample.ranges if range_.tensor == index]
+            for range_ in runs:
+                cell = -(-range_.first * drawn.segments // tensor.numel)
+                assert segment_bounds(tensor.numel, drawn.segments, cell) == (
+                    range_.first,
+                    range_.stop,
                 )
-                estimate.add(0, fragment.group, grams[cell])
-            sums.append(_group_sums(*estimate.result(), JACKKNIFE_GROUPS))
+                estimate.add(0, range_.fold, grams[cell])
+            sums.append(_group_sums(*estimate.result(), JACKKNIFE_FOLDS))
         return model_figures(sums, self._count)
 
     def fraction_read(self) -> float:
         """Return the share of the weights that a sample holds."""
         sample = draw(self._tensors, self._fraction, 0)
-        read = sum(fragment.stop - fragment.first for fragment in sample.fragments)
+        read = sum(range_.stop - range_.first for range_ in sample.ranges)
         return read / sum(tensor.numel for tensor in self._tensors)
 
     def coverage(self, seeds: Iterable[int]) -> dict[str, Covered]:
@@ -151,11 +151,13 @@ class Sampled:
         return [*values, cosine], [*errors, float(found.cosine_errors[0, 0, -1])]
 
     def _grams(self, tensor: AlignedTensor, drawn: Draw) -> NDArray[np.float64]:
-        key = tensor.name, drawn.cells
+        key = tensor.name, drawn.segments
         if key not in self._cells:
             rows = self._weights[tensor.name].astype(np.float64)
             basis = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-            bounds = [cell_bounds(tensor.numel, drawn.cells, i) for i in range(drawn.cells)]
+            bounds = [
+                segment_bounds(tensor.numel, drawn.segments, i) for i in range(drawn.segments)
+            ]
             self._cells[key] = np.stack([basis[:, a:b] @ basis[:, a:b].T for a, b in bounds])
         return self._cells[key]
 

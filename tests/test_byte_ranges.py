@@ -15,7 +15,7 @@ from pipeline.checkpoint.roles import Part, role
 from pipeline.checkpoint.stored import Extent
 from pipeline.execute.work.byte_ranges import ByteRange, byte_ranges
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.slices import Slice, slices
+from pipeline.planning.blocks import BlockLayout, block_layouts
 from pipeline.planning.tiles import divide, everything
 from pipeline.statistics.pieces import PIECE
 
@@ -63,7 +63,7 @@ def test_every_byte_of_a_row_comes_from_where_it_lies(
     tensors: list[AlignedTensor], row_bytes: int, at_once: int
 ) -> None:
     for tile in divide(everything(tensors), tensors, 1 << 20):
-        for layout in slices(tile, tensors, row_bytes):
+        for layout in block_layouts(tile, tensors, row_bytes):
             with patch("pipeline.execute.work.byte_ranges._AT_ONCE", at_once):
                 ranges = byte_ranges(layout, tensors)
             assert [each.row for each in ranges] == sorted(each.row for each in ranges)
@@ -75,7 +75,7 @@ def test_every_byte_of_a_row_comes_from_where_it_lies(
                     assert (other.file, other.start, other.column) != end, "these two are one"
 
 
-def _filled(layout: Slice, ranges: list[ByteRange]) -> NDArray[np.int64]:
+def _filled(layout: BlockLayout, ranges: list[ByteRange]) -> NDArray[np.int64]:
     """Return file and offset of what comes to lie in each column, -1 where nothing does."""
     found = np.full((layout.row_bytes, 2), -1)
     for file, start, stop, _, column in ranges:
@@ -85,14 +85,14 @@ def _filled(layout: Slice, ranges: list[ByteRange]) -> NDArray[np.int64]:
     return found
 
 
-def _expected(layout: Slice, tensors: list[AlignedTensor], row: int) -> NDArray[np.int64]:
+def _expected(layout: BlockLayout, tensors: list[AlignedTensor], row: int) -> NDArray[np.int64]:
     found = np.full((layout.row_bytes, 2), -1)
-    for placed in layout.placed:
-        tensor, fragment = tensors[placed.fragment.tensor], placed.fragment
+    for placed in layout.ranges:
+        tensor, range_ = tensors[placed.range.tensor], placed.range
         size = DTYPES[tensor.dtypes[row]].itemsize
         whole = (Extent(0, tensor.files[row], tensor.starts[row]),)
         extents = tensor.scattered.get(row, whole)
-        elements = np.arange(fragment.first, fragment.stop)
+        elements = np.arange(range_.first, range_.stop)
         number = np.searchsorted([extent.first for extent in extents], elements, "right") - 1
         file, first, start = (
             np.array([getattr(extent, name) for extent in extents])[number]

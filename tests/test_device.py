@@ -1,6 +1,6 @@
-"""Slices on a device: every size of a window, and memory that runs out anywhere, give the same bits.
+"""Blocks on a device: every size of a transfer, and memory that runs out anywhere, give the same bits.
 
-What copies and recovers on a card runs here on the processor, into buffers of its own.
+What copies and recovers on a GPU runs here on the processor, into buffers of its own.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device as device_module
 from pipeline.execute.work.device import (
     Device,
-    affordable_window,
+    affordable_transfer,
     batches,
     choose_device,
     pinned,
     ran_out_of_memory,
-    windows,
+    transfers,
 )
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
+from pipeline.planning.blocks import block_layouts
 from pipeline.planning.memory import project
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request
-from pipeline.planning.slices import slices
-from pipeline.planning.tiles import Fragment, Tile
+from pipeline.planning.tiles import TensorRange, Tile
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.sources.base import Source
 from pipeline.statistics import gram
@@ -158,19 +158,19 @@ def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def expected(suite: Suite) -> dict[str, bytes]:
-    """What the processor makes of slices where they lie."""
+    """What the processor makes of blocks where they lie."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
         return suite.computed().bits()
 
 
 def copying(patch: pytest.MonkeyPatch, times: float) -> list[Device]:
-    """Have workers copy windows, of so many of the least; return the devices, as they are made."""
+    """Have workers copy transfers, of so many of the least; return the devices, as they are made."""
     made: list[Device] = []
 
     def make(*args: Any, **options: Any) -> Device:
         made.append(Device(*args, **options))
-        made[-1].window = int(times * made[-1].least) // 64 * 64
+        made[-1].transfer = int(times * made[-1].least) // 64 * 64
         return made[-1]
 
     patch.setattr("pipeline.execute.work.worker.Device", make)
@@ -240,7 +240,7 @@ def test_true_sums(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 1.5, 2, 3.7, 100])
-def test_windows_decide_no_bit(
+def test_transfers_decide_no_bit(
     times: float, suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copying(monkeypatch, times)
@@ -264,13 +264,13 @@ def test_memory_that_runs_out_at_every_seventh_operation_decides_no_bit(
 
 
 def assert_same_when_full(suite: Suite, expected: dict[str, bytes], at: set[int]) -> int:
-    """Return how many of these operations were reached: the windows were halved so often."""
+    """Return how many of these operations were reached: the transfers were halved so often."""
     with pytest.MonkeyPatch.context() as patch:
         made = copying(patch, 16)
         with Full(at) as full:
             found = suite.computed().bits()
     reached = sum(number <= full.count for number in at)
-    assert made[0].window == 16 * made[0].least // 2**reached // 64 * 64
+    assert made[0].transfer == 16 * made[0].least // 2**reached // 64 * 64
     assert found == expected
     return reached
 
@@ -296,7 +296,7 @@ def test_threads_whose_memory_runs_out_take_less_each(
     monkeypatch.setattr(gram, "_symmetric_product", FullProduct({4, 5, 20}))
     assert suite.computed(threads=3).bits() == expected
     (device,) = devices
-    assert device.least <= (device.window or 0) <= 8 * device.least
+    assert device.least <= (device.transfer or 0) <= 8 * device.least
 
 
 def test_a_card_too_small_for_a_piece_ends_the_run_in_one_line(
@@ -304,7 +304,7 @@ def test_a_card_too_small_for_a_piece_ends_the_run_in_one_line(
 ) -> None:
     copying(monkeypatch, 2)
     monkeypatch.setattr(gram, "_symmetric_product", FullProduct(range(1, 1000)))
-    monkeypatch.setattr(device_module, "memory_of", lambda card: (3 << 20, 4 << 30))
+    monkeypatch.setattr(device_module, "memory_of", lambda gpu: (3 << 20, 4 << 30))
     worker, kept = suite.worker(threads=2)
     with pytest.raises(DeviceFull) as caught:
         list(run_local(worker, 2, list(range(len(suite.plan.tiles)))))
@@ -348,7 +348,7 @@ class Recorder:
 
 
 formats = st.sampled_from(["F64", "F32", "F16", "BF16"])
-fragments = st.lists(
+ranges = st.lists(
     st.tuples(
         st.integers(0, 3 * PIECE),
         st.one_of(st.integers(1, 20), st.integers(1, 4 * PIECE)),
@@ -360,23 +360,23 @@ fragments = st.lists(
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(fragments, st.floats(1, 3), st.sets(st.integers(1, 25), max_size=3))
+@given(ranges, st.floats(1, 3), st.sets(st.integers(1, 25), max_size=3))
 @example([(5, 4 * PIECE + 100, ("F16",) * 3), (0, 10, ("F64",) * 3)], 1.0, set())
 def test_every_element_arrives_once_and_in_order(
     chosen: list[tuple[int, int, tuple[str, ...]]], times: float, at: set[int]
 ) -> None:
-    """Fragments that begin anywhere, alike in all checkpoints or not; read-only slices too."""
+    """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
     tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=()) for _, _, dtypes in chosen]
     whole = Part("", "other", 1, 0, 1)
     facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
-    parts = tuple(Fragment(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
-    piece = next(slices(Tile(0, parts, 0, ""), tensors, 1 << 30))
+    parts = tuple(TensorRange(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
+    layout = next(block_layouts(Tile(0, parts, 0, ""), tensors, 1 << 30))
     rng = np.random.default_rng(0)
-    block = rng.integers(0, 60, (3, piece.row_bytes), np.uint8)  # no NaN in any format
+    block = rng.integers(0, 60, (3, layout.row_bytes), np.uint8)  # no NaN in any format
     expected_values, recorder = [], Recorder(at)
-    for placed in piece.placed:
-        dtypes = tensors[placed.fragment.tensor].dtypes
-        length = placed.fragment.stop - placed.fragment.first
+    for placed in layout.ranges:
+        dtypes = tensors[placed.range.tensor].dtypes
+        length = placed.range.stop - placed.range.first
         expected_values.append(
             np.stack(
                 [
@@ -393,33 +393,35 @@ def test_every_element_arrives_once_and_in_order(
     pieces = list(
         batches(
             (placed, [(PartKey(number, part), facts[number]) for part in (0, 1)])
-            for placed in piece.placed
-            for number in [placed.fragment.tensor]
+            for placed in layout.ranges
+            for number in [placed.range.tensor]
         )
     )
     block.flags.writeable = False
-    device = Device("cpu", tensors, piece.row_bytes, 1)
-    size = device.window = int(times * 2 ** len(at) * device.least) // 64 * 64
-    for window in windows(pieces, size):
-        assert (window.ends - window.begins).max() <= size
+    device = Device("cpu", tensors, layout.row_bytes, 1)
+    size = device.transfer = int(times * 2 ** len(at) * device.least) // 64 * 64
+    for transfer in transfers(pieces, size):
+        assert (transfer.ends - transfer.begins).max() <= size
     with device.lane() as lane:
         lane.add(block, pieces, recorder)
-    for placed, values in zip(piece.placed, expected_values, strict=True):
+    for placed, values in zip(layout.ranges, expected_values, strict=True):
         for part in (0, 1):
-            added = recorder.pieces[PartKey(placed.fragment.tensor, part)]
+            added = recorder.pieces[PartKey(placed.range.tensor, part)]
             starts = [first for first, _ in added]
-            assert starts[0] == placed.fragment.first
+            assert starts[0] == placed.range.first
             assert all(start % PIECE == 0 for start in starts[1:])
             found = np.concatenate([rows for _, rows in added], axis=1)
             np.testing.assert_array_equal(found, values)
 
 
-def test_a_window_is_what_the_card_has_free() -> None:
-    """80 GB and 154 checkpoints, alone and beside others; a card that is nearly full."""
-    assert affordable_window(80_000_000_000, 4, 154, 50_000_000) == 9_950_000_000 // 308 // 64 * 64
-    alone = affordable_window(8 << 30, 4, 154, 1 << 20)
-    assert alone // 2 > affordable_window(8 << 30, 4 * 2, 154, 1 << 20) > alone // 3
-    assert affordable_window(100 << 20, 4, 154, 50_000_000) < 0  # the least is tried
+def test_a_transfer_is_what_the_card_has_free() -> None:
+    """80 GB and 154 checkpoints, alone and beside others; a GPU that is nearly full."""
+    assert (
+        affordable_transfer(80_000_000_000, 4, 154, 50_000_000) == 9_950_000_000 // 308 // 64 * 64
+    )
+    alone = affordable_transfer(8 << 30, 4, 154, 1 << 20)
+    assert alone // 2 > affordable_transfer(8 << 30, 4 * 2, 154, 1 << 20) > alone // 3
+    assert affordable_transfer(100 << 20, 4, 154, 50_000_000) < 0  # the least is tried
 
 
 def test_no_card() -> None:
@@ -498,7 +500,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 def test_a_card_gives_the_true_sums_and_the_same_bits(
     times: float | None, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Again, from several threads, in windows of any size, and with TF32 set by the process."""
+    """Again, from several threads, in transfers of any size, and with TF32 set by the process."""
     first = suite.computed("cuda")
     assert_true_sums(suite, first)
     if times is not None:
@@ -521,7 +523,7 @@ def test_a_card_whose_memory_runs_out(suite: Suite, monkeypatch: pytest.MonkeyPa
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(200e6 / total)  # cuBLAS takes 64 MiB
         assert suite.computed("cuda").bits() == first.bits()
-        assert (devices[0].window or 0) < 512 * devices[0].least
+        assert (devices[0].transfer or 0) < 512 * devices[0].least
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1e-6)
         with pytest.raises(DeviceFull, match="are free"):

@@ -29,13 +29,13 @@ from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.planning.sample import (
-    JACKKNIFE_GROUPS,
-    LEAST_RUNS,
-    LEAST_RUNS_OF_A_TABLE,
+    JACKKNIFE_FOLDS,
+    LEAST_SEGMENTS,
+    LEAST_SEGMENTS_OF_A_TABLE,
     draw,
     draw_within,
 )
-from pipeline.planning.tiles import elements, everything, fragment_bytes
+from pipeline.planning.tiles import elements, everything, range_bytes
 from pipeline.store.query import Store
 from tests.sampling import Sampled, synthetic
 from tests.suites import trajectory, write_suite
@@ -111,48 +111,48 @@ def test_a_draw(tensor: AlignedTensor, fraction: float, seed: int) -> None:
     sample = draw([tensor], fraction, seed)
     assert sample == draw([tensor], fraction, seed)
     reached = 0
-    for fragment in sample.fragments:
-        assert reached <= fragment.first < fragment.stop <= tensor.numel
-        reached = fragment.stop
+    for range_ in sample.ranges:
+        assert reached <= range_.first < range_.stop <= tensor.numel
+        reached = range_.stop
     for part, drawn in zip(tensor.parts, sample.draws[0], strict=True):
         numel = elements(part, 0, tensor.numel)
-        read = sum(elements(part, f.first, f.stop) for f in sample.fragments)
+        read = sum(elements(part, f.first, f.stop) for f in sample.ranges)
         if drawn.whole:
             assert read == numel
             continue
         table = part.component in ("embed", "unembed")
-        assert len(drawn.groups) >= (LEAST_RUNS_OF_A_TABLE if table else LEAST_RUNS)
+        assert len(drawn.folds) >= (LEAST_SEGMENTS_OF_A_TABLE if table else LEAST_SEGMENTS)
         assert drawn.fraction >= fraction * (1 - 1e-9)
         # cells differ by a period, of which each holds four or more, or by an element
         assert read == pytest.approx(drawn.fraction * numel, rel=0.3)
-        counts = [drawn.counts[group] for group in range(JACKKNIFE_GROUPS)]
+        counts = [drawn.counts[group] for group in range(JACKKNIFE_FOLDS)]
         assert max(counts) - min(counts) <= 1
-        held = {f.group for f in sample.fragments if elements(part, f.first, f.stop)}
-        assert held == set(drawn.groups)
+        held = {f.fold for f in sample.ranges if elements(part, f.first, f.stop)}
+        assert held == set(drawn.folds)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(fused(), min_size=1, max_size=3), st.floats(0.0, 1.2))
 def test_a_draw_within_a_budget(tensors: list[AlignedTensor], share: float) -> None:
-    total = fragment_bytes(everything(tensors), tensors)
+    total = range_bytes(everything(tensors), tensors)
     budget = 1 + int(share * total)
     fraction, sample = draw_within(tensors, budget, 0)
     if sample is not None:
-        assert fragment_bytes(sample.fragments, tensors) <= budget
+        assert range_bytes(sample.ranges, tensors) <= budget
         more = draw(tensors, min(1.0, fraction * 1.01 + 1e-3), 0)
-        assert fragment_bytes(more.fragments, tensors) > 0.5 * budget
+        assert range_bytes(more.ranges, tensors) > 0.5 * budget
     else:
-        assert budget >= total or budget < fragment_bytes(draw(tensors, 1e-9, 0).fragments, tensors)
+        assert budget >= total or budget < range_bytes(draw(tensors, 1e-9, 0).ranges, tensors)
 
 
 def test_every_cell_is_drawn_as_often(suite: Path) -> None:
     """Over many seeds: the draw is uniform, and another seed draws anew."""
     tensors = make_plan(Request(str(suite)))[0].tensors[:1]
     drawn, seeds = draw(tensors, 0.1, 0).draws[0][0], 600
-    hits = np.zeros(drawn.cells)
+    hits = np.zeros(drawn.segments)
     for seed in range(seeds):
-        for fragment in draw(tensors, 0.1, seed).fragments:
-            hits[-(-fragment.first * drawn.cells // tensors[0].numel)] += 1
+        for range_ in draw(tensors, 0.1, seed).ranges:
+            hits[-(-range_.first * drawn.segments // tensors[0].numel)] += 1
     expected = seeds * drawn.fraction
     assert np.abs(hits - expected).max() < 6 * math.sqrt(expected)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pipeline.errors import StoreUnusable
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
-from pipeline.execute.work.device import THREADS_OF_A_CARD, choose_device
+from pipeline.execute.work.device import THREADS_OF_A_GPU, choose_device
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.verify import published
@@ -53,7 +53,7 @@ def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Execu
     verified = published(plan) if resources.verify else []
     if resources.executor == "local":
         device = choose_device(resources.device)
-        most = THREADS_OF_A_CARD if device == "cuda" else available_cores()
+        most = THREADS_OF_A_GPU if device == "cuda" else available_cores()
         threads = resources.threads or min(most, available_cores())
         calls = threads + source.is_remote
         memory = worker_memory(plan, resources, calls)

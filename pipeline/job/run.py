@@ -200,9 +200,9 @@ class Job:
             self._do_again(gone)
             raise _Gone
         lost = {
-            fragment.tensor
+            range_.tensor
             for number in self._account.lost
-            for fragment in self._plan.tiles[number].fragments
+            for range_ in self._plan.tiles[number].ranges
         }
 
         def ready() -> None:

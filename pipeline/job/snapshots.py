@@ -14,7 +14,7 @@ from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.summary import Execution
 from pipeline.job.write import write_runs
-from pipeline.planning.sample import JACKKNIFE_GROUPS
+from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import estimated_sums
 from pipeline.statistics.parts import Sums
@@ -117,7 +117,7 @@ class Snapshots:
         if len(done) < LEAST_TILES:
             return False
         tiles, tensors = self._plan.tiles, self._plan.tensors
-        read = {fragment.tensor for number in done for fragment in tiles[number].fragments}
+        read = {range_.tensor for number in done for range_ in tiles[number].ranges}
         roles = [{part.component for part in tensor.parts} for tensor in tensors]
         return set().union(*(roles[number] for number in read)) == set().union(*roles)
 
@@ -165,7 +165,7 @@ class Snapshots:
 
         self._made += 1
         read = [number for number in self._plan.order() if number in outcome.done]
-        folds = {tile: place % JACKKNIFE_GROUPS for place, tile in enumerate(read)}
+        folds = {tile: place % JACKKNIFE_FOLDS for place, tile in enumerate(read)}
         written = write_runs(
             self._runs,
             [estimate(token, self._made) for token in self._leases.tokens],

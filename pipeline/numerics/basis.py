@@ -45,7 +45,7 @@ class Basis:
                 chain[k] += chain[before]
         return chain
 
-    def own(self, path: slice) -> FloatArray:
+    def alone(self, path: slice) -> FloatArray:
         """(P, N) the increment basis of one path alone, in terms of this one."""
         rows = np.eye(self.count)[path]
         if path.start:

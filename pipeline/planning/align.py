@@ -58,7 +58,7 @@ class AlignedTensor:
             *(extent.file for extents in self.scattered.values() for extent in extents),
         }
 
-    def pieces(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (file, first byte, byte past the last, elements from `first`) of [first, stop)."""
         size = DTYPES[self.dtypes[k]].itemsize
         extents = self.scattered.get(k)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.slices import ROW_ALIGNMENT, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, width
 from pipeline.planning.tiles import Tile, results
 from pipeline.statistics.pieces import PIECE
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
@@ -32,8 +32,8 @@ PREFERRED_ROW_BYTES = 1 << 20
 """Larger rows gain nothing here (4.3 GB from the page cache on 2 cores: 0.16 s with rows of 256 KiB
 to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at 1 GB/s."""
 
-PREFERRED_SLICE_BYTES = 256 << 20
-"""Bound on a slice of very many checkpoints."""
+PREFERRED_BLOCK_BYTES = 256 << 20
+"""Bound on a block of very many checkpoints."""
 
 MOST_AHEAD = 16
 """Results of tiles that are read ahead: on object storage a request takes 10 to 100 ms."""
@@ -50,7 +50,7 @@ class Memory:
 
     budget: int
     row_bytes: int
-    """One checkpoint's share of a slice."""
+    """One checkpoint's share of a block."""
     projected: int
     """The most that the worker takes beyond an idle process."""
     least: int
@@ -67,10 +67,10 @@ def project(
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
 
-    With a card less is taken: slices are in the host's memory, what is called scratch on the card.
+    With a GPU less is taken: blocks are in the host's memory, what is called scratch on the GPU.
 
     Args:
-        largest_block: bytes of a slice that an object store takes, if slices travel through one:
+        largest_block: bytes of a block that an object store takes, if blocks travel through one:
             then many of them are to be on their way at once.
 
     Raises:
@@ -85,8 +85,8 @@ def project(
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
         sum(
-            (fragment.stop - fragment.first) * width(tensors[fragment.tensor]) + widest
-            for fragment in tile.fragments
+            (range_.stop - range_.first) * width(tensors[range_.tensor]) + widest
+            for range_ in tile.ranges
         )
         for tile in tiles
     )
@@ -94,11 +94,11 @@ def project(
     least = fixed + calls * num_checkpoints * least_row
     if budget < least:
         raise PlanDoesNotFit(
-            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints and {calls}"
-            f" tiles side by side need at least {show_size(least, up=True)}",
+            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints with {calls}"
+            f" tiles in flight need at least {show_size(least, up=True)}",
             f"use --memory {show_size(least, up=True)}, or fewer checkpoints with --steps",
         )
-    preferred = min(PREFERRED_ROW_BYTES, PREFERRED_SLICE_BYTES // num_checkpoints)
+    preferred = min(PREFERRED_ROW_BYTES, PREFERRED_BLOCK_BYTES // num_checkpoints)
     if largest_block is not None:
         if num_checkpoints * least_row > largest_block:
             raise PlanDoesNotFit(
@@ -139,7 +139,7 @@ def results_ahead(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each:
 
 def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], each: int) -> int:
     """Accumulators of parts of `each` bytes, and the file that they become (a triangle, held twice)."""
-    keys = {key for fragment in tile.fragments for key in results(fragment, tensors)}
+    keys = {key for range_ in tile.ranges for key in results(range_, tensors)}
     return 2 * each * len(keys)
 
 

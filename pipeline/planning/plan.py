@@ -26,7 +26,7 @@ from pipeline.planning.tiles import (
     divide,
     elements,
     everything,
-    fragment_bytes,
+    range_bytes,
     tile_bytes,
 )
 from pipeline.sources import open_source
@@ -148,7 +148,7 @@ class Plan:
                         for tensor in self.left_out_tensors
                     ),
                     tiles=tuple(
-                        replace(tile, bytes=fragment_bytes(tile.fragments, tensors))
+                        replace(tile, bytes=range_bytes(tile.ranges, tensors))
                         for tile in self.tiles
                     ),
                     content=f"{self.content}-{first}",
@@ -160,7 +160,7 @@ class Plan:
     @property
     def bytes_total(self) -> int:
         """Bytes of all weights that the figures are about."""
-        return fragment_bytes(everything(self.tensors), self.tensors)
+        return range_bytes(everything(self.tensors), self.tensors)
 
     @property
     def bytes_to_read(self) -> int:
@@ -293,7 +293,7 @@ def _made(
     alignment = align(source, checkpoints, request, firsts)
     sample = _sample(alignment.tensors, request)
     tiles = divide(
-        sample.fragments if sample else everything(alignment.tensors),
+        sample.ranges if sample else everything(alignment.tensors),
         alignment.tensors,
         least_tile_bytes or tile_bytes(len(checkpoints)),
     )
@@ -323,7 +323,7 @@ def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None
     if request.budget is not None:
         fraction, sample = draw_within(tensors, request.budget, request.seed)
         if fraction < 1 and sample is None:
-            least = fragment_bytes(draw(tensors, 1e-9, request.seed).fragments, tensors)
+            least = range_bytes(draw(tensors, 1e-9, request.seed).ranges, tensors)
             raise PlanDoesNotFit(
                 f"--budget {show_size(request.budget)} is too small: the smallest sample with"
                 f" standard errors reads {show_size(least, up=True)}",
@@ -414,5 +414,5 @@ def _digest(
     for tile in tiles:
         add(tile.name)
     for drawn in draws:
-        add([[draw_of_part.cells, draw_of_part.groups] for draw_of_part in drawn])
+        add([[draw_of_part.segments, draw_of_part.folds] for draw_of_part in drawn])
     return digest.hexdigest()[:32]

@@ -1,6 +1,6 @@
 """Tiles: the unit of scheduling, of resuming and of result files.
 
-A tile is a run of elements of one or several aligned tensors, times all checkpoints. The
+A tile is some ranges of elements of aligned tensors, times all checkpoints. The
 division is a function of the checkpoints and the request alone.
 """
 
@@ -28,20 +28,20 @@ MAX_RESULT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Fragment:
+class TensorRange:
     """The elements [first, stop) of one tensor."""
 
     tensor: int
     first: int
     stop: int
-    group: int = 0
-    """Jackknife group, of a sample."""
+    fold: int = 0
+    """Jackknife fold, of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     index: int
-    fragments: tuple[Fragment, ...]
+    ranges: tuple[TensorRange, ...]
     bytes: int
     """What the tile reads, over all checkpoints."""
     name: str
@@ -53,31 +53,31 @@ def tile_bytes(num_checkpoints: int) -> int:
     return max(MIN_TILE_BYTES, BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2)
 
 
-def everything(tensors: Sequence[AlignedTensor]) -> tuple[Fragment, ...]:
-    """Return fragments that hold every element of every tensor once."""
-    return tuple(Fragment(index, 0, tensor.numel) for index, tensor in enumerate(tensors))
+def everything(tensors: Sequence[AlignedTensor]) -> tuple[TensorRange, ...]:
+    """Return tensor ranges that hold every element of every tensor once."""
+    return tuple(TensorRange(index, 0, tensor.numel) for index, tensor in enumerate(tensors))
 
 
 def divide(
-    fragments: Sequence[Fragment], tensors: Sequence[AlignedTensor], least_bytes: int
+    ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor], least_bytes: int
 ) -> tuple[Tile, ...]:
-    """Return the tiles that cover every fragment once, in order.
+    """Return the tiles that cover every tensor range once, in order.
 
-    Large fragments are cut at multiples of CHUNK elements; small ones share a tile.
+    Large ones are cut at multiples of CHUNK elements; small ones share a tile.
     """
     if not tensors:
         return ()
     most_results = max(1, MAX_RESULT_BYTES // (8 * len(tensors[0].dtypes) ** 2))
-    tiles: list[tuple[Fragment, ...]] = []
-    current: list[Fragment] = []
+    tiles: list[tuple[TensorRange, ...]] = []
+    current: list[TensorRange] = []
     keys: set[tuple[int, int, int]] = set()
     num_bytes = 0
-    for fragment in fragments:
-        size, first = tensors[fragment.tensor].bytes_per_element, fragment.first
-        while first < fragment.stop:
+    for range_ in ranges:
+        size, first = tensors[range_.tensor].bytes_per_element, range_.first
+        while first < range_.stop:
             wanted = -(-(least_bytes - num_bytes) // size)
-            stop = min(fragment.stop, first + -(-wanted // CHUNK) * CHUNK)
-            current.append(replace(fragment, first=first, stop=stop))
+            stop = min(range_.stop, first + -(-wanted // CHUNK) * CHUNK)
+            current.append(replace(range_, first=first, stop=stop))
             keys.update(results(current[-1], tensors))
             num_bytes += (stop - first) * size
             first = stop
@@ -86,19 +86,19 @@ def divide(
                 current, num_bytes, keys = [], 0, set()
     if current:
         tiles.append(tuple(current))
-    return tuple(_tile(index, fragments, tensors) for index, fragments in enumerate(tiles))
+    return tuple(_tile(index, ranges, tensors) for index, ranges in enumerate(tiles))
 
 
 def files_of(tile: Tile, tensors: Sequence[AlignedTensor]) -> list[int]:
     """Return the numbers of the files that a tile reads."""
-    return sorted({n for fragment in tile.fragments for n in tensors[fragment.tensor].all_files()})
+    return sorted({n for range_ in tile.ranges for n in tensors[range_.tensor].all_files()})
 
 
-def results(fragment: Fragment, tensors: Sequence[AlignedTensor]) -> Iterator[PartKey]:
-    """Yield the parts that a fragment adds to."""
-    for number, part in enumerate(tensors[fragment.tensor].parts):
-        if elements(part, fragment.first, fragment.stop):
-            yield PartKey(fragment.tensor, number, fragment.group)
+def results(range_: TensorRange, tensors: Sequence[AlignedTensor]) -> Iterator[PartKey]:
+    """Yield the parts that a tensor range adds to."""
+    for number, part in enumerate(tensors[range_.tensor].parts):
+        if elements(part, range_.first, range_.stop):
+            yield PartKey(range_.tensor, number, range_.fold)
 
 
 def elements(part: Part, first: int, stop: int) -> int:
@@ -112,19 +112,18 @@ def elements(part: Part, first: int, stop: int) -> int:
     return below(stop) - below(first)
 
 
-def _tile(index: int, fragments: tuple[Fragment, ...], tensors: Sequence[AlignedTensor]) -> Tile:
+def _tile(index: int, ranges: tuple[TensorRange, ...], tensors: Sequence[AlignedTensor]) -> Tile:
     digest = hashlib.sha256(str(index).encode())
-    for fragment in fragments:
-        tensor = tensors[fragment.tensor]
-        place = f"{fragment.first} {fragment.stop} {fragment.group}"
+    for range_ in ranges:
+        tensor = tensors[range_.tensor]
+        place = f"{range_.first} {range_.stop} {range_.fold}"
         digest.update(f"\n{tensor.name!r} {place}".encode())
     name = f"{index:06d}-{digest.hexdigest()[:16]}"
-    return Tile(index, fragments, fragment_bytes(fragments, tensors), name)
+    return Tile(index, ranges, range_bytes(ranges, tensors), name)
 
 
-def fragment_bytes(fragments: Sequence[Fragment], tensors: Sequence[AlignedTensor]) -> int:
-    """Return the stored size of some fragments, over all checkpoints."""
+def range_bytes(ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor]) -> int:
+    """Return the stored size of some tensor ranges, over all checkpoints."""
     return sum(
-        (fragment.stop - fragment.first) * tensors[fragment.tensor].bytes_per_element
-        for fragment in fragments
+        (range_.stop - range_.first) * tensors[range_.tensor].bytes_per_element for range_ in ranges
     )

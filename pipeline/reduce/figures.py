@@ -150,7 +150,7 @@ class _Sums:
 
     def of_path(self, basis: Basis, checkpoints: slice) -> _Sums:
         """Return the sums over one path's own checkpoints, in its own increment basis."""
-        rows = basis.own(checkpoints)
+        rows = basis.alone(checkpoints)
         return replace(
             self,
             increments=transformed(rows, self.increments),

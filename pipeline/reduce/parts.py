@@ -30,7 +30,7 @@ def sums_of_parts(plan: Plan, results: Iterable[tuple[int, Sums | None]]) -> Ite
     lost: set[int] = set()
     for number, result in results:
         if result is None:
-            lost |= {fragment.tensor for fragment in plan.tiles[number].fragments}
+            lost |= {range_.tensor for range_ in plan.tiles[number].ranges}
         else:
             _merge(open_parts, result, last, number, rules)
         complete = [key for key in open_parts if last[key.tensor] == number or key.tensor in lost]
@@ -51,7 +51,7 @@ def sums_of_parts(plan: Plan, results: Iterable[tuple[int, Sums | None]]) -> Ite
 
 def last_tiles(plan: Plan) -> dict[int, int]:
     """Return the number of the last tile that holds some of each tensor, by its number."""
-    return {fragment.tensor: tile.index for tile in plan.tiles for fragment in tile.fragments}
+    return {range_.tensor: tile.index for tile in plan.tiles for range_ in tile.ranges}
 
 
 def _merge(

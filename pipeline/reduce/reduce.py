@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.numerics.basis import Basis
 from pipeline.planning.plan import Plan
-from pipeline.planning.sample import JACKKNIFE_GROUPS
+from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.planning.tiles import elements
 from pipeline.reduce.batches import FigureBatch, OfGroups, figure_batches
 from pipeline.reduce.estimate import Estimate, Stratum
@@ -134,8 +134,8 @@ class _Stack:
             drawn = plan.drawn(member.tensor, member.part)
             if drawn.whole:
                 continue
-            stratum = Stratum(drawn.cells, drawn.counts, len(drawn.groups))
-            estimate = Estimate({0: stratum}, JACKKNIFE_GROUPS, count)
+            stratum = Stratum(drawn.segments, drawn.counts, len(drawn.folds))
+            estimate = Estimate({0: stratum}, JACKKNIFE_FOLDS, count)
             stop = firsts[row + 1] if row + 1 < len(firsts) else len(parts.keys)
             for at in range(firsts[row], stop):
                 of_fold = unpacked(parts.arrays["gram.increments"][at])
@@ -364,8 +364,8 @@ def _strata(
     tiles: dict[tuple[int, str], set[int]] = defaultdict(set)
     of_tensor: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for number in done:
-        for fragment in plan.tiles[number].fragments:
-            of_tensor[fragment.tensor].append((number, fragment.first, fragment.stop))
+        for range_ in plan.tiles[number].ranges:
+            of_tensor[range_.tensor].append((number, range_.first, range_.stop))
     for member in grouped.members:
         tensor = plan.tensors[member.tensor]
         part = tensor.parts[member.part]

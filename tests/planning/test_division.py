@@ -1,4 +1,4 @@
-"""Tiles and slices cover every element once; memory is projected and refused before reading."""
+"""Tiles and blocks cover every element once; memory is projected and refused before reading."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.roles import Part, role
 from pipeline.errors import NothingMatches, PlanDoesNotFit, RequestError
 from pipeline.planning.align import AlignedTensor
+from pipeline.planning.blocks import block_layouts
 from pipeline.planning.memory import project, show_size
 from pipeline.planning.options import parse_size
 from pipeline.planning.request import Request, StepRange
 from pipeline.planning.select import select
-from pipeline.planning.slices import slices
 from pipeline.planning.tiles import divide, everything
 from pipeline.sources.base import Candidate
 from pipeline.statistics.pieces import CHUNK, PIECE, piece_bounds
@@ -49,7 +49,7 @@ def aligned(draw: st.DrawFn) -> list[AlignedTensor]:
 @given(aligned(), st.integers(1, 1 << 24))
 def test_tiles_cover_every_element_once(tensors: list[AlignedTensor], least: int) -> None:
     tiles = divide(everything(tensors), tensors, least)
-    covered = [(f.tensor, f.first, f.stop) for tile in tiles for f in tile.fragments]
+    covered = [(f.tensor, f.first, f.stop) for tile in tiles for f in tile.ranges]
     assert covered == sorted(covered)
     for index, tensor in enumerate(tensors):
         mine = [(first, stop) for number, first, stop in covered if number == index]
@@ -63,25 +63,23 @@ def test_tiles_cover_every_element_once(tensors: list[AlignedTensor], least: int
 
 @settings(max_examples=50)
 @given(aligned(), st.integers(PIECE * 8, 1 << 23))
-def test_slices_cover_every_byte_once(tensors: list[AlignedTensor], row_bytes: int) -> None:
+def test_blocks_cover_every_byte_once(tensors: list[AlignedTensor], row_bytes: int) -> None:
     for tile in divide(everything(tensors), tensors, 1 << 22):
-        parts = list(slices(tile, tensors, row_bytes))
-        covered = [
-            (p.fragment.tensor, p.fragment.first, p.fragment.stop) for s in parts for p in s.placed
-        ]
+        parts = list(block_layouts(tile, tensors, row_bytes))
+        covered = [(p.range.tensor, p.range.first, p.range.stop) for s in parts for p in s.ranges]
         assert covered == sorted(covered)
-        whole = sum(f.stop - f.first for f in tile.fragments)
+        whole = sum(f.stop - f.first for f in tile.ranges)
         assert sum(stop - first for _, first, stop in covered) == whole
-        for piece in parts:
-            assert piece.row_bytes % 64 == 0
+        for layout in parts:
+            assert layout.row_bytes % 64 == 0
             end = 0
-            for placed in piece.placed:
-                length = placed.fragment.stop - placed.fragment.first
+            for placed in layout.ranges:
+                length = placed.range.stop - placed.range.first
                 assert placed.column >= end and placed.column % placed.width == 0
                 end = placed.column + length * placed.width
-                ends_tensor = placed.fragment.stop == tensors[placed.fragment.tensor].numel
-                assert placed.fragment.stop % PIECE == 0 or ends_tensor
-            assert end <= max(row_bytes, piece.row_bytes)
+                ends_tensor = placed.range.stop == tensors[placed.range.tensor].numel
+                assert placed.range.stop % PIECE == 0 or ends_tensor
+            assert end <= max(row_bytes, layout.row_bytes)
 
 
 @given(st.integers(0, 5 * PIECE), st.integers(0, 5 * PIECE))

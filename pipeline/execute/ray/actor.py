@@ -88,7 +88,7 @@ class WorkerActor:
         messages = self._urls.requests(_POLL_S)
         counters = self._worker.counters
         self._metrics.export(counters)
-        return counters.bytes_pulled + counters.slices, messages
+        return counters.bytes_pulled + counters.blocks, messages
 
     def answer(self, request: int, answer: Any) -> None:
         self._urls.answer(request, answer)

@@ -29,8 +29,8 @@ from pipeline.execute.work.urls import (
     BlockRequest,
     DriverUrls,
 )
+from pipeline.planning.blocks import BlockLayout, block_layouts
 from pipeline.planning.plan import Plan
-from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader
@@ -40,16 +40,16 @@ _TELL_S = 1.0  # so often a task says how far it is: silence means that its work
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class BlockToPull:
     """Which block a task pulls. Holds no secret."""
 
     plan: tuple[Any, ...]
     """A reference to the plan; not resolved by Ray, since a process fetches it once."""
     tile: int
-    slice: int
+    block: int
     """Its number in the tile."""
     row_bytes: int
-    """Of a whole slice."""
+    """Of a whole block."""
     pauses: dict[str, float]
     """Hosts that requested a back-off, and for how many seconds."""
 
@@ -68,44 +68,46 @@ class TaskBlocks:
         """Have the next tasks leave a host alone for so long."""
         self._pauses[host] = time.monotonic() + seconds
 
-    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
-        """Yield the slices of a tile, in order; a block is to be let go before the next one.
+    def of(self, index: int) -> Iterator[tuple[BlockLayout, Block]]:
+        """Yield the blocks of a tile, in order; a block is to be let go before the next one.
 
         Raises:
             ReadError: bytes could not be had.
         """
         tile = self._plan.tiles[index]
-        pieces = enumerate(slices(tile, self._plan.tensors, self._row_bytes))
-        under_way = deque(self._asked(index, *piece) for piece in islice(pieces, AHEAD))
+        layouts = enumerate(block_layouts(tile, self._plan.tensors, self._row_bytes))
+        under_way = deque(self._asked(index, *layout) for layout in islice(layouts, AHEAD))
         try:
             while under_way:
-                yield under_way[0].piece, under_way[0].block()
+                yield under_way[0].layout, under_way[0].block()
                 under_way.popleft().let_go()
-                under_way.extend(self._asked(index, *piece) for piece in islice(pieces, 1))
+                under_way.extend(self._asked(index, *layout) for layout in islice(layouts, 1))
         finally:
             for pulling in under_way:
                 pulling.let_go()
 
-    def _asked(self, index: int, number: int, piece: Slice) -> _Pulling:
+    def _asked(self, index: int, number: int, layout: BlockLayout) -> _Pulling:
         """Ask for room for a block, and have it pulled as soon as there is."""
-        size = len(self._plan.checkpoints) * piece.row_bytes
+        size = len(self._plan.checkpoints) * layout.row_bytes
 
         def start() -> Any:
             now = time.monotonic()
             pauses = {
                 host: until - now for host, until in list(self._pauses.items()) if until > now
             }
-            errand = Errand((self._reference,), index, number, self._row_bytes, pauses)
-            return _pull.remote(errand, self._worker)
+            wanted = BlockToPull((self._reference,), index, number, self._row_bytes, pauses)
+            return _pull.remote(wanted, self._worker)
 
-        return _Pulling(piece, size, self._urls, start)
+        return _Pulling(layout, size, self._urls, start)
 
 
 class _Pulling:
     """One block on its way."""
 
-    def __init__(self, piece: Slice, size: int, urls: DriverUrls, start: Callable[[], Any]) -> None:
-        self.piece, self._size, self._urls, self._start = piece, size, urls, start
+    def __init__(
+        self, layout: BlockLayout, size: int, urls: DriverUrls, start: Callable[[], Any]
+    ) -> None:
+        self.layout, self._size, self._urls, self._start = layout, size, urls, start
         self._wanted = True
         self._task: Future[Any] = Future()
         urls.ask(BlockRequest(size)).add_done_callback(self._granted)
@@ -133,19 +135,19 @@ class _Pulling:
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-def _pull(errand: Errand, worker: Any) -> Block:
+def _pull(wanted: BlockToPull, worker: Any) -> Block:
     """Pull a block for a worker. If this process or its node dies, Ray has it done elsewhere."""
-    here = _Here.of(errand.plan[0])
-    return here.pull(errand, worker)
+    process = _PullProcess.of(wanted.plan[0])
+    return process.pull(wanted, worker)
 
 
-class _Here:
+class _PullProcess:
     """What a process that pulls keeps from task to task: the plan, URLs, connections."""
 
-    last: tuple[str, _Here] | None = None
+    last: tuple[str, _PullProcess] | None = None
 
     @classmethod
-    def of(cls, reference: Any) -> _Here:
+    def of(cls, reference: Any) -> _PullProcess:
         """Return what there is for a plan."""
         name = reference.hex()
         if cls.last is None or cls.last[0] != name:
@@ -158,17 +160,17 @@ class _Here:
         self._reader = Reader(self._relay, self._relay.count)
         self._puller = Puller(plan, self._reader)
 
-    def pull(self, errand: Errand, worker: Any) -> Block:
+    def pull(self, wanted: BlockToPull, worker: Any) -> Block:
         self._relay.worker = worker
-        for host, seconds in errand.pauses.items():
+        for host, seconds in wanted.pauses.items():
             self._reader.pause(host, seconds)
-        tile = self._plan.tiles[errand.tile]
-        pieces = slices(tile, self._plan.tensors, errand.row_bytes)
-        piece = next(islice(pieces, errand.slice, None))
-        block = np.empty((len(self._plan.checkpoints), piece.row_bytes), np.uint8)
+        tile = self._plan.tiles[wanted.tile]
+        layouts = block_layouts(tile, self._plan.tensors, wanted.row_bytes)
+        layout = next(islice(layouts, wanted.block, None))
+        block = np.empty((len(self._plan.checkpoints), layout.row_bytes), np.uint8)
         try:
             self._reader.accesses(files_of(tile, self._plan.tensors))
-            self._puller.fill(block, piece)
+            self._puller.fill(block, layout)
         finally:
             self._relay.tell()
         return block

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.slices import Placed, Slice
+from pipeline.planning.blocks import BlockLayout, PlacedRange
 
 
 class ByteRange(NamedTuple):
@@ -28,33 +28,33 @@ _AT_ONCE = 1 << 16
 """Tensor ranges, over all rows, whose arrays are in memory together: 6 MB of them."""
 
 
-def byte_ranges(layout: Slice, tensors: Sequence[AlignedTensor]) -> list[ByteRange]:
+def byte_ranges(layout: BlockLayout, tensors: Sequence[AlignedTensor]) -> list[ByteRange]:
     """Return the ranges that fill a block, row by row; ranges that touch in file and row are one.
 
     Where tensors are small, this costs more than reading them, so many rows are computed at once:
     12,000 tensors of 24 checkpoints take 0.05 s, and 0.5 s tensor by tensor.
     """
-    held = [tensors[placed.fragment.tensor] for placed in layout.placed]
+    held = [tensors[place.range.tensor] for place in layout.ranges]
     scattered = {row for tensor in held for row in tensor.scattered}
     num_rows, step = len(held[0].files), max(1, _AT_ONCE // len(held))
     ranges: list[ByteRange] = []
     for first in range(0, num_rows, step):
         rows = range(first, min(first + step, num_rows))
-        for row, of_row in zip(rows, _of_rows(layout.placed, held, rows), strict=True):
-            ranges += _joined(_by_extent(layout.placed, held, row)) if row in scattered else of_row
+        for row, of_row in zip(rows, _of_rows(layout.ranges, held, rows), strict=True):
+            ranges += _joined(_by_extent(layout.ranges, held, row)) if row in scattered else of_row
     return ranges
 
 
 def _of_rows(
-    placed: Sequence[Placed], tensors: Sequence[AlignedTensor], rows: range
+    placed: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], rows: range
 ) -> Iterator[Iterator[ByteRange]]:
     """Yield the ranges of each row, in which every tensor lies in one extent."""
     some = slice(rows.start, rows.stop)
     files = np.array([tensor.files[some] for tensor in tensors])
     sizes = np.array([_itemsizes(tensor.dtypes)[some] for tensor in tensors])
     origins = np.array([tensor.starts[some] for tensor in tensors])
-    starts = origins + np.array([[place.fragment.first] for place in placed]) * sizes
-    stops = origins + np.array([[place.fragment.stop] for place in placed]) * sizes
+    starts = origins + np.array([[place.range.first] for place in placed]) * sizes
+    stops = origins + np.array([[place.range.stop] for place in placed]) * sizes
     columns = np.array([[place.column] for place in placed])
     begins = np.ones(files.shape, np.bool_)
     begins[1:] = (
@@ -78,12 +78,12 @@ def _itemsizes(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _by_extent(
-    placed: Sequence[Placed], tensors: Sequence[AlignedTensor], row: int
+    placed: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], row: int
 ) -> Iterator[ByteRange]:
     """Yield the ranges of one row, extent by extent."""
     for place, tensor in zip(placed, tensors, strict=True):
         size = DTYPES[tensor.dtypes[row]].itemsize
-        extents = tensor.pieces(row, place.fragment.first, place.fragment.stop)
+        extents = tensor.extents(row, place.range.first, place.range.stop)
         for file, start, stop, elements in extents:
             yield ByteRange(file, start, stop, row, place.column + elements * size)
 

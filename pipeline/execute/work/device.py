@@ -1,9 +1,9 @@
-"""The slices of tiles on the device that computes them: how their bytes get there, how many at once.
+"""The blocks of tiles on the device that computes them: how their bytes get there, how many at once.
 
-A card gets a slice in windows, runs of whole pieces: while one is computed the next is copied, on a
-stream of its own, from pinned memory. Where the card's memory runs out windows are halved, and the
-work goes on with the pieces that are not in yet. A piece is one product wherever a window begins, so
-no bit depends on it. The processor uses a slice where it lies, by the same functions.
+A GPU gets a block in transfers of whole pieces: while one is computed the next is copied, on a
+stream of its own, from pinned memory. Where the GPU's memory runs out transfers are halved, and the
+work goes on with the pieces that are not in yet. A piece is one product wherever a transfer begins, so
+no bit depends on it. The processor uses a block where it lies, by the same functions.
 
 Letters: K checkpoints.
 """
@@ -26,8 +26,8 @@ from torch import Tensor
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
+from pipeline.planning.blocks import ROW_ALIGNMENT, PlacedRange, width
 from pipeline.planning.memory import scratch_bytes, show_size
-from pipeline.planning.slices import ROW_ALIGNMENT, Placed, width
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.gram import SHORT_SUM
 from pipeline.statistics.parts import PartKey
@@ -44,15 +44,15 @@ from pipeline.statistics.statistic import Statistic
 from pipeline.statistics.table import ALWAYS
 
 SHARE_OF_FREE = 0.5
-"""Of a card's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
+"""Of a GPU's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
 (on Hopper 32 MiB for each stream that a thread has used), for gaps in the allocator's memory and for
 other programs."""
 
-WINDOWS = 4
-"""Of a slice, at least, if it has as many pieces: only the first copy is waited for."""
+TRANSFERS = 4
+"""Of a block, at least, if it has as many pieces: only the first copy is waited for."""
 
-THREADS_OF_A_CARD = 4
-"""Without --threads: each holds memory on the card, and all launch what it does under one lock."""
+THREADS_OF_A_GPU = 4
+"""Without --threads: each holds memory on the GPU, and all launch what it does under one lock."""
 
 _PAGE = 4096
 
@@ -73,7 +73,7 @@ class Lacking(NamedTuple):
 class Batch:
     """Pieces that lie side by side in a block and are decoded at once: PIECE elements at most."""
 
-    placed: Placed
+    place: PlacedRange
     """Where the first of them lies."""
     dtypes: tuple[str, ...]
     begins: NDArray[np.int64]
@@ -85,19 +85,19 @@ class Batch:
 
 
 def batches(
-    placed: Iterable[tuple[Placed, Sequence[tuple[PartKey, TensorFacts]]]],
+    ranges: Iterable[tuple[PlacedRange, Sequence[tuple[PartKey, TensorFacts]]]],
 ) -> Iterator[Batch]:
     """Yield the pieces of a block, each to be added to the parts that come with its range.
 
     Small tensors of one format that lie side by side share a batch.
     """
     batch: Batch | None = None
-    for place, parts in placed:
+    for place, parts in ranges:
         dtypes = parts[0][1].dtypes
         sizes = parts[0][1].sizes
         uniform = parts[0][1].stored is not None
-        first = place.fragment.first
-        for start, stop in piece_bounds(first, place.fragment.stop):
+        first = place.range.first
+        for start, stop in piece_bounds(first, place.range.stop):
             begins = place.column + (start - first) * sizes
             joins = (
                 batch is not None
@@ -121,24 +121,24 @@ def batches(
 
 
 @dataclass(eq=False, slots=True)
-class Window:
+class Transfer:
     """Batches that lie side by side, and the columns that hold them."""
 
     batches: list[Batch]
     begins: NDArray[np.int64]
-    """(K,) of ROW_ALIGNMENT, so that what is aligned in the slice is aligned in a copy."""
+    """(K,) of ROW_ALIGNMENT, so that what is aligned in the block is aligned in a copy."""
     ends: NDArray[np.int64]
 
     def takes(self, batch: Batch, room: int) -> bool:
         """Return whether a batch may come last and every row still fits into `room` bytes."""
         # From where rows differ, a tensor that is alike in all of them would lie in no table.
         level = bool((self.begins == self.begins[0]).all())
-        return (level or batch.placed is self.batches[0].placed) and int(
+        return (level or batch.place is self.batches[0].place) and int(
             (batch.ends - self.begins).max()
         ) <= room
 
     def stored(self, batch: Batch, table: Tensor) -> Tensor | list[Tensor]:
-        """Return a batch's values as stored, given the window's bytes: (M,) rows or (K, M)."""
+        """Return a batch's values as stored, given the transfer's bytes: (M,) rows or (K, M)."""
         begins, ends = batch.begins - self.begins, batch.ends - self.begins
         if batch.lacking[0].facts.stored is not None:
             return table[:, begins[0] : ends[0]].view(TORCH_DTYPES[batch.dtypes[0]])
@@ -148,35 +148,35 @@ class Window:
         ]
 
 
-def windows(pieces: Sequence[Batch], room: int) -> Iterator[Window]:
-    """Divide batches, in order, into windows of at most `room` bytes a row; a batch must fit."""
-    window: Window | None = None
+def transfers(pieces: Sequence[Batch], room: int) -> Iterator[Transfer]:
+    """Divide batches, in order, into transfers of at most `room` bytes a row; a batch must fit."""
+    transfer: Transfer | None = None
     for batch in pieces:
-        if window is not None and window.takes(batch, room):
-            window.batches.append(batch)
-            window.ends = batch.ends
+        if transfer is not None and transfer.takes(batch, room):
+            transfer.batches.append(batch)
+            transfer.ends = batch.ends
         else:
-            if window is not None:
-                yield window
-            window = Window([batch], batch.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, batch.ends)
-    if window is not None:
-        yield window
+            if transfer is not None:
+                yield transfer
+            transfer = Transfer([batch], batch.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, batch.ends)
+    if transfer is not None:
+        yield transfer
 
 
-def affordable_window(free: int, lanes: int, num_checkpoints: int, beside: int) -> int:
-    """Return the bytes of a row of a window for which a card has memory, twice in each lane.
+def affordable_transfer(free: int, lanes: int, num_checkpoints: int, beside: int) -> int:
+    """Return the bytes of a row of a transfer for which a GPU has memory, twice in each lane.
 
     Args:
-        free: bytes of the card.
-        lanes: slices computed side by side on it, by all workers.
-        beside: bytes that a lane takes beside its windows.
+        free: bytes of the GPU.
+        lanes: blocks computed side by side on it, by all workers.
+        beside: bytes that a lane takes beside its transfers.
     """
     each = int(SHARE_OF_FREE * free) // lanes - beside
     return each // (2 * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
 
 
 class Device:
-    """What computes in this process, and how much of a slice it takes at once. Safe in threads."""
+    """What computes in this process, and how much of a block it takes at once. Safe in threads."""
 
     def __init__(
         self,
@@ -185,21 +185,21 @@ class Device:
         row_bytes: int,
         lanes: int,
         sharers: int = 1,
-        window: int | None = None,
+        transfer: int | None = None,
         statistics: Sequence[Statistic] = ALWAYS,
     ) -> None:
         """Prepare; the device is not touched yet.
 
         Args:
             kind: `cpu` or `cuda`.
-            row_bytes: of a row of the largest slice.
-            lanes: slices computed side by side.
-            sharers: workers that compute on the same card, this one included.
-            window: bytes of a row that are copied at once; default: what a card affords, and on
+            row_bytes: of a row of the largest block.
+            lanes: blocks computed side by side.
+            sharers: workers that compute on the same GPU, this one included.
+            transfer: bytes of a row that are copied at once; default: what a GPU affords, and on
                 the processor no copies.
         """
         self.torch = torch.device(kind)
-        self.window = window
+        self.transfer = transfer
         self.least = PIECE * max(map(width, tensors)) + ROW_ALIGNMENT
         """Bytes of a row that hold any piece, wherever it begins."""
         self._num_checkpoints = len(tensors[0].dtypes)
@@ -213,7 +213,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The name of the processor or card, as results carry it."""
+        """The name of the processor or GPU, as results carry it."""
         if self.torch.type == "cuda":
             return torch.cuda.get_device_name(self.torch)
         return "cpu " + torch.backends.cpu.get_cpu_capability()
@@ -230,8 +230,8 @@ class Device:
                 return
             if self.torch.type == "cuda":
                 choose_device("cuda")
-                if self.window is None:
-                    self.window = self._first_window()
+                if self.transfer is None:
+                    self.transfer = self._first_transfer()
             self._idle = LifoQueue()
             for _ in range(self._lanes):
                 self._idle.put(Lane(self))
@@ -253,7 +253,7 @@ class Device:
             self._idle.put(lane)
 
     def table(self, num_bytes: int) -> Block:
-        """Return host memory for slices: pinned if a card is to read it.
+        """Return host memory for blocks: pinned if a GPU is to read it.
 
         Raises:
             HallmarksError: so much cannot be pinned.
@@ -262,41 +262,41 @@ class Device:
             return np.empty(num_bytes, np.uint8)  # in huge pages, where torch's is in small ones
         return pinned(num_bytes)
 
-    def halve(self, window: int) -> None:
-        """Take half of a window that was too much, for the rest of the run.
+    def halve(self, transfer: int) -> None:
+        """Take half of a transfer that was too much, for the rest of the run.
 
         Raises:
             DeviceFull: it was the least that can be.
         """
         with self._changing:
-            if window <= self.least:
+            if transfer <= self.least:
                 needed = 2 * self._num_checkpoints * self.least + self._beside
                 free, total = memory_of(self.torch)
                 raise DeviceFull(
                     f"{self.name}: out of memory: {self._num_checkpoints} checkpoints take"
                     f" {show_size(needed, up=True)} at least, {show_size(free)} of"
                     f" {show_size(total)} are free",
-                    "is another program on it? else fewer --max-workers, fewer checkpoints with"
+                    "is another program using it? otherwise use fewer --max-workers, fewer checkpoints with"
                     " --steps, or --device cpu",
                 )
-            half = max(self.least, window // 2 // ROW_ALIGNMENT * ROW_ALIGNMENT)
-            self.window = min(half, self.window or half)  # another lane may have been here
+            half = max(self.least, transfer // 2 // ROW_ALIGNMENT * ROW_ALIGNMENT)
+            self.transfer = min(half, self.transfer or half)  # another lane may have halved it
 
-    def _first_window(self) -> int:
+    def _first_transfer(self) -> int:
         try:
             free, _ = memory_of(self.torch)
         except RuntimeError as error:  # no memory for what CUDA itself needs
             raise DeviceFull(
-                f"--device cuda: {str(error).splitlines()[0]}", "is another program on the card?"
+                f"--device cuda: {str(error).splitlines()[0]}", "is another program using the GPU?"
             ) from None
         lanes = self._lanes * self._sharers
-        affordable = affordable_window(free, lanes, self._num_checkpoints, self._beside)
-        part = -(-self._row_bytes // WINDOWS // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        affordable = affordable_transfer(free, lanes, self._num_checkpoints, self._beside)
+        part = -(-self._row_bytes // TRANSFERS // ROW_ALIGNMENT) * ROW_ALIGNMENT
         return max(self.least, min(affordable, part))
 
 
 class Lane:
-    """Computes one slice at a time, in memory of its own on the device."""
+    """Computes one block at a time, in memory of its own on the device."""
 
     def __init__(self, device: Device) -> None:
         """Prepare; nothing is allocated yet."""
@@ -304,7 +304,7 @@ class Lane:
         self._api: Any = torch.cuda if device.torch.type == "cuda" else torch.cpu
         self._computing, self._copying = self._api.Stream(), self._api.Stream()
         self._scratch: Scratch | None = None
-        self._buffers: list[Tensor] = []  # two windows at most
+        self._buffers: list[Tensor] = []  # two transfers at most
 
     def add(self, block: Block, pieces: Sequence[Batch], accumulator: Accumulator) -> None:
         """Add the batches of a block to what lacks them; the block is free for use then.
@@ -316,11 +316,11 @@ class Lane:
         table = torch.from_dlpack(block)
         rows = [row.data for row in block]
         while pieces := [batch for batch in pieces if batch.lacking]:
-            window = self._device.window
-            if not self._added(table, rows, pieces, accumulator, window):
+            transfer = self._device.transfer
+            if not self._added(table, rows, pieces, accumulator, transfer):
                 self._scratch, self._buffers = None, []
                 torch.cuda.empty_cache()
-                self._device.halve(window or 0)
+                self._device.halve(transfer or 0)
 
     def _added(
         self,
@@ -328,14 +328,14 @@ class Lane:
         rows: Sequence[memoryview],
         pieces: Sequence[Batch],
         accumulator: Accumulator,
-        window: int | None,
+        transfer: int | None,
     ) -> bool:
         """Add batches; return False if memory ran out, with nothing left of what filled it."""
         try:
             with self._api.stream(self._computing):
-                self._work_through(table, rows, pieces, accumulator, window)
+                self._work_through(table, rows, pieces, accumulator, transfer)
         except RuntimeError as error:
-            if window is None or not ran_out_of_memory(error):
+            if transfer is None or not ran_out_of_memory(error):
                 raise
             return False
         finally:  # no copy may still read the block, nor write into a buffer
@@ -352,20 +352,20 @@ class Lane:
         size: int | None,
     ) -> None:
         if size is None:
-            here = np.zeros(len(table), np.int64)
-            self._compute(Window(list(pieces), here, here), table, rows, accumulator)
+            origin = np.zeros(len(table), np.int64)
+            self._compute(Transfer(list(pieces), origin, origin), table, rows, accumulator)
             return
-        divided = list(windows(pieces, size))
+        divided = list(transfers(pieces, size))
         copied = self._copied(table, divided[0], size, 0)
-        for number, window in enumerate(divided, 1):
+        for number, transfer in enumerate(divided, 1):
             self._computing.wait_stream(self._copying)
-            here = copied
+            buffer = copied
             if number < len(divided):
                 copied = self._copied(table, divided[number], size, number % 2)
-            self._compute(window, here, rows, accumulator)
+            self._compute(transfer, buffer, rows, accumulator)
 
-    def _copied(self, table: Tensor, window: Window, size: int, number: int) -> Tensor:
-        """Return a buffer into which a window is on its way."""
+    def _copied(self, table: Tensor, transfer: Transfer, size: int, number: int) -> Tensor:
+        """Return a buffer into which a transfer is on its way."""
         if self._buffers and self._buffers[0].shape[1] != size:
             self._buffers = []  # another lane ran out of memory
         if number == len(self._buffers):
@@ -376,22 +376,22 @@ class Lane:
         with self._api.stream(self._copying):
             # row by row: what is not one run, versions of torch gather in unpinned memory first
             for target, row, begin, end in zip(
-                buffer, table, window.begins.tolist(), window.ends.tolist(), strict=True
+                buffer, table, transfer.begins.tolist(), transfer.ends.tolist(), strict=True
             ):
                 target[: end - begin].copy_(row[begin:end], non_blocking=True)
         return buffer
 
     def _compute(
         self,
-        window: Window,
+        transfer: Transfer,
         table: Tensor,
         rows: Sequence[memoryview],
         accumulator: Accumulator,
     ) -> None:
         if self._scratch is None:
             self._scratch = Scratch(len(table), self._device.torch)
-        for batch in window.batches:
-            values = decoded(window.stored(batch, table), self._scratch)
+        for batch in transfer.batches:
+            values = decoded(transfer.stored(batch, table), self._scratch)
             while batch.lacking:
                 self._add_piece(batch, batch.lacking[-1], values, rows, accumulator)
                 batch.lacking.pop()
@@ -431,9 +431,9 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted in ("cuda", "auto") and has_cuda else "cpu"
 
 
-def memory_of(card: torch.device) -> tuple[int, int]:
-    """Return how many bytes of a card are free, and how many there are."""
-    return torch.cuda.mem_get_info(card)
+def memory_of(gpu: torch.device) -> tuple[int, int]:
+    """Return how many bytes of a GPU are free, and how many there are."""
+    return torch.cuda.mem_get_info(gpu)
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
@@ -444,7 +444,7 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
 
 
 def pinned(num_bytes: int) -> Block:
-    """Return memory that a card reads while this process goes on.
+    """Return memory that a GPU reads while this process goes on.
 
     Of exactly this size: torch's own pinned memory comes in powers of two.
 

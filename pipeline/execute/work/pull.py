@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.execute.work.byte_ranges import byte_ranges
+from pipeline.planning.blocks import BlockLayout
 from pipeline.planning.plan import Plan
-from pipeline.planning.slices import Slice
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader
 
@@ -31,7 +31,7 @@ Read = tuple[int, int, memoryview]
 class Blocks(Protocol):
     """A tile's bytes, pulled elsewhere."""
 
-    def of(self, index: int) -> Iterator[tuple[Slice, Block]]:
+    def of(self, index: int) -> Iterator[tuple[BlockLayout, Block]]:
         """Yield the blocks of a tile, in order; each is to be let go before the next one.
 
         Raises:
@@ -46,7 +46,7 @@ class Counters:
 
     bytes_pulled: int = 0
     bytes_in_flight: int = 0
-    slices: int = 0
+    blocks: int = 0
     tiles_done: int = 0
     tiles_failed: int = 0
     pulling_seconds: float = 0.0
@@ -82,7 +82,7 @@ class Puller:
             self.reader.hold(file, access)
             self.reader.read(file, [(0, memoryview(bytearray(1)))])
 
-    def fill(self, block: Block, layout: Slice) -> list[Read]:
+    def fill(self, block: Block, layout: BlockLayout) -> list[Read]:
         """Read a block; return where each range of a file lies in it.
 
         Raises:

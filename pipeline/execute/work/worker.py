@@ -1,4 +1,4 @@
-"""One worker: pulls the slices of a tile, adds them up, and puts the result where it belongs.
+"""One worker: pulls the blocks of a tile, adds them up, and puts the result where it belongs.
 
 The same in every executor. Where a tile runs, how many run side by side and how much of one is
 held at once decide nothing about its bits.
@@ -19,9 +19,9 @@ from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Place, Verifier
 from pipeline.numerics.joint import parents
+from pipeline.planning.blocks import BlockLayout, block_layouts
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
-from pipeline.planning.slices import Slice, slices
 from pipeline.planning.tiles import files_of, results
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.parts import PartKey, Sums
@@ -64,7 +64,7 @@ class Worker:
             urls: gives access to files.
             verified: files of the plan whose hashes are checked here.
             elsewhere: where blocks come from if they are not pulled here.
-            sharers: workers that compute on the same card, this one included.
+            sharers: workers that compute on the same GPU, this one included.
         """
         self._plan, self._sink, self._memory = plan, sink, memory
         self._device = Device(
@@ -125,7 +125,7 @@ class Worker:
 
         Raises:
             ReadError: bytes could not be had.
-            DeviceFull: the card has no memory for a single piece.
+            DeviceFull: the GPU has no memory for a single piece.
         """
         tile = self._plan.tiles[index]
         try:
@@ -154,8 +154,8 @@ class Worker:
     def _accumulator(self, index: int) -> Accumulator:
         keys = {
             key: None
-            for fragment in self._plan.tiles[index].fragments
-            for key in results(fragment, self._plan.tensors)
+            for range_ in self._plan.tiles[index].ranges
+            for key in results(range_, self._plan.tensors)
         }
         return Accumulator(tuple(keys), self._plan.statistics, len(self._plan.checkpoints))
 
@@ -165,30 +165,30 @@ class Worker:
         accumulator: Accumulator,
         place: Place,
     ) -> tuple[float, float]:
-        """Pull and add a tile's slices; return the seconds of each."""
+        """Pull and add a tile's blocks; return the seconds of each."""
         pull_seconds = gram_seconds = 0.0
         started = time.perf_counter()
-        for piece, block in self._blocks(index) if self._blocks else self._pulled(index, place):
+        for layout, block in self._blocks(index) if self._blocks else self._pulled(index, place):
             pull_seconds += time.perf_counter() - started
             with self._device.lane() as lane:
                 started = time.perf_counter()
-                self._add(piece, block, accumulator, lane)
+                self._add(layout, block, accumulator, lane)
                 gram_seconds += time.perf_counter() - started
             del block  # it may be in an object store that has room for few
-            self.count(slices=1)
+            self.count(blocks=1)
             started = time.perf_counter()
         return pull_seconds, gram_seconds
 
-    def _pulled(self, index: int, place: Place) -> Iterator[tuple[Slice, Block]]:
-        """Pull a tile's slices here, one after the other, into this thread's block."""
+    def _pulled(self, index: int, place: Place) -> Iterator[tuple[BlockLayout, Block]]:
+        """Pull a tile's blocks here, one after the other, into this thread's block."""
         tile, tensors = self._plan.tiles[index], self._plan.tensors
         self.reader.accesses(files_of(tile, tensors))
-        for piece in slices(tile, tensors, self._memory.row_bytes):
-            block = self._block(piece.row_bytes)
-            reads = self._puller.fill(block, piece)
+        for layout in block_layouts(tile, tensors, self._memory.row_bytes):
+            block = self._block(layout.row_bytes)
+            reads = self._puller.fill(block, layout)
             if self._verifier.files:
                 self._verify(reads, place)
-            yield piece, block
+            yield layout, block
 
     def _verify(self, reads: Sequence[Read], place: Place) -> None:
         """Hash what was read of each file, after the tiles before this one."""
@@ -202,22 +202,22 @@ class Worker:
             pass
 
     def _block(self, row_bytes: int) -> Block:
-        """Return this thread's table; it is used again for the next slice."""
+        """Return this thread's table; it is used again for the next block."""
         count = len(self._plan.checkpoints)
         flat = getattr(self._local, "flat", None)
         if flat is None:
             flat = self._local.flat = self._device.table(count * self._memory.row_bytes)
         return flat[: count * row_bytes].reshape(count, row_bytes)
 
-    def _add(self, piece: Slice, block: Block, accumulator: Accumulator, lane: Lane) -> None:
-        placed = [
+    def _add(self, layout: BlockLayout, block: Block, accumulator: Accumulator, lane: Lane) -> None:
+        ranges = [
             (
                 place,
-                [(key, self._facts(key)) for key in results(place.fragment, self._plan.tensors)],
+                [(key, self._facts(key)) for key in results(place.range, self._plan.tensors)],
             )
-            for place in piece.placed
+            for place in layout.ranges
         ]
-        lane.add(block, list(batches(placed)), accumulator)
+        lane.add(block, list(batches(ranges)), accumulator)
 
     def _facts(self, key: PartKey) -> TensorFacts:
         facts = self._known_facts.get(key[:2])
