@@ -56,13 +56,13 @@ _SHOWN = (
 @click.option(
     "--replace",
     is_flag=True,
-    help="Replace a run of this name even if it is of another source or selection.",
+    help="Replace a run of this name even if it was made from another source or selection.",
 )
 def analyze(**options: Any) -> int:
     """Analyse the checkpoints of SOURCE: a directory, a Hub repository such as org/name, a bucket,
     or a manifest. Several SOURCEs become a run each.
 
-    Started again with the same arguments, it goes on where it stopped.
+    Rerun with the same arguments, it resumes where it stopped.
     """
     result = Result()
     requests = requests_from(options)
@@ -108,7 +108,7 @@ def _check_store(store: str) -> None:
     if submitted and "://" not in store and not Path(store).is_absolute():
         raise RequestError(
             f"--store {store} is relative, and the working directory of a Ray job is a cache",
-            "name a directory that all nodes see by its whole path",
+            "name a directory that all nodes see, by its absolute path",
         )
 
 
@@ -135,7 +135,7 @@ def _print_summary(summary: Summary) -> None:
             continue
         words = "as a random walk" if differs is False else ""
         if name == "mean_update_angle_deg" and mean_below:
-            words = "under the noise floor"
+            words = "below the noise floor"
         shown = ["–" if error is None else f"{error:.2g}"] if sampled else []
         lines.append(([name, _shown(value), *shown, _shown(null)], words))
     said = [""] if any(words for _, words in lines) else []
@@ -148,13 +148,13 @@ def _print_summary(summary: Summary) -> None:
     if below:
         say(
             screen,
-            f"{below} of {angles} update angles lie under the noise floor: rounding alone can make"
-            " them",
+            f"{below} of {angles} update angles are below the noise floor: rounding alone can"
+            " produce them",
         )
     if summary.recomputed:
-        state = "figures made again from stored sums: nothing was read"
+        state = "figures recomputed from stored sums; nothing was read"
     elif summary.already_complete:
-        state = "already complete: nothing was read"
+        state = "already complete; nothing was read"
     else:
         state = (
             f"{show_size(summary.bytes_read)} read in {summary.seconds:.1f} s on {summary.device}"

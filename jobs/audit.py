@@ -16,7 +16,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 @click.command()
 @store_option
-@click.option("--run", "name", metavar="NAME", help="Only this run; default: every run.")
+@click.option("--run", "name", metavar="NAME", help="Only this run (default: all runs).")
 @click.option("--strict", is_flag=True, help="Exit with 3 if any finding is an error.")
 @debug_option
 def audit(store: str, name: str | None, strict: bool, debug: bool) -> int:

@@ -21,7 +21,7 @@ from jobs.options import debug_option
     default="hallmarks-demo",
     show_default=True,
     metavar="STORE",
-    help="Where results live; the demo keeps a store of its own unless told otherwise.",
+    help="Where results are stored; by default in a store of the demo's own.",
 )
 @click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
 @debug_option

@@ -31,10 +31,10 @@ _SELECTION = [
         "--revisions",
         multiple=True,
         metavar="GLOB",
-        help="Only checkpoints whose name matches, e.g. 'step*'; repeatable.",
+        help="Only checkpoints whose name matches, e.g. 'step*' (repeatable).",
     ),
     click.option(
-        "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B, multiples of EVERY."
+        "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B that are multiples of EVERY."
     ),
     click.option(
         "--layout",
@@ -46,66 +46,82 @@ _SELECTION = [
     click.option(
         "--joint",
         is_flag=True,
-        help="One more run NAME over all SOURCEs, from the same read.",
+        help="Add a run over all SOURCEs (named by --run), from the same read.",
     ),
-    click.option("--by-head", is_flag=True, help="Also every attention head by itself."),
+    click.option("--by-head", is_flag=True, help="Also analyze every attention head separately."),
     click.option(
         "--statistics",
         multiple=True,
         metavar="LIST|all",
-        help=f"Also compute {' and '.join(NAMES)} of every group, in the same read.",
+        help=f"Also compute {' and '.join(NAMES)}, in the same read.",
     ),
     click.option(
         "--fraction",
         metavar="F",
-        help="Read a random sample of so much; figures get standard errors.",
+        help="Read only this fraction of the weights (random sample, with standard errors).",
     ),
     click.option(
-        "--budget", metavar="SIZE", help="Read a random sample of so many bytes at most, e.g. 20GB."
+        "--budget", metavar="SIZE", help="Read at most SIZE bytes (random sample), e.g. 20GB."
     ),
     click.option(
         "--seed",
         metavar="N",
         default="0",
         show_default=True,
-        help="Of the sample; another draws anew.",
+        help="Random seed; change it for an independent sample.",
     ),
-    click.option("--include", multiple=True, metavar="REGEX", help="Only these tensors."),
-    click.option("--exclude", multiple=True, metavar="REGEX", help="Not these tensors; wins."),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="REGEX",
+        help="Only tensors whose name matches (repeatable).",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="REGEX",
+        help="Exclude matching tensors (overrides --include).",
+    ),
 ]
 _RESOURCES = [
+    click.option("--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB."),
     click.option(
-        "--memory", metavar="SIZE", help="Budget of one worker's working memory, e.g. 2GiB."
+        "--device",
+        metavar="|".join(DEVICES),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
     ),
-    click.option("--device", metavar="|".join(DEVICES), default="auto", show_default=True),
     click.option(
         "--executor",
         metavar="|".join(EXECUTORS),
         default="ray",
         show_default=True,
-        help="local: in this process, without Ray.",
+        help="local: run in this process, without Ray.",
     ),
-    click.option("--address", help="Ray cluster to use; default RAY_ADDRESS, else one of its own."),
+    click.option(
+        "--address", help="Ray cluster to use; default: RAY_ADDRESS, otherwise start a local Ray."
+    ),
     click.option(
         "--pull",
         metavar="|".join(PULLERS),
         default="auto",
         show_default=True,
-        help="Who pulls on a cluster: the workers themselves, or tasks on the other CPUs.",
+        help="Who reads on a cluster: the workers themselves (actor), or tasks on other CPUs.",
     ),
-    click.option("--max-workers", metavar="N", help="At most so many workers."),
+    click.option("--max-workers", metavar="N", help="Maximum number of workers."),
     click.option(
         "--verify",
         is_flag=True,
-        help="Check the hashes that the Hub publishes of whole files, in the same read.",
+        help="Verify files against the Hub's published hashes, in the same read.",
     ),
-    click.option(
-        "--cache", is_flag=True, help="Keep the files that are read in the Hub cache, whole."
-    ),
+    click.option("--cache", is_flag=True, help="Keep the files that are read in the Hub cache."),
 ]
 _OUTPUT = [
-    click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-    click.option("--debug", is_flag=True, help="Tracebacks instead of one-line errors."),
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    ),
+    click.option("--debug", is_flag=True, help="Show tracebacks instead of one-line errors."),
 ]
 
 
@@ -122,7 +138,7 @@ store_option = click.option(
     default="hallmarks-store",
     show_default=True,
     metavar="STORE",
-    help="Where results live: a directory, s3://…, gs://… or az://….",
+    help="Where results are stored: a directory, s3://…, gs://… or az://….",
 )
 json_option, debug_option = _OUTPUT
 

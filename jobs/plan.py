@@ -109,14 +109,14 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     for gap in made.gaps[:_NAMES_SHOWN]:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
     if len(made.gaps) > _NAMES_SHOWN:
-        say("", f"… and {len(made.gaps) - _NAMES_SHOWN} gaps more")
+        say("", f"… and {len(made.gaps) - _NAMES_SHOWN} more gaps")
     for k, first in list(made.repeats.items())[:_NAMES_SHOWN]:
         names = made.checkpoints[k].name, made.checkpoints[first].name
         say("", f"the same files: {names[0]} as {names[1]}, read once")
     if len(made.repeats) > _NAMES_SHOWN:
-        say("", f"… and {len(made.repeats) - _NAMES_SHOWN} checkpoints more, read once")
+        say("", f"… and {len(made.repeats) - _NAMES_SHOWN} more checkpoints, read once")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
-    say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights each checkpoint")
+    say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights per checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for tensor in made.tensors:
@@ -126,7 +126,7 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     for component, count in counts.most_common():
         say("", f"{component:<10} {count:>5}  {weights[component]:>15,}")
     if counts["attn_qkv"]:
-        say("", "attn_qkv: queries, keys and values are fused in a layout that is not known")
+        say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_tensors])
     files, tiles = len(made.files), len(made.tiles)
     say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
@@ -135,16 +135,16 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         runs = sum(1 for tile in made.tiles for _ in tile.fragments)
         say(
             "",
-            f"a sample of {share:.3%} of {show_size(made.bytes_total)}: {runs:,} runs of weights in"
+            f"a sample of {share:.3%} of {show_size(made.bytes_total)}: {runs:,} segments in"
             f" each checkpoint, seed {made.seed}",
         )
     if requests:
         _requests(say, made, requests)
     say(
         "memory",
-        f"{show_size(memory.projected)} a worker, beside the"
+        f"{show_size(memory.projected)} per worker, on top of the"
         f" {show_size(IDLE_BYTES)} of an idle process; budget {show_size(memory.budget)},"
-        f" least {show_size(memory.least, up=True)}",
+        f" minimum {show_size(memory.least, up=True)}",
     )
 
 
@@ -169,14 +169,14 @@ def _requests(say: _Say, made: Plan, requests: Mapping[str, int]) -> None:
 
     needed = requests_to_analyze(made, requests)
     say("requests", f"{shown(requests)} made for this plan; at most {shown(needed)} to analyze")
-    say("", f"and {needed['resolvers']:,} resolvers again for every 48 minutes that it reads")
+    say("", f"plus {needed['resolvers']:,} resolver requests per 48 minutes of reading")
     for account, counts in windows(needed).items():
-        over = ", ".join(f"{count} of {kind}" for kind, count in counts.items() if count > 1)
-        holds = f"is too short: {over}, and the job paces itself" if over else "holds them"
+        over = ", ".join(f"{count} {kind} windows" for kind, count in counts.items() if count > 1)
+        holds = f"is exceeded ({over}); the job will throttle itself" if over else "is sufficient"
         quota = QUOTAS[account]
         say(
             "",
-            f"{account}: a window of five minutes ({quota['api']:,} api, {quota['resolvers']:,}"
+            f"{account}: five-minute quota ({quota['api']:,} api, {quota['resolvers']:,}"
             f" resolvers) {holds}",
         )
 
@@ -206,7 +206,7 @@ def _left_out(say: _Say, entries: list[tuple[str, str]]) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         say("", f"left out: {names[0]}{more} ({reason})")
     if len(reasons) > _NAMES_SHOWN:
-        say("", f"… for {len(reasons) - _NAMES_SHOWN} reasons more (--json lists all)")
+        say("", f"… for {len(reasons) - _NAMES_SHOWN} more reasons (--json lists all)")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class JobProgress:
             )
 
     def tile_lost(self, lost: Lost) -> None:
-        self._say(f"tile {lost.tile} failed for good: {lost.error.message}")
+        self._say(f"tile {lost.tile} failed permanently: {lost.error.message}")
 
     def estimated(self, summary: Summary) -> None:
         """Show the model's figures so far from now on."""
@@ -105,11 +105,11 @@ class JobProgress:
             why = "out of memory"
         else:
             why = "{} ({})".format(*told(error, self._store))
-        self._say(f"no estimate for now, the work goes on: {why}")
+        self._say(f"no estimate for now (the job continues): {why}")
 
     def verified(self, num_files: int) -> None:
         """Say that whole files are what was published; of some sources no hash is."""
-        self._say(f"verified: {num_files:,} files have the hashes that their repository publishes")
+        self._say(f"verified: {num_files:,} files match the hashes that their repository publishes")
 
     def reducing(self) -> None:
         self.close()

@@ -38,7 +38,7 @@ _Rows = Iterator[tuple[Any, ...]]
 @click.option(
     "--unconfined",
     is_flag=True,
-    help="Let the query do all that DuckDB can: other files, the network, extensions, settings.",
+    help="Let the query do everything that DuckDB can: other files, the network, extensions, settings.",
 )
 @debug_option
 @click.argument("query", required=False)

@@ -67,12 +67,12 @@ def _told(record: Record) -> str:
     from pipeline.planning.memory import show_size
 
     age = max(0.0, time.time() - record.renewed)
-    silent = " (is it still there?)" if record.state == "reading" and age > LOST_TOUCH_S else ""
+    silent = " (possibly dead)" if record.state == "reading" and age > LOST_TOUCH_S else ""
     lost = f", {record.tiles_lost} tiles lost" if record.tiles_lost else ""
     return (
         f"{record.state}, {show_size(record.bytes_done)} of {show_size(record.bytes)},"
         f" {record.tiles_done} of {record.tiles} tiles{lost}, {record.workers} workers;"
-        f" said {age:.0f} s ago by process {record.pid} on {record.host}{silent}"
+        f" last heartbeat {age:.0f} s ago, process {record.pid} on {record.host}{silent}"
     )
 
 

@@ -277,7 +277,7 @@ def test_a_result_that_is_harmed_before_the_reduction_is_made_again(
     told = Told(lambda: next(moments, lambda: None)())
     summary = analysed(suite, tmp_path, told)
     assert summary.complete and summary.mds is not None
-    assert told.notes and all("damaged or gone; it is done again" in note for note in told.notes)
+    assert told.notes and all("damaged or gone; recomputing it" in note for note in told.notes)
     assert everything(tmp_path) == undisturbed
     nothing_is_left(tmp_path)
 
@@ -383,7 +383,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_finished(
     process = job(suite, store, "import pipeline.job.patience as j; j.PAUSES_S = (0, 0)")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors
-    assert errors.count("trying again in 0 s") == 2
+    assert errors.count("retrying in 0 s") == 2
     lines = errors.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 1
     assert "cannot be written" in lines[-2] and lines[-1].startswith(
@@ -407,7 +407,7 @@ def test_room_is_made_while_the_job_waits(
 
     told = Making()
     assert analysed(suite, store, told).complete
-    assert len(told.notes) == 1 and "trying again in 0 s" in told.notes[0]
+    assert len(told.notes) == 1 and "retrying in 0 s" in told.notes[0]
     assert everything(store) == undisturbed
     nothing_is_left(store)
 

@@ -164,7 +164,7 @@ def test_a_ray_that_does_not_start(
     assert done.returncode == 1
     error_line, hint = done.stderr.splitlines()[-2:]
     assert error_line == f"error: Ray did not start on this machine{told}"
-    assert hint == "hint: --executor local does without Ray"
+    assert hint == "hint: use --executor local to run without Ray"
 
 
 def refused(suite: str, store: Path, address: str) -> list[str]:

@@ -183,7 +183,7 @@ def test_errors_do_not_show_a_password_in_the_endpoint(
     expected = {
         "password": f"{shown} refused the request: the user and password in HF_ENDPOINT are",
         "down": f"is {shown} reachable?",
-        "address": "HF_ENDPOINT is not an address",
+        "address": "HF_ENDPOINT is not a URL",
     }
     assert expected[wrong] in said and PASSWORD not in said
 

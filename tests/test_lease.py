@@ -116,7 +116,7 @@ def test_who_lost_the_lease_cannot_end_the_run(
     assert successor.token > late.token
     writer = RunWriter(folder, "r", final(late.token))
     writer._row = b"what it would have written"
-    with pytest.raises(HallmarksError, match="run r was taken over by another driver"):
+    with pytest.raises(HallmarksError, match="lost the lease on run r while writing it"):
         writer.commit()
     writer = RunWriter(folder, "r", final(successor.token))
     writer._row = b"what counts"

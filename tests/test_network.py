@@ -261,9 +261,7 @@ def test_plan_states_the_requests(hub: Hub, tmp_path: Path) -> None:
     shown = hallmarks("plan", NAME)
     needed = f"at most 1 api, {fault_table.CHECKPOINTS} resolvers to analyze"
     assert f"1 api made for this plan; {needed}" in shown.stdout
-    assert "anonymous: a window of five minutes (500 api, 3,000 resolvers) holds them" in (
-        shown.stdout
-    )
+    assert "anonymous: five-minute quota (500 api, 3,000 resolvers) is sufficient" in (shown.stdout)
     hub.reset()
     pipeline.analyze(NAME, str(tmp_path / "store"), executor="local", run="r")
     assert hub.count("refs") + hub.count("tree") <= stated["requests_to_analyze"]["api"]
@@ -377,7 +375,7 @@ def test_the_hubs_refusals_are_not_asked_twice(
 
 
 def test_a_host_that_asks_for_hours_is_given_up(bench: Bench, hub: Hub) -> None:
-    with pytest.raises(TransientReadError, match="the server asks for a pause of 7,200 s"):
+    with pytest.raises(TransientReadError, match="the server requested a back-off of 7,200 s"):
         bench.run(Fault("status", status=429, headers={"Retry_After": "7200"}))
 
 

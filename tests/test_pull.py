@@ -115,8 +115,8 @@ def test_who_pulls_by_default(device: str, cluster: list[dict[str, float]], expe
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"executor": "local"}, "--pull tasks does not go with --executor local"),
-        ({"verify": True}, "--pull tasks does not go with --verify"),
+        ({"executor": "local"}, "--pull tasks cannot be combined with --executor local"),
+        ({"verify": True}, "--pull tasks cannot be combined with --verify"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, options: dict[str, Any], match: str) -> None:

@@ -371,7 +371,7 @@ def test_the_summary_says_what_a_figure_is_worth(
     assert "as a random walk" in output and "std. error" not in output
     still = {"w.weight": trajectory("smooth", 12, 40_000, 1e-4).reshape(12, 200, 200)}
     output = told(write_suite(tmp_path / "still", still, "BF16"))
-    assert "10 of 10 update angles lie under the noise floor" in output
-    assert "under the noise floor" in output and "below_noise_floor" in output
+    assert "10 of 10 update angles are below the noise floor" in output
+    assert "below the noise floor" in output and "below_noise_floor" in output
     told(suite, "--fraction", "0.05", "--json")
     assert json.loads(capfd.readouterr().out)["already_complete"]

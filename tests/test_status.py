@@ -57,9 +57,9 @@ def test_several_runs_and_what_cannot_be_read(tmp_path: Path) -> None:
     }  # fmt: skip
     record.write_text(json.dumps(about))
     shown = hallmarks("status", "--store", store).stdout
-    said = r"c: reading, 400B of 900B, 4 of 9 tiles, 1 tiles lost, 2 workers; said 36\d\d s ago"
+    said = r"c: reading, 400B of 900B, 4 of 9 tiles, 1 tiles lost, 2 workers; last heartbeat 36\d\d s ago"
     assert re.search(said, shown)
-    assert "is it still there?" in shown
+    assert "possibly dead" in shown
 
 
 def test_no_store(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_an_interrupted_run_verifies_all_of_it(hub: Hub, tmp_path: Path) -> None
 
 
 def test_a_sample_is_no_whole_file(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--verify reads whole files"):
+    with pytest.raises(RequestError, match="--verify needs whole files"):
         analysed(tmp_path / "store", fraction=0.1, verify=True)
     assert not (tmp_path / "store").exists()
 
@@ -136,7 +136,7 @@ def test_the_command(hub: Hub, tmp_path: Path) -> None:
     done = hallmarks("analyze", NAME, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"]
-    said = f"verified: {fault_table.CHECKPOINTS} files have the hashes"
+    said = f"verified: {fault_table.CHECKPOINTS} files match the hashes"
     assert said in done.stderr
     done = hallmarks("analyze", NAME, *options)
     assert json.loads(done.stdout)["already_complete"] and said in done.stderr

@@ -106,14 +106,14 @@ def test_bytes_that_come_one_by_one_are_no_progress(hub: Hub) -> None:
 )
 def test_a_pause_that_nobody_waits_for(hub: Hub, kind: str, headers: dict[str, str]) -> None:
     hub.faults.add(Fault("status", kind=kind, status=429, headers=headers))
-    with pytest.raises(TransientReadError, match="HTTP 429: the server asks for a pause of"):
+    with pytest.raises(TransientReadError, match="HTTP 429: the server requested a back-off of"):
         first_bytes()
 
 
 def test_a_window_without_an_end(hub: Hub) -> None:
     """Stated with an answer that is right: waited for silently until 2026-08-01."""
     hub.windows = {"api": (1, 99_999_999)}
-    with pytest.raises(TransientReadError, match="HTTP 429: the server asks for a pause of"):
+    with pytest.raises(TransientReadError, match="HTTP 429: the server requested a back-off of"):
         make_plan(Request(NAME))
 
 
@@ -209,7 +209,7 @@ def test_a_worker_has_the_driver_say_why_it_waits(
         hub.faults.add(Fault("status", occurrences={0}, **PAUSE))
         reader.read(0, [(0, memoryview(bytearray(10)))])
     (told,) = [request for request in asked if isinstance(request, LongWait)]
-    assert told == (hub.cdn_url, f"{hub.cdn_url}: HTTP 429; trying again in 1 s")
+    assert told == (hub.cdn_url, f"{hub.cdn_url}: HTTP 429; retrying in 1 s")
     assert not caplog.messages
 
 
@@ -271,5 +271,5 @@ def test_workers_on_ray_are_heard_too(hub: Hub, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if line.startswith("note:")]
-    assert f"note: {hub.cdn_url}: HTTP 429; trying again in 16 s" in notes
+    assert f"note: {hub.cdn_url}: HTTP 429; retrying in 16 s" in notes
     assert hub.count("resolve_head") == fault_table.CHECKPOINTS

@@ -150,7 +150,7 @@ class _Judge:
             self._add(
                 "error",
                 "foreign_tensors",
-                f"{self._name(k)}: {some(names)} {'are' if len(names) > 1 else 'is'} of"
+                f"{self._name(k)}: {some(names)} {_hold(names)} the values of"
                 f" {self._names(sources)}{self._said}",
                 [k],
                 names[0],

@@ -96,7 +96,8 @@ def _analyze(
     nothing = Execution(store, resources.executor, 0, started)
     if resources.verify and plan.sampled:
         raise RequestError(
-            "--verify reads whole files, --fraction or --budget a part of them", "leave one out"
+            "--verify needs whole files and cannot be combined with --fraction or --budget",
+            "drop one of them",
         )
     if not fresh:
         if (done := _stored(runs, folder, nothing)) is not None:

@@ -33,8 +33,8 @@ def worker_memory(
     memory = project(plan.tensors, plan.tiles, budget, calls, plan.statistics, largest_block)
     if not on_ray and memory.projected + idle_bytes(1, on_ray) > total:
         raise PlanDoesNotFit(
-            f"--memory {show_size(budget)}: the plan takes {show_size(memory.projected)} beside the"
-            f" {show_size(idle_bytes(1, on_ray))} of an idle process, and this machine or container"
+            f"--memory {show_size(budget)}: the plan needs {show_size(memory.projected)} on top of the"
+            f" {show_size(idle_bytes(1, on_ray))} of an idle process, but this machine or container"
             f" has {show_size(total)}",
             "leave --memory out, or raise the limit",
         )

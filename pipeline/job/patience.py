@@ -34,10 +34,10 @@ class Patience:
         pause = next(self._pauses, None)
         if pause is None:
             raise StoreFailed(
-                f"{error.message} (tried for {sum(PAUSES_S)} s)",
-                "what was finished is kept: mend the store and rerun the same command to resume",
+                f"{error.message} (retried for {sum(PAUSES_S)} s)",
+                "finished tiles are kept: fix the store and rerun the same command to resume",
             ) from None
-        self._note(f"{error.message}; trying again in {pause} s")
+        self._note(f"{error.message}; retrying in {pause} s")
         time.sleep(pause)
 
 

@@ -92,7 +92,7 @@ class Job:
             sums = None if self._account.lost else self._sums
             settle(self._runs, self._leases, self._folder, sums)
         except (StoreUnusable, LeaseLost) as error:
-            self._progress.note(f"{error.message}; what is left over goes with the next run")
+            self._progress.note(f"{error.message}; the next run will remove the leftovers")
         return written.summaries
 
     def _written(self, executor: Executor) -> Written:
@@ -241,7 +241,7 @@ class Job:
         for number in sorted(gone):
             message = f"tile {number}: its result is damaged or gone"
             if self._gone[number] < MAX_FAILURES:
-                self._progress.note(f"{message}; it is done again")
+                self._progress.note(f"{message}; recomputing it")
             else:
                 self._give_up(Lost(number, TileLost(f"{message}, {MAX_FAILURES} times")))
 

@@ -325,7 +325,7 @@ def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None
         if fraction < 1 and sample is None:
             least = fragment_bytes(draw(tensors, 1e-9, request.seed).fragments, tensors)
             raise PlanDoesNotFit(
-                f"--budget {show_size(request.budget)} is too small: the least sample with"
+                f"--budget {show_size(request.budget)} is too small: the smallest sample with"
                 f" standard errors reads {show_size(least, up=True)}",
                 f"use --budget {show_size(least, up=True)}, or fewer checkpoints with --steps",
             )
@@ -349,8 +349,8 @@ def check_distinct(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RequestError(
-                f"two runs would both be called {name}, and one replace the other",
-                "choose another name, or analyze the SOURCEs one by one, with --run",
+                f"two runs would both be called {name}",
+                "choose another name, or analyze the SOURCEs one by one with --run",
             )
 
 

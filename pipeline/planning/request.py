@@ -64,7 +64,7 @@ class Request:
     def __post_init__(self) -> None:
         settle(self, _READERS)
         if self.fraction is not None and self.budget is not None:
-            raise RequestError("--fraction and --budget exclude each other", "give one of them")
+            raise RequestError("--fraction and --budget cannot be combined", "use one of them")
         if self.run is not None:
             check_run_name(self.run)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
@@ -135,7 +135,7 @@ class Resources:
         settle(self, _RESOURCE_READERS)
         if self.pull == "tasks" and (self.verify or self.executor == "local"):
             other = "--verify, which hashes where it reads" if self.verify else "--executor local"
-            raise RequestError(f"--pull tasks does not go with {other}", "leave one out")
+            raise RequestError(f"--pull tasks cannot be combined with {other}", "drop one of them")
 
 
 _RESOURCE_READERS = {

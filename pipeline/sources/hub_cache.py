@@ -67,7 +67,7 @@ class HubCache:
                 raise
             raise ReadError(
                 f"{file.where} cannot be kept in the Hub cache: {error.strerror}",
-                f"free space in {constants.HF_HUB_CACHE}, or do without --cache",
+                f"free space in {constants.HF_HUB_CACHE}, or run without --cache",
             ) from None
         for name in names - {commit}:
             # a branch and a tag may have names of which one is the other's folder: one is left out

@@ -196,6 +196,6 @@ class HubClient:
     def _rest(self, seconds: float, failure: str, since: float) -> None:
         """Wait before the next attempt."""
         if time.monotonic() + seconds - since >= ANNOUNCED_S:
-            text = f"{self.endpoint}: {failure}; trying again in {seconds:.0f} s"
+            text = f"{self.endpoint}: {failure}; retrying in {seconds:.0f} s"
             announce(self.endpoint, text)
         time.sleep(seconds)

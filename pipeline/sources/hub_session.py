@@ -98,7 +98,7 @@ class Session:
             Whatever the client raises.
         """
         if not self.host:  # what is there instead may hold a password
-            raise RequestError("HF_ENDPOINT is not an address", "write https://host")
+            raise RequestError("HF_ENDPOINT is not a URL", "write https://host")
         proxy_of(self._endpoint)  # the client's own error for a bad one would quote it
         asking = _Question(self, where)
         before = _asking.set(asking)
@@ -174,7 +174,7 @@ class _Question(Signs):
         self.heard_now(asked_s + 1)
         if asked_s >= ANNOUNCED_S:
             host = self._session.host
-            announce(host, f"{host} asks for a pause of {asked_s:,.0f} s (HTTP {status})")
+            announce(host, f"{host} requested a back-off of {asked_s:,.0f} s (HTTP {status})")
 
     def takes_long(self, seconds: float) -> None:
         """Say that the answer is still not there."""

@@ -160,7 +160,7 @@ class SumFolder:
 
     def _damaged(self, path: str) -> StoreUnusable:
         return StoreUnusable(
-            f"{path} is damaged or gone: the figures cannot be made again from it",
+            f"{path} is damaged or missing: figures cannot be recomputed from it",
             "--fresh reads the weights again",
         )
 

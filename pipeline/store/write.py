@@ -116,8 +116,8 @@ class RunWriter:
         """
         if not self._folder.create(row_path(self._run, self._attempt), self._row):
             raise LeaseLost(
-                f"run {self._run} was taken over by another driver while this one was writing it",
-                "`hallmarks status` says how far it is",
+                f"this process lost the lease on run {self._run} while writing it: another driver took it over",
+                "`hallmarks status` shows its progress",
             )
 
     def abandon(self) -> None:

@@ -272,7 +272,7 @@ class _Tries:
             raise TransientReadError(f"{self._range}: {error}: {too_long(asked_s)}") from None
         pause = backoff_s(self._failures) if asked_s is None else asked_s
         if time.monotonic() + pause - self._since >= ANNOUNCED_S:
-            connections.notices.waiting(host, f"{host}: {error}; trying again in {pause:.0f} s")
+            connections.notices.waiting(host, f"{host}: {error}; retrying in {pause:.0f} s")
         if asked_s is None:
             time.sleep(pause)
         else:

@@ -84,7 +84,7 @@ def pause_s(headers: Headers) -> float | None:
 def too_long(seconds: float) -> str:
     """Return what is said of a pause that nobody waits for."""
     shown = f"{seconds:,.0f} s" if seconds < math.inf else "years"
-    return f"the server asks for a pause of {shown}, {LONGEST_PAUSE_S} s are the most"
+    return f"the server requested a back-off of {shown}, the limit is {LONGEST_PAUSE_S} s"
 
 
 def _date(text: str | None) -> float | None:

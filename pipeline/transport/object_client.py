@@ -109,7 +109,7 @@ def ask(
             raise translated(trouble, name) from None
         pause = backoff_s(attempt)
         if time.monotonic() + pause - since >= ANNOUNCED_S:
-            announce(url, f"{url}: {name}; trying again in {pause:.0f} s")
+            announce(url, f"{url}: {name}; retrying in {pause:.0f} s")
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 

@@ -243,7 +243,7 @@ class Loop:
         self._deaths += 1
         if self._deaths > MAX_DEATHS_IN_A_ROW:
             raise HallmarksError(
-                f"{self._deaths} workers died in a row with no tile finished: {why}",
+                f"{self._deaths} workers died in a row without finishing a tile: {why}",
                 "is --memory more than the machine has? finished tiles are kept",
             )
 

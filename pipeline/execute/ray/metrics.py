@@ -18,7 +18,7 @@ COUNTERS = {
     "tiles_failed": "Attempts at a tile that ended in an error",
     "pulling_seconds": "Seconds that tiles waited for their bytes, summed over tiles side by side",
     "computing_seconds": "Seconds that tiles were computed, summed over tiles side by side",
-    "retries": "Requests that were made again",
+    "retries": "Requests that were retried",
     "rate_limited_seconds": "Seconds that hosts told workers to wait",
 }
 GAUGES = {"bytes_in_flight": "Bytes that were requested and have not arrived"}

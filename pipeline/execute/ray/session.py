@@ -69,7 +69,7 @@ def ray_session(address: str | None, pull: str) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith(("http://", "https://", "ray://")):
         raise RequestError(
-            f"--address {address}: this program does not run over a client connection",
+            f"--address {address}: Ray Client connections are not supported",
             f"submit a job: ray job submit --address {address} -- python -m jobs.analyze …",
         )
     if address == "local":
@@ -107,7 +107,7 @@ def _started_here(life: Life) -> None:
             f"Ray did not start on this machine within {NODE_START_S} s"
             if late
             else f"Ray did not start on this machine: {quoted(_first_line(error))}",
-            "--executor local does without Ray",
+            "use --executor local to run without Ray",
         ) from None
 
 
@@ -136,7 +136,7 @@ def _assure_that_something_listens(address: str) -> None:
 def _no_cluster(address: str, why: str) -> RequestError:
     return RequestError(
         f"no Ray cluster at {quoted(address)}: {why}",
-        "check --address and RAY_ADDRESS, or leave both out",
+        "check --address and RAY_ADDRESS, or unset both",
     )
 
 
@@ -232,8 +232,8 @@ def assure_here() -> None:
     for name, process in node.dead_processes() if node else ():
         if name in ("raylet", "gcs_server"):
             raise HallmarksError(
-                f"Ray on this machine has died (its {name} ended with {process.returncode}):"
-                " killed, perhaps for lack of memory",
+                f"Ray on this machine died (its {name} ended with {process.returncode}):"
+                " killed, possibly out of memory",
                 "finished tiles are kept; rerun the same command to resume",
             )
 

@@ -51,7 +51,7 @@ class Errand:
     row_bytes: int
     """Of a whole slice."""
     pauses: dict[str, float]
-    """Hosts that want to be left alone for so many seconds."""
+    """Hosts that requested a back-off, and for how many seconds."""
 
 
 class TaskBlocks:
