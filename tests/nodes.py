@@ -101,8 +101,10 @@ def two_nodes() -> Iterator[Nodes]:
         patch.setenv("TEST_CLUSTER", mark := uuid.uuid4().hex)
         from ray.cluster_utils import Cluster
 
+        before = signal.getsignal(signal.SIGTERM)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             yield Nodes(cluster, mark)
         finally:
             cluster.shutdown()
+            signal.signal(signal.SIGTERM, before)  # each node has set one that outlives it
