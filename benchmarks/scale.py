@@ -94,7 +94,7 @@ def main() -> None:
     """Print the table."""
     heads = [
         "suite", "cluster", "hours", "what saturates first", "network alone, h", "cores alone, h",
-        "core hours", "addresses", "tiles", "driver", "first addresses",
+        "core hours", "URLs", "tiles", "driver", "first URLs",
     ]  # fmt: skip
     print("| " + " | ".join(heads) + " |")
     print("|" + "---|" * len(heads))

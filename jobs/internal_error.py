@@ -12,7 +12,7 @@ from pipeline.errors import quoted
 
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|PROXY|ENDPOINT")
 _SECRETS = (
-    (re.compile(r"//[^\s/@'\"]+@"), "//…@"),  # who asks, in an address
+    (re.compile(r"//[^\s/@'\"]+@"), "//…@"),  # who asks, in a URL
     (re.compile(r"\?[\w.~%-]+=[^\s'\"]*"), "?…"),  # the signature of one
     (re.compile(r"(?i)(bearer|basic) [^\s'\"]+"), r"\1 …"),
     (re.compile(r"hf_\w{8,}"), "hf_…"),
@@ -36,7 +36,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without what is secret in addresses, headers and this process's environment."""
+    """Return a text without what is secret in URLs, headers and this process's environment."""
     for name, value in os.environ.items():
         if _SECRET_NAMES.search(name.upper()) and len(value) >= 8:
             text = text.replace(value, "…")

@@ -54,7 +54,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "paths": [{"run": p.run, "source": p.source, "first": p.first} for p in made.paths],
         "checkpoints": [asdict(checkpoint) for checkpoint in made.checkpoints],
         "first_step": made.checkpoints[0].step,
-        "checkpoints_left_out": [asdict(entry) for entry in made.left_out_checkpoints],
+        "checkpoints_left_out": [asdict(left_out) for left_out in made.left_out_checkpoints],
         "repeats": {
             made.checkpoints[k].name: made.checkpoints[first].name
             for k, first in made.repeats.items()
@@ -151,15 +151,14 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
 def requests_to_analyze(made: Plan, requests: Mapping[str, int]) -> dict[str, int]:
     """Return how many requests of each class `analyze` makes on the Hub in its first hour, at most.
 
-    It plans again, from what this plan has learnt, and asks for an address for every file of
-    weights. Ranges of weights count in no class.
+    It plans again, from the plan cache, and asks for a URL for every file of weights. Ranges of weights count in no class.
     """
     if not requests:
         return {}
-    addresses = sum(file.checkpoint.commit is not None for file in made.files)
+    urls = sum(file.checkpoint.commit is not None for file in made.files)
     return {
         "api": requests.get("api", 0),
-        "resolvers": max(requests.get("resolvers", 0), addresses),
+        "resolvers": max(requests.get("resolvers", 0), urls),
     }
 
 

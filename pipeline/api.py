@@ -15,7 +15,7 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.store.query import Store
 
-Address = str | PathLike[str]
+Location = str | PathLike[str]
 """A path or a URL."""
 Texts = str | Iterable[str]
 """Several, or one."""
@@ -52,7 +52,7 @@ class Options(Selection, total=False):
     replace: bool
 
 
-def plan(source: Address, **selection: Unpack[Selection]) -> Plan:
+def plan(source: Location, **selection: Unpack[Selection]) -> Plan:
     """Return what `analyze` would read and compute; reads headers only.
 
     Raises:
@@ -63,7 +63,7 @@ def plan(source: Address, **selection: Unpack[Selection]) -> Plan:
 
 
 def analyze(
-    source: Address, store: Address = "hallmarks-store", **options: Unpack[Options]
+    source: Location, store: Location = "hallmarks-store", **options: Unpack[Options]
 ) -> Summary:
     """Analyse a source into a store and return the summary.
 
@@ -79,7 +79,7 @@ def analyze(
 
 
 def analyze_joint(
-    sources: Iterable[Address], store: Address = "hallmarks-store", **options: Unpack[Options]
+    sources: Iterable[Location], store: Location = "hallmarks-store", **options: Unpack[Options]
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
 
@@ -98,7 +98,7 @@ def analyze_joint(
     return run_joint_analysis(requests, run, where, resources, fresh=fresh, replace=may_replace)
 
 
-def open_store(path: Address = "hallmarks-store", *, confined: bool = True) -> Store:
+def open_store(path: Location = "hallmarks-store", *, confined: bool = True) -> Store:
     """Return a store opened for queries.
 
     Args:

@@ -10,7 +10,7 @@
     │   └── FormatError             a header, an index or a listing is malformed
     ├── ReadError                   bytes that were planned could not be read
     │   ├── TransientReadError      may succeed when tried again
-    │   │   └── AccessExpired       the signed address is no longer valid; ask for a new one
+    │   │   └── AccessExpired       the signed URL is no longer valid; ask for a new one
     │   └── SourceChanged           the bytes are not those that were planned
     │       └── Corrupted           a whole file has another hash than the published one
     ├── StoreFailed                 the store failed after the work had begun
@@ -83,11 +83,11 @@ class TransientReadError(ReadError):
 
 
 class AccessExpired(TransientReadError):
-    """A signed address is no longer valid; the driver makes a new one."""
+    """A signed URL is no longer valid; the driver makes a new one."""
 
 
 class SourceChanged(ReadError):
-    """A file is not the one that was planned: another size, time or tag."""
+    """A file is not the one that was planned: another size, time or ETag."""
 
 
 class Corrupted(SourceChanged):

@@ -155,7 +155,7 @@ def test_what_is_no_http_proxy_is_refused(address: str, monkeypatch: pytest.Monk
     done = hallmarks("plan", NAME)
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()
-    assert error == "error: ALL_PROXY is not the address of an HTTP proxy"
+    assert error == "error: ALL_PROXY is not the URL of an HTTP proxy"
     assert hint.startswith("hint: write http://user:password@host:port")
 
 

@@ -69,16 +69,16 @@ class JsonText:
 
     def value(self) -> Any:
         """Return the value that begins here, of at most MOST_CHARACTERS."""
-        window = self._text[self._at : self._at + MOST_CHARACTERS]
-        cut = self._at + len(window) < len(self._text)
+        ahead = self._text[self._at : self._at + MOST_CHARACTERS]
+        cut = self._at + len(ahead) < len(self._text)
         try:
-            decoded, length = _DECODE(window)
+            decoded, length = _DECODE(ahead)
         except RecursionError:
             raise ValueError(f"too deeply nested at character {self._at:,}") from None
         except JSONDecodeError as error:
             what = f"a value of more than {MOST_CHARACTERS:,} characters, or " if cut else ""
             raise ValueError(f"{what}{error.msg} at character {self._at + error.pos:,}") from None
-        if cut and length == len(window):
+        if cut and length == len(ahead):
             raise ValueError(f"a value of more than {MOST_CHARACTERS:,} characters")
         self._at = _after_space(self._text, self._at + length)
         return decoded

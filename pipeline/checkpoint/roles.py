@@ -180,8 +180,8 @@ def _stack(name: str) -> str | None:
 def _natural(text: str) -> list[tuple[int, str]]:
     """Sort key: numbers by their size, which is first their length, whatever that is."""
     return [
-        (len(number := piece.lstrip("0")), number) if piece.isdecimal() else (0, piece)
-        for piece in re.split(r"(\d+)", text)
+        (len(number := word.lstrip("0")), number) if word.isdecimal() else (0, word)
+        for word in re.split(r"(\d+)", text)
     ]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.findings.finding import Finding
 from pipeline.findings.inventory import FLOOR_REACHED_DEG, inventory
 from pipeline.findings.naming import label, labels, name, some
-from pipeline.findings.observe import LAGS, Observations, Seen, SeenModel, strain
+from pipeline.findings.observe import LAGS, Observations, Seen, SeenModel, misfit
 from pipeline.numerics.stack import first_equal
 from pipeline.planning.plan import Plan
 
@@ -88,28 +88,28 @@ class _Judge:
 
     def identical_checkpoints(self) -> None:
         equal = self._model.labels
-        groups: dict[int, list[int]] = defaultdict(list)
+        by_label: dict[int, list[int]] = defaultdict(list)
         for k in self._left():
-            groups[int(equal[k])].append(k)
-        for group in (group for group in groups.values() if len(group) > 1):
-            neighbours = self._are_neighbours(group)
-            others = [k for k in self._left() if k not in group]
-            if neighbours and not any(k < group[0] for k in others):
-                why, severity, right = "nothing has moved yet", "info", group[0]
-            elif neighbours and self._below_floor_before(group[0]):
+            by_label[int(equal[k])].append(k)
+        for copies in (copies for copies in by_label.values() if len(copies) > 1):
+            neighbours = self._are_neighbours(copies)
+            others = [k for k in self._left() if k not in copies]
+            if neighbours and not any(k < copies[0] for k in others):
+                why, severity, right = "nothing has moved yet", "info", copies[0]
+            elif neighbours and self._below_floor_before(copies[0]):
                 why, severity, right = (
                     "the steps before are below rounding already",
                     "info",
-                    group[0],
+                    copies[0],
                 )
             else:
                 severity = "error"
-                right = self._rightful(group)
+                right = self._rightful(copies)
                 why = (
                     f"by its neighbours {self._name(right)} is where they belong" if others else ""
                 )
-            wrong = [k for k in group if k != right]
-            proven = all(self._plan.repeats.get(k, k) == group[0] for k in group)
+            wrong = [k for k in copies if k != right]
+            proven = all(self._plan.repeats.get(k, k) == copies[0] for k in copies)
             said = " (the published files are the same)" if proven and self._partial else self._said
             self._add(
                 severity,
@@ -119,7 +119,7 @@ class _Judge:
                 wrong,
                 None,
                 {
-                    "checkpoints": self._labels(group),
+                    "checkpoints": self._labels(copies),
                     "belongs_at": self._label(right),
                     "same_files": proven,
                 },
@@ -132,15 +132,15 @@ class _Judge:
         left, seen = self._left(), self._tensors
         large = seen.numels >= LEAST_RECURRING_WEIGHTS
         for n in np.flatnonzero(large & _recur(seen.labels[:, left])).tolist():
-            for group in _recurrences(seen.labels[n], left):
-                right = min(group, key=lambda k, n=n: seen.strains[n, k])
-                for k in group:
+            for copies in _recurrences(seen.labels[n], left):
+                right = min(copies, key=lambda k, n=n: seen.misfits[n, k])
+                for k in copies:
                     if k != right and abs(left.index(k) - left.index(right)) > 1:
                         wrong[k][right].append(n)
         for before, k in pairwise(left):
             for shard in self._shards_that_stand_still(before, k, left):
                 largest = max(shard, key=lambda n: seen.numels[n])
-                right = min((before, k), key=lambda k, n=largest: seen.strains[n, k])
+                right = min((before, k), key=lambda k, n=largest: seen.misfits[n, k])
                 other = k if right == before else before
                 if other not in wrong:
                     wrong[other][right] = shard
@@ -280,18 +280,18 @@ class _Judge:
         known = floors[~np.isnan(floors)]
         return bool(known.size) and bool(known[-1] >= FLOOR_REACHED_DEG)
 
-    def _rightful(self, group: Sequence[int]) -> int:
+    def _rightful(self, copies: Sequence[int]) -> int:
         """Return which of several equal checkpoints holds its own weights."""
         left = self._left()
         held = np.ix_(left, left)
         distances, labels = self._model.squared_distances[held], self._model.labels[left]
-        strains = strain(distances[np.newaxis], labels[np.newaxis])[0]
-        return min(group, key=lambda k: strains[left.index(k)])
+        misfits = misfit(distances[np.newaxis], labels[np.newaxis])[0]
+        return min(copies, key=lambda k: misfits[left.index(k)])
 
-    def _are_neighbours(self, group: Sequence[int]) -> bool:
+    def _are_neighbours(self, copies: Sequence[int]) -> bool:
         left = self._left()
-        first = left.index(group[0])
-        return left[first : first + len(group)] == list(group)
+        first = left.index(copies[0])
+        return left[first : first + len(copies)] == list(copies)
 
     def _left(self) -> list[int]:
         return [
@@ -341,10 +341,10 @@ def _recur(labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
 
 def _recurrences(labels: NDArray[np.integer[Any]], left: Sequence[int]) -> Iterable[list[int]]:
     """Yield the checkpoints that hold the same values with others in between."""
-    groups: dict[int, list[int]] = defaultdict(list)
+    by_label: dict[int, list[int]] = defaultdict(list)
     for place, k in enumerate(left):
-        groups[int(labels[k])].append(place)
-    for places in groups.values():
+        by_label[int(labels[k])].append(place)
+    for places in by_label.values():
         if places[-1] - places[0] + 1 > len(places):
             yield [left[place] for place in places]
 

@@ -53,8 +53,8 @@ class Seen:
     """(T, K) equal where the stored values are."""
     absent: Flags
     """(T, K) where a value is not finite."""
-    strains: Array
-    """(T, K) of `strain`, over all checkpoints; of tensors that hold some values twice."""
+    misfits: Array
+    """(T, K) of `misfit`, over all checkpoints; of tensors that hold some values twice."""
     unrelated: Flags
     """(T, LAGS + 1, K): whether checkpoint k has no more to do with the one so many before it than
     random vectors have."""
@@ -172,9 +172,9 @@ class Observations:
         else:
             dots, distances = figures.dots[rows], figures.squared_distances
             labels, absent = figures.labels[rows].astype(np.int32), figures.absent[rows]
-        strains = np.full(labels.shape, np.inf)
+        misfits = np.full(labels.shape, np.inf)
         twice = np.flatnonzero((labels != np.arange(count)).any(axis=1))
-        strains[twice] = strain(distances[rows[twice]], labels[twice])
+        misfits[twice] = misfit(distances[rows[twice]], labels[twice])
         cosines = _cosines(dots)
         limit = UNRELATED / np.sqrt(numels)[:, np.newaxis, np.newaxis]
         return Seen(
@@ -188,13 +188,13 @@ class Observations:
             first_squared_norms=dots[:, 0, 0],
             labels=labels,
             absent=absent,
-            strains=strains,
+            misfits=misfits,
             unrelated=np.abs(cosines) <= limit,
             related=cosines >= RELATED_COSINE,
         )
 
 
-def strain(squared_distances: Array, labels: Labels) -> Array:
+def misfit(squared_distances: Array, labels: Labels) -> Array:
     """(T, K) how badly values fit where they are: of values held twice, the least is where they belong.
 
     The mean distance to the checkpoints around, over how many checkpoints apart they are. Those with

@@ -71,7 +71,7 @@ class File:
     size: int
     identity: str
     """What a change of the contents would change. Of a commit the hash that its repository publishes,
-    or repository, commit and path; of local files path, size and times; of a bucket address and ETag."""
+    or repository, commit and path; of local files path, size and times; of a bucket URL and ETag."""
 
     @property
     def path_in_commit(self) -> str:

@@ -22,7 +22,7 @@ from pipeline.sources.hub_client import Entry
 from pipeline.sources.plain import inside, is_hash
 from pipeline.transport.access import FileState, LocalPath
 
-_PIECE_BYTES = 16 << 20  # of a file that is kept: what is held of it at once
+_BYTES_AT_ONCE = 16 << 20  # of a file that is kept: what is held of it at once
 
 
 class HubCache:
@@ -145,8 +145,8 @@ def _fetch(file: File, read: Callable[[int, int], bytes], target: Path) -> None:
     """Write a file's contents, which must have the hash that it is listed with."""
     digest = file.digest()
     with target.open("xb") as out:
-        for start in range(0, file.size, _PIECE_BYTES):
-            data = read(start, min(file.size, start + _PIECE_BYTES))
+        for start in range(0, file.size, _BYTES_AT_ONCE):
+            data = read(start, min(file.size, start + _BYTES_AT_ONCE))
             digest.update(data)
             out.write(data)
     if (actual := digest.hexdigest()) != file.identity:

@@ -31,7 +31,7 @@ class Entry:
 
     path: str
     size: int
-    tag: str | None
+    etag: str | None
 
 
 class Folder:
@@ -52,7 +52,7 @@ class Folder:
         """Name the folder; nothing is asked of it yet.
 
         Raises:
-            StoreUnusable: neither a directory nor an address on object storage, or one whose files
+            StoreUnusable: neither a directory nor a URL on object storage, or one whose files
                 could not be given to DuckDB.
         """
         self.remote = "://" in root
@@ -232,11 +232,11 @@ def _directory(root: str) -> str:
 
 
 def _address(url: str) -> str:
-    """Return an address on object storage as it is used, and shown in messages."""
+    """Return a URL on object storage as it is used, and shown in messages."""
     split = urlsplit(url)
     if split.query or split.fragment or "@" in split.netloc:
         raise StoreUnusable(  # it is not shown: what does not belong there may be a secret
-            "--store: an address with more in it than s3://bucket/prefix",
+            "--store: expected a URL like s3://bucket/prefix and nothing more",
             "credentials come from the environment",
         )
     if not url.startswith(SCHEMES) or not split.netloc:

@@ -30,7 +30,7 @@ SCHEMES = ("s3://", "gs://", "az://")
 
 ATTEMPTS = 6
 # The client's own retries ignore Retry-After, send eleven requests to a 429 in two seconds, and
-# accept another tag when they resume a body; and it notices a stall after 30 s.
+# accept another ETag when they resume a body; and it notices a stall after 30 s.
 _RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
 _CLIENT: Any = {"connect_timeout": "10s", "timeout": "5min"}
 GET_SILENCE = "5s"

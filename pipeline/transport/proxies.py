@@ -70,7 +70,7 @@ def _proxy(text: str, variable: str) -> Proxy:
         host = port = None
     if parts.scheme != "http" or not host:  # the text itself may hold a password
         raise RequestError(
-            f"{variable} is not the address of an HTTP proxy",
+            f"{variable} is not the URL of an HTTP proxy",
             HINT,
         )
     given = parts.username is not None or parts.password is not None

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.findings.judge import _recur
-from pipeline.findings.observe import AROUND, strain
+from pipeline.findings.observe import AROUND, misfit
 
 
 def slow_strain(squared_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def test_strain_of_many_tensors() -> None:
     absent = rng.uniform(size=(40, 13)) < 0.2
     distances[absent] = np.nan
     distances.swapaxes(1, 2)[absent] = np.nan
-    found = strain(distances, labels)
+    found = misfit(distances, labels)
     for values, distance, label in zip(found, distances, labels, strict=True):
         np.testing.assert_allclose(values, slow_strain(distance, label), rtol=1e-12)
     assert np.isinf(found[3]).all()

@@ -22,7 +22,7 @@ import ray
 END_S = 15.0
 """For Ray to shut down: it ends its processes one after the other, by force after a second or so."""
 _LOOK_S = 0.01  # so long a handler of Ray's may stay
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")  # an address may hold a password
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")  # a URL may hold a password
 
 
 class Life:

@@ -148,7 +148,7 @@ def layout(
     device: str,
     max_workers: int | None,
     pull: str,
-    waits: bool,
+    is_remote: bool,
     without: Collection[str] = (),
     threads_per_worker: int = 4,
 ) -> Layout:
@@ -162,7 +162,7 @@ def layout(
 
     Args:
         pull: `actor`, `tasks`, or `auto`: see `choose_pull`.
-        waits: reads mostly wait for a network.
+        is_remote: reads mostly wait for a network.
         without: nodes that are not used, by their identifiers.
 
     Raises:
@@ -174,7 +174,7 @@ def layout(
         raise RequestError("--device cuda: the cluster has no GPU", "use --device cpu")
     device = "cuda" if has_gpu and device != "cpu" else "cpu"
     if pull == "auto":
-        pull = choose_pull(device, nodes) if waits else "actor"
+        pull = choose_pull(device, nodes) if is_remote else "actor"
     store = int(min((node.get("object_store_memory", 0) for node in nodes), default=0))
     cpus = sum(node["CPU"] for node in nodes)
     if pull == "tasks":

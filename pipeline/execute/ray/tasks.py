@@ -185,11 +185,11 @@ class _Relay:
         self._counting = threading.Lock()
 
     def accesses(self, files: Sequence[int], after: int) -> dict[int, Access]:
-        groups = [
+        batches = [
             files[first : first + FILES_A_REQUEST]
             for first in range(0, len(files), FILES_A_REQUEST)
         ]
-        answers = [self.worker.accesses.remote(group, after) for group in groups]
+        answers = [self.worker.accesses.remote(batch, after) for batch in batches]
         return {file: access for answer in answers for file, access in _result(answer).items()}
 
     def read(self, file: int, start: int, stop: int) -> bytes:

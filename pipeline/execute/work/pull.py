@@ -114,8 +114,8 @@ class Puller:
     def _read_in_threads(self, reads: Sequence[Read]) -> None:
         # few calls for many small ranges: to hand one over costs a fifth of a range's own time
         size = -(-len(reads) // (_READERS * _CALLS_A_READER))
-        groups = [reads[first : first + size] for first in range(0, len(reads), size)]
-        pending = [self.threads.submit(self._read, group) for group in groups]
+        batches = [reads[first : first + size] for first in range(0, len(reads), size)]
+        pending = [self.threads.submit(self._read, batch) for batch in batches]
         try:
             for future in pending:
                 future.result()

@@ -145,11 +145,11 @@ class DriverUrls:
 
     def accesses(self, files: Sequence[int], after: int) -> dict[int, Access | HallmarksError]:
         """Return access to each of these files, or why there is none."""
-        groups = [
+        batches = [
             tuple(files[first : first + FILES_A_REQUEST])
             for first in range(0, len(files), FILES_A_REQUEST)
         ]
-        answers = [self.ask(AccessRequest(group, after)) for group in groups]
+        answers = [self.ask(AccessRequest(batch, after)) for batch in batches]
         return {file: access for answer in answers for file, access in answer.result().items()}
 
     def read(self, file: int, start: int, stop: int) -> bytes:
