@@ -85,8 +85,8 @@ def _stack(
         return result
     arrays = {}
     for name, spec in rules.items():
-        rows = [np.asarray(found[name])[None] for _, found in merged]
-        own = result.arrays[name][whole]
-        arrays[name] = np.concatenate([*rows, own]) if rows else own
+        rows = [np.asarray(merged_arrays[name])[None] for _, merged_arrays in merged]
+        whole_rows = result.arrays[name][whole]
+        arrays[name] = np.concatenate([*rows, whole_rows]) if rows else whole_rows
         del spec
     return Sums(keys, arrays, result.device)
