@@ -15,8 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tests.hub import Fault, Hub
 from tests.suites import trajectory, write_suite
@@ -134,9 +138,14 @@ def bytes_sent(hub: Hub) -> tuple[int, int]:
     return sum(stop - start for each in spans.values() for start, stop in each), covered
 
 
+@cache
+def _walk() -> NDArray[np.float64]:
+    return trajectory("walk", CHECKPOINTS, ELEMENTS, 0.1)
+
+
 def fill(hub: Hub, folder: Path) -> None:
     """Put the suite on the Hub."""
-    rows = trajectory("walk", CHECKPOINTS, ELEMENTS, 0.1)
+    rows = _walk()
     for step, path in enumerate(sorted(write_suite(folder, {"a": rows, "b": rows}).iterdir())):
         hub.repository(NAME).commit_folder(path, branch=f"step{step}")
 
