@@ -148,7 +148,7 @@ def _tensor(
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     itemsize = DTYPES[dtype].itemsize
-    placed: list[tuple[Extent, int]] = []
+    extent_lengths: list[tuple[Extent, int]] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
         inside = len(offsets) == len(sizes) == len(shape) and all(
@@ -159,11 +159,11 @@ def _tensor(
         if 0 in sizes:
             continue
         file, start = chunk_start(offsets, dtype, math.prod(sizes))
-        most = most_extents - len(placed)
-        placed += _extents(shape, offsets, sizes, file, start, itemsize, where, most)
-    placed.sort()
+        most = most_extents - len(extent_lengths)
+        extent_lengths += _extents(shape, offsets, sizes, file, start, itemsize, where, most)
+    extent_lengths.sort()
     reached = 0
-    for extent, length in placed:
+    for extent, length in extent_lengths:
         if extent.first != reached:
             raise FormatError(
                 f"{where}: expected chunks that cover it once, found a gap or overlap"
@@ -171,7 +171,7 @@ def _tensor(
         reached += length
     if reached != math.prod(shape):
         raise FormatError(f"{where}: expected {math.prod(shape):,} values, found {reached:,}")
-    extents = tuple(extent for extent, _ in placed)
+    extents = tuple(extent for extent, _ in extent_lengths)
     start = extents[0].start if extents else 0
     return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
 

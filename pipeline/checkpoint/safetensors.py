@@ -121,8 +121,8 @@ def _counts(value: Any, expected: str, where: str) -> tuple[int, ...]:
         raise _broken(where, expected, quoted(value)) from None
 
 
-def _broken(where: str, expected: str, found: str) -> FormatError:
+def _broken(where: str, expected: str, actual: str) -> FormatError:
     return FormatError(
-        f"{where}: not a valid safetensors file: expected {expected}, found {found}",
+        f"{where}: not a valid safetensors file: expected {expected}, found {actual}",
         "the file is truncated or damaged: fetch it again, or leave the checkpoint out",
     )

@@ -47,7 +47,7 @@ def read_torch_chunk(file: WeightFile) -> StoredTensor:
     record = load(io.BytesIO(program), file.where)
     if not isinstance(record, TensorRecord):
         raise FormatError(f"{file.where}: expected one tensor, found a {type(record).__name__}")
-    return _placed("", record, place, file.where, 0)
+    return _located("", record, place, file.where, 0)
 
 
 _Place = Callable[[Storage], tuple[int, int]]
@@ -190,12 +190,12 @@ def _all_placed(
     tensors: dict[str, StoredTensor] = {}
     left = min(MAX_EXTENTS, file.size // 2)  # an extent is two elements or more
     for name, record in records.items():
-        tensors[name] = _placed(name, record, place, file.where, left)
+        tensors[name] = _located(name, record, place, file.where, left)
         left -= len(tensors[name].extents)
     return tensors
 
 
-def _placed(
+def _located(
     name: str, record: TensorRecord, place: _Place, where: str, most_extents: int
 ) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
@@ -215,5 +215,5 @@ def _placed(
     offsets = extents(record, most_extents)
     if offsets is None:
         return StoredTensor(record.dtype, record.shape, start, stop, (-1,))
-    placed = tuple(Extent(first, 0, start + offset * itemsize) for first, offset in offsets)
-    return StoredTensor(record.dtype, record.shape, start, stop, (), placed)
+    in_file = tuple(Extent(first, 0, start + offset * itemsize) for first, offset in offsets)
+    return StoredTensor(record.dtype, record.shape, start, stop, (), in_file)

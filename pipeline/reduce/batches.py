@@ -56,7 +56,7 @@ def figure_batches(
     pending: deque[tuple[list[OfGroups], Future[Figures]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
         for batch in _batches(sums, basis.count):
-            groups = [found for _, found in batch]
+            groups = [group_sums for _, group_sums in batch]
             pending.append((batch, pool.submit(figures, groups, times, basis)))
             if len(pending) >= 2 * threads:
                 yield _batch(keys, *pending.popleft())
@@ -74,11 +74,11 @@ def _batch(keys: Sequence[Key], sums: Sequence[OfGroups], future: Future[Figures
 def _batches(sums: Iterable[OfGroups], count: int) -> Iterator[list[OfGroups]]:
     batch: list[OfGroups] = []
     size = 0
-    for groups, found in sums:
+    for groups, group_sums in sums:
         if not groups:
             continue
-        batch.append((groups, found))
-        size += 8 * count**2 * (1 if found is None else 1 + len(found.changes))
+        batch.append((groups, group_sums))
+        size += 8 * count**2 * (1 if group_sums is None else 1 + len(group_sums.changes))
         if size >= STACK_BYTES:
             yield batch
             batch, size = [], 0

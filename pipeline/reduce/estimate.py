@@ -4,7 +4,7 @@ A group of weights is divided into strata. Of each, some units were read that we
 runs of a sample, or tiles of a run that is not finished. What was read stands for the whole stratum
 by its share, which makes the sums unbiased.
 
-For the standard errors the units read are dealt to jackknife groups. The change that leaving one out
+For the standard errors the units read are dealt to jackknife folds. The change that leaving one out
 would make, in a stratum of N units, n of them read and n_g of these in the group, is
 
     a (N / (n − n_g) (T − T_g) − N / n T),   a² = (1 − f) (m − 1) / m · G / (G − 1) if m < G,
@@ -35,7 +35,7 @@ class Stratum:
     size: int
     """Units, read or not."""
     read: Mapping[int, int]
-    """Units read, by jackknife group."""
+    """Units read, by jackknife fold."""
     draws: int
     """How many of them were taken independently of each other."""
 
@@ -60,7 +60,7 @@ class Estimate:
     def __init__(
         self, strata: Mapping[Hashable, Stratum], groups: int, num_checkpoints: int
     ) -> None:
-        """`groups`: jackknife groups, G above. Every stratum must have been read in part."""
+        """`groups`: jackknife folds, G above. Every stratum must have been read in part."""
         self._strata, self.groups = strata, groups
         shape = (num_checkpoints, num_checkpoints)
         self._totals: dict[Hashable, Array] = {label: np.zeros(shape) for label in strata}
@@ -72,7 +72,7 @@ class Estimate:
             self._changes = {group: np.zeros(shape) for group in sorted(varying)}
 
     def add(self, label: Hashable, group: int, increments: Array) -> None:
-        """Add the Gram matrix, (K, K), over units of a stratum that are in a jackknife group."""
+        """Add the Gram matrix, (K, K), over units of a stratum that are in a jackknife fold."""
         stratum = self._strata[label]
         self._totals[label] += increments
         if self.errors_known and not stratum.whole:
@@ -85,7 +85,7 @@ class Estimate:
         self.rounding += energies * (stratum.size / stratum.units_read)
 
     def result(self) -> tuple[Array, dict[int, Array]]:
-        """Return the Gram matrix of all strata, and its changes by jackknife group."""
+        """Return the Gram matrix of all strata, and its changes by jackknife fold."""
         shape = next(iter(self._totals.values())).shape
         increments = np.zeros(shape)
         for label, total in self._totals.items():

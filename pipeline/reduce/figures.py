@@ -133,10 +133,10 @@ class _Sums:
     errors_known: NDArray[np.bool_]
     """(G,)"""
     folds: NDArray[np.int64]
-    """(G,) jackknife groups, those that change nothing included."""
+    """(G,) jackknife folds, those that change nothing included."""
 
     def replicates(self) -> Iterator[tuple[int, Array]]:
-        """Yield the sums without one jackknife group each: C replicates, (C G, N, N), at a time."""
+        """Yield the sums without one jackknife fold each: C replicates, (C G, N, N), at a time."""
         at_once = max(1, STACK_BYTES // self.increments.nbytes)
         for first in range(0, len(self.changes), at_once):
             changes = np.array(self.changes[first : first + at_once])
@@ -157,7 +157,9 @@ class _Sums:
             labels=self.labels[:, checkpoints],
             absent=self.absent[checkpoints],
             rounding=self.rounding[:, checkpoints],
-            changes=[[transformed(rows, change) for change in found] for found in self.changes],
+            changes=[
+                [transformed(rows, change) for change in of_group] for of_group in self.changes
+            ],
         )
 
 
@@ -171,17 +173,17 @@ def figures(sums: Sequence[GroupSums | None], times: Times, basis: Basis) -> Fig
     for number, group in enumerate(sums):
         kind = None if group is None else (group.absent.tobytes(), len(group.changes))
         alike[kind].append(number)
-    found = []
+    of_patterns = []
     for kind, numbers in alike.items():
         of_kind = [group for number in numbers if (group := sums[number]) is not None]
-        found.append(
+        of_patterns.append(
             _undefined(len(numbers), basis)
             if kind is None
             else _of(_stacked(of_kind), times, basis)
         )
-    if len(found) == 1:
-        return found[0]
-    return _merged(found, np.argsort(np.concatenate(list(alike.values()))))
+    if len(of_patterns) == 1:
+        return of_patterns[0]
+    return _merged(of_patterns, np.argsort(np.concatenate(list(alike.values()))))
 
 
 def _of(sums: _Sums, times: Times, basis: Basis) -> Figures:
@@ -208,12 +210,12 @@ def _of_path(sums: _Sums, times: Times) -> Figures:
         return replace(nothing, labels=sums.labels, known=~nothing.known)
     when = (times.elapsed[present], times.steps[present], present.astype(float))
     trajectory = _trajectory(sums, sums.increments)
-    found = spectrum(trajectory)
+    spectra = spectrum(trajectory)
     cosine, relative_cosine = cosines(trajectory.dots), cosines(trajectory.relative_dots)
     values = indicators(
         trajectory,
         *when,
-        centered=found.eigenvalues["centered"],
+        centered=spectra.eigenvalues["centered"],
         cosine=cosine,
         relative_cosine=relative_cosine,
     )
@@ -245,9 +247,11 @@ def _of_path(sums: _Sums, times: Times) -> Figures:
         indicator_errors=errors,
         null_values=nulls,
         differs_from_null=differ_from_null(values, nulls, straight, errors),
-        eigenvalues=_ranked(found.eigenvalues, absent),
-        shares=_ranked({basis: shares(each) for basis, each in found.eigenvalues.items()}, absent),
-        projection=_projection(found, absent),
+        eigenvalues=_ranked(spectra.eigenvalues, absent),
+        shares=_ranked(
+            {basis: shares(each) for basis, each in spectra.eigenvalues.items()}, absent
+        ),
+        projection=_projection(spectra, absent),
         labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
         known=np.ones(len(values), bool),
@@ -256,11 +260,11 @@ def _of_path(sums: _Sums, times: Times) -> Figures:
 
 def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
     """Return each path's own figures side by side, and what is known between paths."""
-    own = [_of_path(sums.of_path(basis, each), times.of(each)) for each in basis.paths]
+    of_paths = [_of_path(sums.of_path(basis, each), times.of(each)) for each in basis.paths]
     absent = sums.absent
     if absent.all():
         nothing = _undefined(len(sums.labels), basis)
-        return replace(nothing, labels=sums.labels, known=~nothing.known, paths=tuple(own))
+        return replace(nothing, labels=sums.labels, known=~nothing.known, paths=tuple(of_paths))
     between = between_paths(sums.increments, basis, absent)
     dots, relative_dots, squared_distances = between
     spreads = [Jackknife(known, sums.folds) for known in _figured_between(between, absent)]
@@ -274,7 +278,7 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
     )
     equal = sums.labels[:, :, np.newaxis] == sums.labels[:, np.newaxis]
     squared_distances[equal & ~np.isnan(squared_distances)] = 0.0
-    for each, alone in zip(basis.paths, own, strict=True):
+    for each, alone in zip(basis.paths, of_paths, strict=True):
         block = slice(None), each, each
         dots[block] = alone.dots
         relative_dots[block] = alone.relative_dots
@@ -282,8 +286,10 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
         cosine_errors[block] = alone.cosine_errors
         relative_cosine_errors[block] = alone.relative_cosine_errors
     known = [_present(matrices, absent) for matrices in (dots, relative_dots, squared_distances)]
-    found = spectrum_between(*known)
-    values = indicators_between(cosines(known[0]), cosines(known[1]), found.eigenvalues["centered"])
+    spectra = spectrum_between(*known)
+    values = indicators_between(
+        cosines(known[0]), cosines(known[1]), spectra.eigenvalues["centered"]
+    )
     values, errors = _with_errors(values, spreads[0], sums)
     nothing = _undefined(len(values), basis)
     return replace(
@@ -294,19 +300,19 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
         cosine_errors=cosine_errors,
         relative_cosine_errors=relative_cosine_errors,
         path={
-            column: np.concatenate([alone.path[column] for alone in own], axis=1)
+            column: np.concatenate([alone.path[column] for alone in of_paths], axis=1)
             for column in COLUMNS
         },
         indicators=values,
         indicator_errors=errors,
-        eigenvalues=nothing.eigenvalues | _ranked(found.eigenvalues, absent),
+        eigenvalues=nothing.eigenvalues | _ranked(spectra.eigenvalues, absent),
         shares=nothing.shares
-        | _ranked({basis: shares(each) for basis, each in found.eigenvalues.items()}, absent),
-        projection=_projection(found, absent),
+        | _ranked({basis: shares(each) for basis, each in spectra.eigenvalues.items()}, absent),
+        projection=_projection(spectra, absent),
         labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
         known=~nothing.known,
-        paths=tuple(own),
+        paths=tuple(of_paths),
     )
 
 
@@ -370,7 +376,7 @@ def _undefined(groups: int, basis: Basis) -> Figures:
     )
 
 
-def _merged(found: Sequence[Figures], order: NDArray[np.int64]) -> Figures:
+def _merged(of_patterns: Sequence[Figures], order: NDArray[np.int64]) -> Figures:
     """Return several figures as one, the groups in another order."""
 
     def merged(values: Sequence[Any]) -> Any:
@@ -381,7 +387,9 @@ def _merged(found: Sequence[Figures], order: NDArray[np.int64]) -> Figures:
         return np.concatenate(values)[order]
 
     names = [entry.name for entry in fields(Figures)]
-    return Figures(**{name: merged([getattr(each, name) for each in found]) for name in names})
+    return Figures(
+        **{name: merged([getattr(each, name) for each in of_patterns]) for name in names}
+    )
 
 
 def _present(matrices: Array, absent: NDArray[np.bool_]) -> Array:
@@ -398,15 +406,15 @@ def _spread(matrices: Array, absent: NDArray[np.bool_]) -> Array:
     return spread
 
 
-def _ranked(found: dict[str, Array], absent: NDArray[np.bool_]) -> dict[str, Array]:
+def _ranked(by_basis: dict[str, Array], absent: NDArray[np.bool_]) -> dict[str, Array]:
     ranked = {}
-    for basis, values in found.items():
+    for basis, values in by_basis.items():
         ranked[basis] = np.full((len(values), absent.size), np.nan)
         ranked[basis][:, : values.shape[1]] = values
     return ranked
 
 
-def _projection(found: Spectrum, absent: NDArray[np.bool_]) -> Array:
-    projection = np.full((len(found.projection), absent.size, NUM_COMPONENTS), np.nan)
-    projection[:, ~absent] = found.projection
+def _projection(spectra: Spectrum, absent: NDArray[np.bool_]) -> Array:
+    projection = np.full((len(spectra.projection), absent.size, NUM_COMPONENTS), np.nan)
+    projection[:, ~absent] = spectra.projection
     return projection

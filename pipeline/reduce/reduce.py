@@ -79,10 +79,10 @@ def group_sums(
                 left[group] -= 1
                 if not left[group] and group in unknown:
                     yield [group], None
-        for group, own in rows.items():
+        for group, rows_of_group in rows.items():
             if group in unknown:
                 continue
-            totals[group] = stack.added(totals.get(group), own)
+            totals[group] = stack.added(totals.get(group), rows_of_group)
             if not left[group]:
                 yield [group], totals.pop(group).sums()
 
@@ -271,12 +271,12 @@ def _energies(
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, member in enumerate(members):
         alike[plan.tensors[member.tensor].dtypes].append(row)
-    found = np.zeros((len(members), len(plan.checkpoints)))
+    of_parts = np.zeros((len(members), len(plan.checkpoints)))
     for dtypes, rows in alike.items():
-        found[rows] = energies(
+        of_parts[rows] = energies(
             arrays["rounding.sums"][rows], arrays["rounding.represented"][rows], dtypes, scale[rows]
         )
-    return found
+    return of_parts
 
 
 def estimated_sums(
@@ -312,9 +312,9 @@ def estimated_sums(
             for group in member.groups:
                 if group in estimates:
                     estimates[group].add(component, done[number], increments)
-            own = read.setdefault(key[:2], {name: rules[name].empty(1) for name in small})
+            of_part = read.setdefault(key[:2], {name: rules[name].empty(1) for name in small})
             for name in small:
-                rules[name].merge(own[name][0, ...], sums.arrays[name][row])
+                rules[name].merge(of_part[name][0, ...], sums.arrays[name][row])
     nothing = {name: rules[name].empty(1) for name in small}
     left = list(grouped.sizes)
     totals: dict[int, tuple[NDArray[np.uint64], NDArray[np.bool_]]] = {}
@@ -378,8 +378,8 @@ def _strata(
                     tiles[group, part.component].add(number)
     strata: dict[int, dict[Hashable, Stratum]] = defaultdict(dict)
     for (group, component), size in sizes.items():
-        own = group, component
-        strata[group][component] = Stratum(size, read[own], len(tiles[own]))
+        stratum = group, component
+        strata[group][component] = Stratum(size, read[stratum], len(tiles[stratum]))
     return strata
 
 

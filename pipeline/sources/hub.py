@@ -121,9 +121,9 @@ class HubRepository:
         if self._repository and not is_hash(entry.identity):
             raise self._malformed(f"the hash of {quoted(entry.path)}", entry.identity)
 
-    def _malformed(self, expected: str, found: object) -> FormatError:
+    def _malformed(self, expected: str, actual: object) -> FormatError:
         return FormatError(
-            f"{self._name}: the listing is malformed: expected {expected}, found {quoted(found)}",
+            f"{self._name}: the listing is malformed: expected {expected}, found {quoted(actual)}",
             "no repository of the Hub has such: is HF_ENDPOINT a mirror?",
         )
 

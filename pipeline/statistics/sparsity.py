@@ -73,8 +73,8 @@ class Sparsity:
         counts = {f"sparsity.{name}": np.zeros(len(bits), np.int64) for name in COUNTS}
         for first, stop in zip(firsts, [*firsts[1:], len(bits)], strict=True):
             of_path = slice(first, stop)
-            found = changes(bits[of_path], rounded[of_path], narrow[of_path])
-            for name, numbers in found.items():
+            of_counts = changes(bits[of_path], rounded[of_path], narrow[of_path])
+            for name, numbers in of_counts.items():
                 counts[f"sparsity.{name}"][of_path] = numbers
         return counts | {
             "sparsity.exponents": exponents(size_histogram(piece.sample)).astype(np.uint32)
@@ -155,11 +155,11 @@ def _expected(stack: PartStack) -> tuple[NDArray[np.float64], NDArray[np.float64
             at, k = np.nonzero((formats == name) & (stack.parents >= 0))
             if not at.size:
                 continue
-            own = np.array(rows)[at]
+            of_format = np.array(rows)[at]
             chances = changed_by_equal_steps(
-                before[own, k], stack.squared_increments[own, k], str(name)
+                before[of_format, k], stack.squared_increments[of_format, k], str(name)
             )
-            expected[own, k], squared[own, k] = chances
+            expected[of_format, k], squared[of_format, k] = chances
     return expected, squared
 
 

@@ -223,7 +223,7 @@ def _directory(root: str) -> str:
         raise StoreUnusable(f"--store {quoted(root)}: {type(error).__name__}", cure) from None
     if is_file:
         raise StoreUnusable(f"--store {quoted(root)} is a file, a store is a directory", cure)
-    # DuckDB takes every path for a pattern; what escapes *, ? and [ does not go with \\
+    # DuckDB takes every path for a pattern; what escapes *, ? and [ conflicts with \\
     if "\\" in path and any(sign in path for sign in "*?["):
         raise StoreUnusable(
             f"--store {quoted(root)}: a backslash and one of *, ?, [ in its path", cure

@@ -12,7 +12,7 @@ from pipeline.errors import HallmarksError
 from pipeline.execute.drive.schedule import Lost, Schedule
 from pipeline.execute.work.receipt import Receipt
 
-_HERE = 0  # the only worker is this process
+_THIS_PROCESS = 0  # the only worker is this process
 
 
 class LocalWorker(Protocol):
@@ -33,7 +33,7 @@ def run_local(worker: LocalWorker, calls: int, tiles: list[int]) -> Iterator[Rec
         SourceChanged: a file is not what was planned, or not what was published.
     """
     schedule = Schedule(tiles, calls)
-    schedule.join(_HERE)
+    schedule.join(_THIS_PROCESS)
     running: dict[Future[Receipt], int] = {}
     positions = itertools.count()
     pool = ThreadPoolExecutor(calls, thread_name_prefix="tile")
@@ -47,7 +47,7 @@ def run_local(worker: LocalWorker, calls: int, tiles: list[int]) -> Iterator[Rec
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 tile = running.pop(future)
-                outcome = schedule.ended(_HERE, tile, _outcome(future), time.monotonic())
+                outcome = schedule.ended(_THIS_PROCESS, tile, _outcome(future), time.monotonic())
                 if outcome is not None:
                     yield outcome
     finally:

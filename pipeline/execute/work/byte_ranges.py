@@ -46,16 +46,16 @@ def byte_ranges(layout: BlockLayout, tensors: Sequence[AlignedTensor]) -> list[B
 
 
 def _of_rows(
-    placed: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], rows: range
+    placed_ranges: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], rows: range
 ) -> Iterator[Iterator[ByteRange]]:
     """Yield the ranges of each row, in which every tensor lies in one extent."""
     some = slice(rows.start, rows.stop)
     files = np.array([tensor.files[some] for tensor in tensors])
     sizes = np.array([_itemsizes(tensor.dtypes)[some] for tensor in tensors])
     origins = np.array([tensor.starts[some] for tensor in tensors])
-    starts = origins + np.array([[place.range.first] for place in placed]) * sizes
-    stops = origins + np.array([[place.range.stop] for place in placed]) * sizes
-    columns = np.array([[place.column] for place in placed])
+    starts = origins + np.array([[place.range.first] for place in placed_ranges]) * sizes
+    stops = origins + np.array([[place.range.stop] for place in placed_ranges]) * sizes
+    columns = np.array([[place.column] for place in placed_ranges])
     begins = np.ones(files.shape, np.bool_)
     begins[1:] = (
         (files[1:] != files[:-1])
@@ -78,10 +78,10 @@ def _itemsizes(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _by_extent(
-    placed: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], row: int
+    placed_ranges: Sequence[PlacedRange], tensors: Sequence[AlignedTensor], row: int
 ) -> Iterator[ByteRange]:
     """Yield the ranges of one row, extent by extent."""
-    for place, tensor in zip(placed, tensors, strict=True):
+    for place, tensor in zip(placed_ranges, tensors, strict=True):
         size = DTYPES[tensor.dtypes[row]].itemsize
         extents = tensor.extents(row, place.range.first, place.range.stop)
         for file, start, stop, elements in extents:
