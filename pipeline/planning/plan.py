@@ -292,11 +292,10 @@ def _made(
     firsts = tuple(path.first for path in paths) or (0,)
     alignment = align(source, checkpoints, request, firsts)
     sample = _sample(alignment.tensors, request)
-    tiles = divide(
-        sample.ranges if sample else everything(alignment.tensors),
-        alignment.tensors,
-        least_tile_bytes or tile_bytes(len(checkpoints)),
-    )
+    ranges = sample.ranges if sample else everything(alignment.tensors)
+    total = range_bytes(ranges, alignment.tensors)
+    least = least_tile_bytes or tile_bytes(len(checkpoints), total)
+    tiles = divide(ranges, alignment.tensors, least)
     draws = sample.draws if sample else ()
     return Plan(
         run=run,

@@ -23,6 +23,10 @@ BYTES_PER_RESULT_BYTE = 1000
 """A tile reads at least this many times its result for one part. With 935 checkpoints of 29 GB a
 result is 7 MB: tiles of 64 MiB would make 400,000 files of 2.8 TB, this rule 4,000 of 27 GB."""
 
+TILES_AT_LEAST = 16
+"""Where the rule above would leave fewer: 935 checkpoints of 1 million float32 weights, 3.7 GB, were one tile,
+which one core worked through while others had nothing to do."""
+
 MAX_RESULT_BYTES = 128 << 20
 """Bound on the accumulators of a tile of many small tensors (8 n² bytes each)."""
 
@@ -48,9 +52,14 @@ class Tile:
     """Digest of what the tile is; its result file is called so."""
 
 
-def tile_bytes(num_checkpoints: int) -> int:
-    """Return how much a tile reads at least, unless it is what is left of its tensors."""
-    return max(MIN_TILE_BYTES, BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2)
+def tile_bytes(num_checkpoints: int, total: int) -> int:
+    """Return how much a tile reads at least, unless it is what is left of its tensors.
+
+    Args:
+        total: bytes to read in all.
+    """
+    of_result = BYTES_PER_RESULT_BYTE * 8 * num_checkpoints**2
+    return max(MIN_TILE_BYTES, min(of_result, total // TILES_AT_LEAST))
 
 
 def everything(tensors: Sequence[AlignedTensor]) -> tuple[TensorRange, ...]:

@@ -80,13 +80,12 @@ def _stack(
     merged: list[tuple[PartKey, dict[str, Any]]],
     rules: dict[str, ArraySpec],
 ) -> Sums:
-    keys = (*(key for key, _ in merged), *(result.keys[row] for row in whole))
-    if len(whole) == len(result.keys):
+    """Return the rows of merged parts, and those that a tile holds whole."""
+    if len(whole) == len(result.keys) and not merged:
         return result
+    keys = (*(key for key, _ in merged), *(result.keys[row] for row in whole))
     arrays = {}
-    for name, spec in rules.items():
-        rows = [np.asarray(merged_arrays[name])[None] for _, merged_arrays in merged]
-        whole_rows = result.arrays[name][whole]
-        arrays[name] = np.concatenate([*rows, whole_rows]) if rows else whole_rows
-        del spec
+    for name in rules:
+        rows = [np.asarray(arrays_of_part[name])[None] for _, arrays_of_part in merged]
+        arrays[name] = np.concatenate([*rows, result.arrays[name][whole]])
     return Sums(keys, arrays, result.device)
