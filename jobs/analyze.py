@@ -62,7 +62,7 @@ def analyze(**options: Any) -> int:
     """Analyse the checkpoints of SOURCE: a directory, a Hub repository such as org/name, a bucket,
     or a manifest. Several SOURCEs become a run each.
 
-    Rerun with the same arguments, it resumes where it stopped.
+    Rerun with the same arguments to resume where it stopped.
     """
     result = Result()
     requests = requests_from(options)
