@@ -387,7 +387,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_finished(
     lines = errors.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 1
     assert "cannot be written" in lines[-2] and lines[-1].startswith(
-        "hint: what was finished is kept"
+        "hint: finished tiles are kept"
     )
     ballast.unlink()
     assert analysed(suite, store).complete

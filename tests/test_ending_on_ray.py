@@ -140,7 +140,7 @@ def test_ray_dies(hub: Hub, tmp_path: Path, name: str) -> None:
         os.kill(started.wait_for(name), signal.SIGKILL)
         code, (first, second) = started.ended()
     assert code == 1
-    assert first.startswith(f"error: Ray on this machine has died (its {name} ended with -9)")
+    assert first.startswith(f"error: Ray on this machine died (its {name} ended with -9)")
     assert second == f"hint: {KEPT}"
 
 
@@ -190,7 +190,7 @@ def test_no_cluster_there(suite: str, tmp_path: Path, address: str, why: str) ->
     """Said at once, before Ray knocks for five minutes."""
     error, hint = refused(suite, tmp_path / "store", address)
     assert error.startswith(f"error: no Ray cluster at '{address}': {why}")
-    assert hint == "hint: check --address and RAY_ADDRESS, or leave both out"
+    assert hint == "hint: check --address and RAY_ADDRESS, or unset both"
 
 
 def test_something_else_is_there(suite: str, tmp_path: Path) -> None:
@@ -208,4 +208,4 @@ def test_something_else_is_there(suite: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, store.exists()) == (2, "", False), done.stderr
     *_, error, hint = done.stderr.splitlines()
     assert error == f"error: no Ray cluster at '{address}': no answer within 3 s"
-    assert hint == "hint: check --address and RAY_ADDRESS, or leave both out"
+    assert hint == "hint: check --address and RAY_ADDRESS, or unset both"
