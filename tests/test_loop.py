@@ -195,7 +195,7 @@ def test_too_many_deaths_in_a_row_end_it() -> None:
         (start,) = loop.step([cluster(1)], float(death))
         commands = loop.step([Died(start.worker, "killed")], float(death))
     assert isinstance(commands[-1], Finish)
-    assert "6 workers died in a row with no tile finished: killed" in str(commands[-1].error)
+    assert "6 workers died in a row without finishing a tile: killed" in str(commands[-1].error)
 
 
 def test_a_finished_tile_makes_deaths_start_from_none() -> None:
