@@ -149,8 +149,9 @@ def test_fused_parts_are_those_of_the_network(
 
 
 def devices() -> list[object]:
-    card = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no card"))
-    return ["cpu", pytest.param("cuda", marks=card)]
+    # a machine without a GPU has nothing to compare
+    gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+    return ["cpu", pytest.param("cuda", marks=gpu)]
 
 
 PATHS = [

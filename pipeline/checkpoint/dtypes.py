@@ -16,8 +16,6 @@ class DType:
     """Name of the dtype in torch; empty if it has none."""
     storage: str = ""
     """Name of torch's class of storages of this format; empty if it has none."""
-    numpy: str = ""
-    """Name of the dtype in NumPy; empty if it has none."""
 
     @property
     def is_weight(self) -> bool:
@@ -43,11 +41,11 @@ class WeightDType(DType):
 # 2.13, IEEE 754 and the OCP 8-bit formats. Those that are no weights are known so that a header that
 # holds them can be checked.
 _WEIGHTS = (
-    WeightDType("F64", 64, torch="float64", storage="DoubleStorage", numpy="float64",
+    WeightDType("F64", 64, torch="float64", storage="DoubleStorage",
                 fraction_bits=52, least_exponent=-1022),
-    WeightDType("F32", 32, torch="float32", storage="FloatStorage", numpy="float32",
+    WeightDType("F32", 32, torch="float32", storage="FloatStorage",
                 fraction_bits=23, least_exponent=-126),
-    WeightDType("F16", 16, torch="float16", storage="HalfStorage", numpy="float16",
+    WeightDType("F16", 16, torch="float16", storage="HalfStorage",
                 fraction_bits=10, least_exponent=-14),
     WeightDType("BF16", 16, torch="bfloat16", storage="BFloat16Storage",
                 fraction_bits=7, least_exponent=-126),
@@ -55,16 +53,16 @@ _WEIGHTS = (
     WeightDType("F8_E5M2", 8, torch="float8_e5m2", fraction_bits=2, least_exponent=-14),
 )  # fmt: skip
 _OTHERS = (
-    DType("BOOL", 8, "bool", "BoolStorage", "bool"),
-    DType("U8", 8, "uint8", "ByteStorage", "uint8"),
-    DType("I8", 8, "int8", "CharStorage", "int8"),
-    DType("I16", 16, "int16", "ShortStorage", "int16"),
-    DType("U16", 16, "uint16", "", "uint16"),
-    DType("I32", 32, "int32", "IntStorage", "int32"),
-    DType("U32", 32, "uint32", "", "uint32"),
-    DType("I64", 64, "int64", "LongStorage", "int64"),
-    DType("U64", 64, "uint64", "", "uint64"),
-    DType("C64", 64, "complex64", "ComplexFloatStorage", "complex64"),
+    DType("BOOL", 8, "bool", "BoolStorage"),
+    DType("U8", 8, "uint8", "ByteStorage"),
+    DType("I8", 8, "int8", "CharStorage"),
+    DType("I16", 16, "int16", "ShortStorage"),
+    DType("U16", 16, "uint16", ""),
+    DType("I32", 32, "int32", "IntStorage"),
+    DType("U32", 32, "uint32", ""),
+    DType("I64", 64, "int64", "LongStorage"),
+    DType("U64", 64, "uint64", ""),
+    DType("C64", 64, "complex64", "ComplexFloatStorage"),
     DType("F8_E8M0", 8, "float8_e8m0fnu"),
     DType("F8_E4M3FNUZ", 8, "float8_e4m3fnuz"),
     DType("F8_E5M2FNUZ", 8, "float8_e5m2fnuz"),

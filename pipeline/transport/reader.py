@@ -175,12 +175,12 @@ class Reader(Generic[Key]):
         if self._closed.is_set():
             raise Interrupted("stopped")
         self._count(bytes_in_flight=num_bytes)
+        pulled = 0
         try:
             yield
-        except BaseException:
-            self._count(bytes_in_flight=-num_bytes)
-            raise
-        self._count(bytes_in_flight=-num_bytes, bytes_pulled=num_bytes)
+            pulled = num_bytes
+        finally:
+            self._count(bytes_in_flight=-num_bytes, bytes_pulled=pulled)
 
     def _keep_etag(self, file: Key, access: Url) -> None:
         """Take note of the ETag that a URL's host stated."""
