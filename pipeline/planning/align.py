@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
+from pipeline.checkpoint.parts import Part, by_head, parts
+from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.contents import Contents, read_config, read_contents

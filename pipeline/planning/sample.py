@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.tiles import TensorRange, everything, range_bytes
 

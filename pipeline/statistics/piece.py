@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.numerics import joint
 from pipeline.statistics.pieces import PIECE, sampled_offsets
 
