@@ -68,11 +68,11 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
                 "fraction": made.fraction_of(number),
                 **asdict(tensor.role),
             }
-            for number, tensor in enumerate(made.tensors)
+            for number, tensor in made.counted
         ],
         "tensors_left_out": [
             {"name": entry.name, "shape": entry.shape, "dtype": entry.dtype, "reason": entry.reason}
-            for entry in made.left_out_tensors
+            for entry in made.all_left_out
         ],
         "parameters": made.parameters,
         "bytes_total": made.bytes_total,
@@ -116,10 +116,10 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     if len(made.repeats) > _NAMES_SHOWN:
         say("", f"… and {len(made.repeats) - _NAMES_SHOWN} more checkpoints, read once")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
-    say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights per checkpoint")
+    say("tensors", f"{len(made.counted)} aligned, {made.parameters:,} weights per checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
-    for tensor in made.tensors:
+    for _, tensor in made.counted:
         for part in tensor.parts:
             counts[part.component] += 1
             weights[part.component] += tensor.numel * (part.stop - part.start) // part.period
@@ -127,7 +127,7 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         say("", f"{component:<10} {count:>5}  {weights[component]:>15,}")
     if counts["attn_qkv"]:
         say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
-    _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_tensors])
+    _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out])
     files, tiles = len(made.files), len(made.tiles)
     say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
     if made.sampled:

@@ -33,6 +33,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_missing_steps(plan),
         *_left_out(plan, "shape_changed"),
         *_left_out(plan, "missing_tensor"),
+        *_not_tied(plan),
         *_dtype_changed(plan),
         *_frozen(seen),
         *_below_noise_floor(plan, seen),
@@ -67,7 +68,7 @@ def _missing_steps(plan: Plan) -> Iterator[Finding]:
 def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
     """One finding a reason: a network has one mask a layer."""
     reasons: dict[str, list[LeftOutTensor]] = defaultdict(list)
-    for tensor in plan.left_out_tensors:
+    for tensor in plan.all_left_out:
         if tensor.kind == kind:
             reason = "counted once" if kind == "tied_weights" else tensor.reason
             reasons[reason].append(tensor)
@@ -84,6 +85,22 @@ def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
                 "tensors": names,
                 "reasons": sorted({tensor.reason for tensor in entries}),
             },
+        )
+
+
+def _not_tied(plan: Plan) -> Iterator[Finding]:
+    for number, k in (plan.apart or {}).items():
+        tensor = plan.tensors[number]
+        if tensor.twin is None or not tensor.twin.stated:
+            continue
+        yield Finding(
+            "warning",
+            "not_tied",
+            f"{tensor.name}: config.json says that it is {tensor.twin.name}, but its values are others,"
+            f" first at {name(plan, k)}; it counts as a tensor of its own",
+            k,
+            tensor.name,
+            {"checkpoint": label(plan, k), "of": tensor.twin.name},
         )
 
 

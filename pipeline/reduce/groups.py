@@ -54,7 +54,7 @@ def grouping(plan: Plan) -> Grouping:
     parts = sorted(
         (
             (index, number)
-            for index, tensor in enumerate(plan.tensors)
+            for index, tensor in plan.counted
             for number in range(len(tensor.parts))
         ),
         key=lambda part: _order(plan.tensors[part[0]], part[1]),
