@@ -16,6 +16,7 @@ from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
+from pipeline.planning.unknown import unknown
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
@@ -74,6 +75,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
             {"name": entry.name, "shape": entry.shape, "dtype": entry.dtype, "reason": entry.reason}
             for entry in made.all_left_out
         ],
+        "roles": asdict(unknown(made)),
         "parameters": made.parameters,
         "bytes_total": made.bytes_total,
         "bytes_to_read": made.bytes_to_read,
@@ -125,6 +127,10 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
             weights[part.component] += tensor.numel * (part.stop - part.start) // part.period
     for component, count in counts.most_common():
         say("", f"{component:<10} {count:>5}  {weights[component]:>15,}")
+    other = unknown(made)
+    if other.worth_a_warning:
+        say("", f"other: {other.share_of_layers:.1%} of the weights of layers: {other}")
+        say("", "--roles FILE.toml says what they are")
     if counts["attn_qkv"]:
         say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
     _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out])

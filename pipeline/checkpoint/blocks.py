@@ -30,7 +30,9 @@ WRAPPERS = frozenset(
 
 # Nine digits fit the tables' 32-bit columns; a longer number is no index.
 _INDEX = re.compile(r"[0-9]{1,9}")
-_LIST = re.compile(r"layers?|h|(?:res)?blocks?|encoders|decoders|transformers|stages?|levels?|.+_(?:layers|blocks|layer_groups)")
+_LIST = re.compile(
+    r"layers?|h|(?:res)?blocks?|encoders|decoders|transformers|stages?|levels?|.+_(?:layers|blocks|layer_groups)"
+)
 # One list an operation, numbered alike: XLM and FlauBERT.
 _OPERATIONS = re.compile(r"attentions|ffns|layer_norm\d+")
 # The number in the name: `layer1.0`, `denseblock2.denselayer3`, `encoder_layer_4`, `Mixed_5b`.

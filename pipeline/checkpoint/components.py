@@ -68,22 +68,24 @@ _ANYWHERE = _table(
 )
 # Gates, decays, and B and C of a state space count with the fused projection that holds them in
 # other networks.
-_IN = {"mixer": _table(
-    attn_q="q receptance e2q input_linear",
-    attn_k="k r r_kernel r_proj relative_pos_embeddings",
-    attn_v="v",
-    attn_qkv="kv qk in_proj x_proj dt_proj in_proj_z in_proj_ba in_proj_a in_proj_b attn g_proj g_a_proj g_b_proj"
-    " gate_proj f_proj f_a_proj f_b_proj output_gate q_gate_proj ogate_preact linear_x linear_y",
-    attn_out="o out_proj c_proj dense proj output Wo output_linear linear_out",
-    router="gate",
-),
-"mlp": _table(
-    mlp_gate="proj_up_gate receptance w_0 fc_1",
-    mlp_up="wi Wi key input_linear fc dense1 w_1 fc_2",
-    mlp_down="wo Wo value c_proj proj dense2 output",
-    router="gate",
-),
-"": _table(mlp_down="output")}
+_IN = {
+    "mixer": _table(
+        attn_q="q receptance e2q input_linear",
+        attn_k="k r r_kernel r_proj relative_pos_embeddings",
+        attn_v="v",
+        attn_qkv="kv qk in_proj x_proj dt_proj in_proj_z in_proj_ba in_proj_a in_proj_b attn g_proj g_a_proj g_b_proj"
+        " gate_proj f_proj f_a_proj f_b_proj output_gate q_gate_proj ogate_preact linear_x linear_y",
+        attn_out="o out_proj c_proj dense proj output Wo output_linear linear_out",
+        router="gate",
+    ),
+    "mlp": _table(
+        mlp_gate="proj_up_gate receptance w_0 fc_1",
+        mlp_up="wi Wi key input_linear fc dense1 w_1 fc_2",
+        mlp_down="wo Wo value c_proj proj dense2 output",
+        router="gate",
+    ),
+    "": _table(mlp_down="output"),
+}
 
 _OUTSIDE: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (component, re.compile(rf"(?:^|\.)(?:{pattern})"))

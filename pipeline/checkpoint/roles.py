@@ -8,9 +8,8 @@ A tensor that nothing is known of is `other`: still analysed, still in `model`.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.blocks import Place, places, split
@@ -26,7 +25,9 @@ MOST_EXPERTS = 4096
 
 # Of two ends that both have the dimension of the vocabulary and no known name.
 _LOOKS_UP = re.compile(r"emb|wte|tok|lookup|encoder|input", re.IGNORECASE)
-_PREDICTS = re.compile(r"head|out|logit|pred|decoder|generator|classif|proj|score|lm_", re.IGNORECASE)
+_PREDICTS = re.compile(
+    r"head|out|logit|pred|decoder|generator|classif|proj|score|lm_", re.IGNORECASE
+)
 PADDING = 1024
 """Rows that an embedding may have more than its vocabulary: 256 for 30,522 tokens, 1,024 for prompts."""
 
@@ -63,9 +64,7 @@ def role(name: str) -> Role:
     return roles({name: ()})[name]
 
 
-def roles(
-    shapes: Mapping[str, Shape], config: Mapping[str, Any] | None = None
-) -> dict[str, Role]:
+def roles(shapes: Mapping[str, Shape], config: Mapping[str, Any] | None = None) -> dict[str, Role]:
     """Return what each tensor of a network is, by the names and shapes of all.
 
     Args:
@@ -74,7 +73,9 @@ def roles(
     """
     found = places(shapes, lambda path: outside((*path, "weight")) in ENDS)
     components = {
-        name: outside(split(name)) if place.layer is None else in_a_block(place.inside, shapes[name])
+        name: outside(split(name))
+        if place.layer is None
+        else in_a_block(place.inside, shapes[name])
         for name, place in found.items()
     }
     components |= _ends(shapes, found, components, vocabularies(config or {}))
@@ -93,9 +94,7 @@ def roles(
     }
 
 
-def _by_dimensions(
-    shapes: Mapping[str, Shape], components: Mapping[str, str]
-) -> dict[str, str]:
+def _by_dimensions(shapes: Mapping[str, Shape], components: Mapping[str, str]) -> dict[str, str]:
     """Return the norms and convolutions among what names do not know.
 
     A module whose weight has one dimension scales what it gets; one with three or more, but no
@@ -208,5 +207,3 @@ def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | 
     if 0 in shape:
         return "empty"
     return next((reason for pattern, reason in _BUFFERS if pattern.search(name)), None)
-
-

@@ -16,6 +16,7 @@ from pipeline.findings.observe import Observations
 from pipeline.findings.start import starts_late
 from pipeline.planning.align import LeftOutTensor
 from pipeline.planning.plan import Plan
+from pipeline.planning.unknown import unknown
 
 _SEVERITIES = {
     "shape_changed": "warning",
@@ -32,8 +33,10 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *starts_late(plan, seen),
         *_missing_steps(plan),
         *_left_out(plan, "shape_changed"),
+        *_resized(plan),
         *_left_out(plan, "missing_tensor"),
         *_not_tied(plan),
+        *_unknown_roles(plan),
         *_dtype_changed(plan),
         *_frozen(seen),
         *_below_noise_floor(plan, seen),
@@ -85,6 +88,42 @@ def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
                 "tensors": names,
                 "reasons": sorted({tensor.reason for tensor in entries}),
             },
+        )
+
+
+def _unknown_roles(plan: Plan) -> Iterator[Finding]:
+    found = unknown(plan)
+    if not found.worth_a_warning:
+        return
+    yield Finding(
+        "warning",
+        "unknown_roles",
+        f"{found.share_of_layers:.1%} of the weights of layers have no known role and count as other:"
+        f" {found}; --roles FILE.toml says what they are",
+        evidence={
+            "share": found.share,
+            "share_of_layers": found.share_of_layers,
+            "patterns": dict(found.patterns),
+        },
+    )
+
+
+def _resized(plan: Plan) -> Iterator[Finding]:
+    """One finding a change: a vocabulary has an embedding and a head."""
+    changes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for _, tensor in plan.counted:
+        if tensor.rows:
+            changes[tensor.rows].append(tensor.name)
+    for rows, names in changes.items():
+        k = next(k for k, count in enumerate(rows) if count != rows[0])
+        yield Finding(
+            "warning",
+            "shape_changed",
+            f"{some(names)}: {rows[0]} rows, {rows[k]} from {name(plan, k)} on; the first"
+            f" {min(rows)} count, which all checkpoints have",
+            k,
+            names[0],
+            {"tensors": names, "rows": list(rows)},
         )
 
 

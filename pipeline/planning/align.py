@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from pipeline.planning.select import Selected
 from pipeline.planning.ties import Twin, one_place, twins
 from pipeline.sources.base import File, Source
 
+_OF_THE_VOCABULARY = frozenset({"embed", "unembed"})
 _HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
 
 
@@ -42,6 +44,8 @@ class AlignedTensor:
     """Absolute offset of the first byte in that file, at each checkpoint."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
+    rows: tuple[int, ...] = ()
+    """How many rows each checkpoint stores, where a vocabulary grew: those that all have count."""
     twin: Twin | None = None
     """What it may be under a second name: decided by its values."""
 
@@ -136,9 +140,7 @@ def align(
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     names = _names_in_storage_order(contents)
-    samples = {
-        name: next(each[name][1] for each in tensors_of if name in each) for name in names
-    }
+    samples = {name: next(each[name][1] for each in tensors_of if name in each) for name in names}
     known = roles({name: place.shape for name, place in samples.items()}, configs[0])
     tied = one_place(tensors_of, names)
     single = [name for name in names if name not in tied and not _unwanted(name, request)]
@@ -152,6 +154,10 @@ def align(
                 each.get(twin.name) if place is None else place
                 for each, place in zip(tensors_of, stored, strict=True)
             ]
+        rows = _rows(stored) if known[name].component in _OF_THE_VOCABULARY else ()
+        if rows:
+            stored = [each and (each[0], _first_rows(each[1], min(rows))) for each in stored]
+            first = _first_rows(first, min(rows))
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
             reason = _Reason(f"tied to {tied[name]}", "tied_weights")
@@ -177,6 +183,7 @@ def align(
                     for k, (file, place) in enumerate(present)
                     if place.extents
                 },
+                rows=rows,
                 twin=twin,
             )
         )
@@ -203,6 +210,25 @@ def _parts(
     if len(ways) == 1 and not place.order:
         return ways.pop()
     return parts(name, role.component, place.shape, {}, role.experts)
+
+
+def _rows(stored: Sequence[tuple[int, StoredTensor] | None]) -> tuple[int, ...]:
+    """Return how many rows each checkpoint stores of a tensor that differs in nothing else."""
+    places = [each[1] for each in stored if each is not None]
+    shapes = {place.shape for place in places}
+    if len(places) < len(stored) or len(shapes) == 1 or any(place.order for place in places):
+        return ()
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        return ()
+    return tuple(place.shape[0] for place in places)
+
+
+def _first_rows(place: StoredTensor, rows: int) -> StoredTensor:
+    shape = (rows, *place.shape[1:])
+    numel = math.prod(shape)
+    extents = tuple(extent for extent in place.extents if extent.first < numel)
+    stop = place.start + numel * DTYPES[place.dtype].itemsize
+    return replace(place, shape=shape, stop=stop, extents=extents)
 
 
 def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:

@@ -183,7 +183,9 @@ class Plan:
                 if twin.stated or not twin.filled:
                     continue
                 kind, k = "missing_tensor", twin.filled[0]
-                reason = f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                reason = (
+                    f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                )
             found[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
             )

@@ -32,7 +32,7 @@ class Twin:
     def seen_from(self, first: int, stop: int) -> Twin:
         """Return the same for the checkpoints from `first` on; one that is missing stays missing."""
         inside = tuple(k - first for k in self.filled if first <= k < stop)
-        return replace(self, filled=inside or self.filled and (0,))
+        return replace(self, filled=inside or (self.filled and (0,)))
 
 
 def one_place(contents: Sequence[Stored], names: Sequence[str]) -> dict[str, str]:
@@ -60,22 +60,34 @@ def twins(
     The first is an embedding that all checkpoints store; the second is stored by some, in its shape.
     """
     stated = all(_tied(config) for config in configs)
-    firsts: dict[tuple[int, ...], str] = {}
-    for name in names:
-        shapes = {stored[name][1].shape for stored in contents if name in stored}
-        everywhere = all(name in stored for stored in contents)
-        if known[name].component == "embed" and everywhere and len(shapes) == 1:
-            firsts.setdefault(shapes.pop(), name)
+    matrices = [
+        name
+        for name in names
+        if known[name].component in _ENDS and name.endswith("weight") and _is_matrix(name, contents)
+    ]
+    firsts = [
+        name
+        for name in matrices
+        if known[name].component == "embed" and all(name in stored for stored in contents)
+    ]
     found: dict[str, Twin] = {}
-    for name in names:
-        if known[name].component not in _ENDS or not name.endswith("weight"):
-            continue
-        shapes = {stored[name][1].shape for stored in contents if name in stored}
-        first = firsts.get(next(iter(shapes))) if len(shapes) == 1 else None
-        if first is not None and first != name and len(next(iter(shapes))) == 2:
+    for name in matrices:
+        first = next((each for each in firsts if _alike(each, name, contents)), name)
+        if first != name:
             absent = tuple(k for k, stored in enumerate(contents) if name not in stored)
             found[name] = Twin(first, stated, absent)
     return found
+
+
+def _is_matrix(name: str, contents: Sequence[Stored]) -> bool:
+    return all(len(stored[name][1].shape) == 2 for stored in contents if name in stored)
+
+
+def _alike(first: str, second: str, contents: Sequence[Stored]) -> bool:
+    """Return whether two tensors have one shape wherever both are stored."""
+    return all(
+        stored[first][1].shape == stored[second][1].shape for stored in contents if second in stored
+    )
 
 
 def _tied(config: Mapping[str, Any]) -> bool:
