@@ -61,7 +61,7 @@ _ANYWHERE = _table(
     attn_out="o_proj wo attn_out out_lin o_a_proj o_b_proj linear_proj attention_out post_proj to_out"
     " post_attention",
     mlp_gate="gate_proj w1 ff_gate wi_0 per_layer_input_gate",
-    mlp_up="gate_up_proj ff_proj up_proj w3 c_fc fc1 fc_in dense_h_to_4h lin1 linear1 linear_fc1 v1"
+    mlp_up="gate_up_proj gate_up_proj_adapter_list ff_proj up_proj w3 c_fc fc1 fc_in dense_h_to_4h lin1 linear1 linear_fc1 v1"
     " wi_1 intermediate w_in proj_up",
     mlp_down="down_proj w2 fc2 fc_out dense_4h_to_h lin2 linear2 linear_fc2 ff_out output_linear w_out"
     " proj_down ffn_output per_layer_projection",
@@ -149,8 +149,8 @@ def _by_words(words: Sequence[str]) -> str | None:
         return "norm"
     if "router" in meanings:
         return "router"
-    if "aside" in meanings:
-        return None
+    if any(m == "aside" and w not in _ANYWHERE for w, m in zip(words, meanings, strict=True)):
+        return OTHER
     for i in range(len(words) - 1, -1, -1):
         place = _place(words[:i])
         known = _IN[place].get(words[i]) or _ANYWHERE.get(words[i])

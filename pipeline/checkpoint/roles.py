@@ -8,6 +8,7 @@ A tensor that nothing is known of is `other`: still analysed, still in `model`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,18 +185,21 @@ def _which_end(name: str, known: set[str]) -> str:
 def _vocabulary(
     ends: Sequence[tuple[str, Shape]], inner: set[int], stated: Sequence[int]
 ) -> set[int]:
-    """Return the sizes of vocabularies: stated, or of a known embedding, or what both ends share.
+    """Return the sizes of vocabularies: stated, or of a known embedding, or what two ends share.
 
-    It is no dimension of a matrix in a block.
+    It is no dimension of a matrix in a block, and the larger one of its own.
     """
     sizes = {size for _, shape in ends for size in shape} - inner
     if stated:
-        return {size for size in sizes if any(0 <= size - least <= PADDING for least in stated)}
+        return {
+            size for size in sizes if any(0 <= size - n <= min(n // 8, PADDING) for n in stated)
+        }
     known = {shape[0] for component, shape in ends if component == "embed"} & sizes
-    if known or not ends:
-        return known
-    first, last = ends[0][1], ends[-1][1]
-    return {max(first)} & {max(last)} & sizes
+    wide = [shape for _, shape in ends if min(shape) < max(shape)]
+    # without blocks that tell layers from ends, both dimensions must be shared
+    often = Counter(tuple(sorted(shape)) if not inner else (max(shape),) for shape in wide)
+    shared = [alike[-1] for alike, count in often.items() if count > 1 and alike[-1] in sizes]
+    return known or {max(shared, default=0)}
 
 
 def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
