@@ -173,7 +173,7 @@ class Plan:
         What is said to be one counts as one until its values have been looked at. One that some
         checkpoints lack, and that is no other one where it is, is missing in them.
         """
-        found: dict[int, LeftOutTensor] = {}
+        second_names: dict[int, LeftOutTensor] = {}
         for number, tensor in enumerate(self.tensors):
             twin = tensor.twin
             if twin is None or (self.apart is None and not twin.stated):
@@ -186,10 +186,10 @@ class Plan:
                 reason = (
                     f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
                 )
-            found[number] = LeftOutTensor(
+            second_names[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
             )
-        return found
+        return second_names
 
     @property
     def counted(self) -> list[tuple[int, AlignedTensor]]:
