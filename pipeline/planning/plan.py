@@ -352,7 +352,7 @@ def _made(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
-        content=_digest(checkpoints, alignment, tiles, firsts, draws),
+        content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
@@ -432,6 +432,7 @@ def _digest(
     tiles: tuple[Tile, ...],
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
+    request: Request,
 ) -> str:
     """Return the digest of all that decides the figures; what is in files by their identities.
 
@@ -444,6 +445,8 @@ def _digest(
         digest.update(json.dumps(value).encode() + b"\n")
 
     add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    if request.roles:
+        add(request.roles.text)
     for selected in checkpoints:
         add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
     for file in alignment.files:

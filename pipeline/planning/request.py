@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
@@ -19,6 +20,7 @@ from pipeline.planning.options import (
     several_of,
     share,
     size,
+    stated_roles,
     steps,
     text,
     texts,
@@ -48,6 +50,8 @@ class Request:
     """Regular expressions searched in tensor names; all tensors are kept if there is none."""
     exclude: tuple[str, ...] = ()
     """Regular expressions too; they win over `include`."""
+    roles: StatedRoles | None = None
+    """What the user states of tensors by their names."""
     by_head: bool = False
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
@@ -101,6 +105,7 @@ _READERS = {
     "steps": optional(steps),
     "include": texts,
     "exclude": texts,
+    "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(*NAMES),
     "layout": one_of(*LAYOUTS),
