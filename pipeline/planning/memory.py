@@ -12,7 +12,7 @@ from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import ROW_ALIGNMENT, width
 from pipeline.planning.tiles import Tile, results
-from pipeline.statistics.pieces import BATCH_VALUES, PIECE, batch_elements
+from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
@@ -124,9 +124,10 @@ def scratch_bytes(
     # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
     per_element = 2 * value + 4 + 2 * 4 + 2 + scratch_per_value(statistics)
     # float32 products; in float64 those of pieces, that over present checkpoints, and one product
-    products = max(num_checkpoints**2, BATCH_VALUES)
-    of_values = num_checkpoints * batch_elements(num_checkpoints) * per_element
-    return of_values + (4 + 8) * products + 2 * 8 * num_checkpoints**2
+    products = products_at_once(num_checkpoints) * (4 + 8) + 2 * 8
+    return num_checkpoints * (
+        batch_elements(num_checkpoints) * per_element + products * num_checkpoints
+    )
 
 
 def results_ahead(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:

@@ -130,14 +130,14 @@ class PiecePlace(NamedTuple):
 
     def continued_by(self, other: PiecePlace) -> bool:
         """Return whether another piece is of the same length and kind, and begins where this one ends."""
-        mine, its = self.columns, other.columns
-        if not isinstance(mine, slice) or not isinstance(its, slice):
+        own, its = self.columns, other.columns
+        if not isinstance(own, slice) or not isinstance(its, slice):
             return False
-        numel, length = self.facts.part_numel, mine.stop - mine.start
+        numel, length = self.facts.part_numel, own.stop - own.start
         return (
             numel == other.facts.part_numel
             and length == its.stop - its.start
-            and self.offset + mine.stop == other.offset + its.start
+            and self.offset + own.stop == other.offset + its.start
             and (length == PIECE or numel < MIN_SAMPLED)  # else their samples differ in size
         )
 

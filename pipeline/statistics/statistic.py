@@ -135,4 +135,4 @@ def unpacked(triangles: Array) -> Array:
 def one_by_one(pieces: Pieces, of_piece: Callable[[Pieces], Mapping[str, Any]]) -> dict[str, Array]:
     """Return the contributions of pieces, given what makes that of one alone."""
     each = [of_piece(pieces.one(number)) for number in range(len(pieces))]
-    return {name: np.stack([found[name] for found in each]) for name in each[0]}
+    return {name: np.stack([contribution[name] for contribution in each]) for name in each[0]}

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.planning.blocks import ROW_ALIGNMENT, PlacedRange
 from pipeline.statistics.parts import PartKey
 from pipeline.statistics.piece import TORCH_DTYPES, PiecePlace, TensorFacts, columns_of
-from pipeline.statistics.pieces import BATCH_VALUES, batch_elements, piece_bounds
+from pipeline.statistics.pieces import batch_elements, piece_bounds, products_at_once
 
 
 @dataclass(eq=False, slots=True)
@@ -47,9 +47,9 @@ class Batch:
 
     def add(self, piece: PiecePlace) -> None:
         """Add a piece, to the last ones if it can be worked on with them."""
-        most = max(1, BATCH_VALUES // len(self.dtypes) ** 2)  # products that are held at once
-        last = self.lacking[-1] if self.lacking else None
-        if last is not None and len(last) < most and last[-1].continued_by(piece):
+        last = self.lacking[-1] if self.lacking else []
+        most = products_at_once(len(self.dtypes))
+        if last and len(last) < most and last[-1].continued_by(piece):
             last.append(piece)
         else:
             self.lacking.append([piece])
