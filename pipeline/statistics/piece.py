@@ -130,14 +130,14 @@ class PiecePlace(NamedTuple):
 
     def continued_by(self, other: PiecePlace) -> bool:
         """Return whether another piece is of the same length and kind, and begins where this one ends."""
-        own, its = self.columns, other.columns
-        if not isinstance(own, slice) or not isinstance(its, slice):
+        columns, next_columns = self.columns, other.columns
+        if not isinstance(columns, slice) or not isinstance(next_columns, slice):
             return False
-        numel, length = self.facts.part_numel, own.stop - own.start
+        numel, length = self.facts.part_numel, columns.stop - columns.start
         return (
             numel == other.facts.part_numel
-            and length == its.stop - its.start
-            and self.offset + own.stop == other.offset + its.start
+            and length == next_columns.stop - next_columns.start
+            and self.offset + columns.stop == other.offset + next_columns.start
             and (length == PIECE or numel < MIN_SAMPLED)  # else their samples differ in size
         )
 
