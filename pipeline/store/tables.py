@@ -101,7 +101,9 @@ def _arrow(values: NDArray[Any] | Sequence[Any] | pa.Array, kind: pa.DataType) -
     if pa.types.is_dictionary(kind):
         return pa.array(values, kind.value_type).dictionary_encode()
     if isinstance(values, np.ndarray) and values.dtype == np.float64 and not _has_nan(values):
-        return pa.array(values, kind)  # taken as it is: a twentieth of what looking at each value takes
+        return pa.array(
+            values, kind
+        )  # taken as it is: a twentieth of what looking at each value takes
     return pa.array(values, kind, from_pandas=True)  # NaN is NULL
 
 

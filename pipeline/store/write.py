@@ -150,7 +150,9 @@ class RunWriter:
             group = group[kept]
             chosen = {name: values[kept] for name, values in chosen.items()}
             common = {
-                name: values.filter(pa.array(kept)) if isinstance(values, pa.Array) else values[kept]
+                name: values[kept]
+                if isinstance(values, np.ndarray)
+                else values.filter(pa.array(kept))
                 for name, values in common.items()
             }
         self._tables[table].add({"group_id": group, **common, **chosen})
@@ -176,10 +178,10 @@ def _pairs(count: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np
 def _tiled(
     values: NDArray[Any] | pa.DictionaryArray, times: int
 ) -> NDArray[Any] | pa.DictionaryArray:
-    if isinstance(values, pa.DictionaryArray):
-        indices = np.tile(values.indices.to_numpy(), times)
-        return pa.DictionaryArray.from_arrays(indices, values.dictionary)
-    return np.tile(values, times)
+    if isinstance(values, np.ndarray):
+        return np.tile(values, times)
+    indices = np.tile(values.indices.to_numpy(), times)
+    return pa.DictionaryArray.from_arrays(indices, values.dictionary)
 
 
 def _upper(matrices: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
