@@ -99,8 +99,8 @@ def weight_files_in(
     """Return the weight files in a folder of a checkpoint, as `weight_files` finds them."""
     above = f"{folder}/" if folder else ""
     inside = {path.removeprefix(above) for path in paths if path.startswith(above)}
-    found = weight_files(inside, lambda path: read_text(above + path), where)
-    return WeightFiles(tuple(above + path for path in found.paths), found.format)
+    weights = weight_files(inside, lambda path: read_text(above + path), where)
+    return WeightFiles(tuple(above + path for path in weights.paths), weights.format)
 
 
 def chosen_files(

@@ -37,11 +37,11 @@ def staged(positions: Sequence[Position]) -> tuple[list[Position], str]:
         return list(positions), ""
     order, how = _ordered(stages)
     numbers = _numbered(order)
-    shown = ", ".join(_called(stage) for stage in order)
+    shown = " < ".join(_called(stage) for stage in order)
     return [
         replace(where, stage=numbers.get((where.stage, where.word), where.stage))
         for where in positions
-    ], f"{shown}: in the order of {how}"
+    ], f"stages ordered by {how}: {shown}"
 
 
 def _ordered(stages: dict[Stage, list[Position]]) -> tuple[list[Stage], str]:
@@ -52,12 +52,11 @@ def _ordered(stages: dict[Stage, list[Position]]) -> tuple[list[Stage], str]:
         and steps[b][0] > _spacing(stages[b])  # else it counts from 0 itself
         for a, b in pairwise(steps)
     ):
-        return list(steps), "their steps, which continue"
+        return list(steps), "steps, which continue"
     tokens = _bounds(stages, lambda where: where.tokens)
     if tokens is not None:
-        return list(tokens), "their tokens"
-    words = "pretraining, mid-training, decay, long context, SFT, DPO, RL"
-    return sorted(stages, key=_rank), f"stages that are usual ({words}), since steps restart"
+        return list(tokens), "tokens"
+    return sorted(stages, key=_rank), "what trainings usually do, since steps restart"
 
 
 def _bounds(
@@ -108,7 +107,7 @@ def _called(stage: Stage) -> str:
     number, word = stage
     if word:
         return word if number is None else f"{word} {number}"
-    return "those without a word" if number is None else f"stage {number}"
+    return "(no word)" if number is None else f"stage {number}"
 
 
 def _by_epoch(positions: Sequence[Position]) -> tuple[list[Position], str]:

@@ -29,21 +29,21 @@ def beside(layout: Layout[Any], reading: Reading = BY_TABLES) -> list[Beside]:
     """Return what was looked into for checkpoints, and belongs to none."""
     taken = {path for path, _ in layout.checkpoints}
     inside = tuple(f"{path}/" for path in taken if path)
-    found: list[Beside] = []
+    others: list[Beside] = []
     for folder, held in layout.listed.items():
         if folder in taken or folder.startswith(inside):
             continue
         above = f"{folder}/" if folder else ""
         for path in (above + name for name in held.files):
             if path not in taken:
-                found.append(Beside(path, file_kind(path) or NOT_UNDERSTOOD))
+                others.append(Beside(path, file_kind(path) or NOT_UNDERSTOOD))
         for path in (above + name for name in held.folders):
-            if path not in taken and not any(other.startswith(f"{path}/") for other in inside):
-                found.append(_folder(path, layout, reading))
+            if path not in taken and not any(each.startswith(f"{path}/") for each in inside):
+                others.append(_folder(path, layout, reading))
     if "" in taken:
         folders = layout.listed[""].folders
-        found += [_folder(f, layout, reading) for f in folders if f in layout.taken.keys() - taken]
-    return found
+        others += [_folder(f, layout, reading) for f in folders if f in layout.taken.keys() - taken]
+    return others
 
 
 def _folder(path: str, layout: Layout[Any], reading: Reading) -> Beside:
