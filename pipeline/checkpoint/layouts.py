@@ -30,6 +30,9 @@ MOST_FOLDERS = 2_000
 bucket. The longest public run has 1,500 checkpoints."""
 _MODULE_DEPTH = 2
 """Of the folder with the weights in a checkpoint's: verl's `actor/huggingface`."""
+_MOST_MODULES = 16
+"""Folders in a checkpoint's that are looked into for weights, on one level: a pipeline of diffusers has
+seven; a folder called by a number may hold anything."""
 _DEEPEST = 3 * MAX_DEPTH
 """Folders above a file that matter; a listing may state any number of them."""
 
@@ -145,7 +148,7 @@ def weights_folder(
         if depth < _MODULE_DEPTH:
             level = [inner for name in level for inner in _inner(list_folder, path, name, reading)]
             known = [name for name in level if name in WEIGHT_FOLDERS]
-            level = known or level
+            level = known or (level if len(level) <= _MOST_MODULES else [])
     return None
 
 
