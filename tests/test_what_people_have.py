@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from torch.distributed.checkpoint import save as save_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 import pipeline
 from pipeline.errors import FormatError, NothingMatches, RequestError

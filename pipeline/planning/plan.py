@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.errors import PlanDoesNotFit, RequestError
+from pipeline.planning.account import Account, account_of
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.choose import choose
 from pipeline.planning.gaps import Gap
@@ -34,7 +35,6 @@ from pipeline.planning.tiles import (
 )
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
-from pipeline.sources.beside import Beside
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
@@ -56,20 +56,6 @@ class PlannedCheckpoint:
     bytes: int
     dtype: str
     """The format that most of its weights are stored in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What there is in a source besides what is analysed, and how its checkpoints were ordered."""
-
-    ordering: str = ""
-    """How stages were ordered, where names alone do not say."""
-    lacking: tuple[LeftOut, ...] = ()
-    """Checkpoints of the series that hold no weights that can be read."""
-    unplaced: tuple[str, ...] = ()
-    """Last and best checkpoints that are taken, though their names state no step."""
-    beside: tuple[Beside, ...] = ()
-    """Files and folders of the source that belong to no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +236,7 @@ def make_plan(
     source = source or _open(request)
     selection = choose(source, request)
     labels = [source.label] * len(selection.checkpoints)
-    name, account = run_name(request, source), _account(source, selection)
+    name, account = run_name(request, source), account_of(source, selection)
     return _made(name, source, selection, account, labels, (), request, least_tile_bytes), source
 
 
@@ -283,7 +269,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
-                _account(source, selection),
+                account_of(source, selection),
             )
         )
         checkpoints += [
@@ -298,7 +284,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
     check_distinct([*(path.run for path in paths), name])
-    account = _together([path.account for path in paths])
+    account = together([path.account for path in paths])
     return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
 
 
@@ -345,21 +331,6 @@ def _made(
 
 def _open(request: Request) -> Source:
     return open_source(request.source, request.layout, request.reading)
-
-
-def _account(source: Source, selection: Selection) -> Account:
-    unplaced = [e.candidate.name for e in selection.checkpoints if not e.is_placed]
-    beside = tuple(source.beside())
-    return Account(selection.ordering, selection.lacking, tuple(unplaced), beside)
-
-
-def _together(accounts: Sequence[Account]) -> Account:
-    return Account(
-        "; ".join(account.ordering for account in accounts if account.ordering),
-        tuple(entry for account in accounts for entry in account.lacking),
-        tuple(name for account in accounts for name in account.unplaced),
-        tuple(each for account in accounts for each in account.beside),
-    )
 
 
 def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None:
