@@ -31,7 +31,7 @@ def account_of(source: Source, selection: Selection) -> Account:
     return Account(selection.ordering, selection.lacking, tuple(unplaced), beside)
 
 
-def together(accounts: Sequence[Account]) -> Account:
+def of_several(accounts: Sequence[Account]) -> Account:
     """Return the account of several sources."""
     return Account(
         "; ".join(account.ordering for account in accounts if account.ordering),

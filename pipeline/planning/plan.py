@@ -284,7 +284,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
     check_distinct([*(path.run for path in paths), name])
-    account = together([path.account for path in paths])
+    account = of_several([path.account for path in paths])
     return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
 
 
