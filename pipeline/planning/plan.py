@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.errors import PlanDoesNotFit, RequestError
-from pipeline.planning.account import Account, account_of
+from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.choose import choose
 from pipeline.planning.gaps import Gap
