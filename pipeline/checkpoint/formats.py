@@ -45,7 +45,7 @@ def _read_layer(file: WeightFile) -> dict[str, StoredTensor]:
     return named_by_layer(file, read_header(file))
 
 
-_TORCH = (".bin", ".pt", ".pth")
+_TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 
 FORMATS: tuple[Format, ...] = (
     Format("safetensors", read_safetensors, (".safetensors",), whole="model.safetensors"),
@@ -55,6 +55,10 @@ FORMATS: tuple[Format, ...] = (
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
 )
 """In order of preference. The order of the usual names is that of transformers."""
+_POINTER = b"version https://git-lfs"
+"""What stands in a working tree in place of a large file until it is fetched."""
+_MOST_OF_POINTER = 1024
+"""Bytes, by the specification of Git LFS."""
 
 
 def read_header(file: WeightFile) -> dict[str, StoredTensor]:
@@ -68,6 +72,11 @@ def read_header(file: WeightFile) -> dict[str, StoredTensor]:
     by_name = [f for f in FORMATS if f.suffixes and file.path.endswith(f.suffixes)]
     possible = by_name or [f for f in FORMATS if f.begins]
     head = file.at(0, max(len(f.begins) for f in possible))
+    if file.size < _MOST_OF_POINTER and file.at(0, len(_POINTER)) == _POINTER:
+        raise FormatError(
+            f"{file.where}: expected weights, found a pointer of Git LFS: the contents are not there",
+            "run `git lfs pull` in the clone",
+        )
     for format in possible:
         if head.startswith(format.begins):
             return format.read(file)
