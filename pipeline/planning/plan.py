@@ -99,6 +99,9 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+    apart: Mapping[int, int] | None = None
+    """Which tensors are not what they may be under a second name, and the first checkpoint where
+    their values differ; None before that has been looked at."""
 
     @property
     def digest(self) -> str:
@@ -138,6 +141,7 @@ class Plan:
                     files=t.files[checkpoints],
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
+                    twin=t.twin and t.twin.seen_from(first, stop),
                 )
                 for t in self.tensors
             )
@@ -162,10 +166,51 @@ class Plan:
                         for tile in self.tiles
                     ),
                     content=f"{self.content}-{first}",
+                    apart=self.apart and {n: max(0, k - first) for n, k in self.apart.items()},
                     paths=(),
                 )
             )
         return tuple(plans)
+
+    def settled(self, apart: Mapping[int, int]) -> Plan:
+        """Return the same plan with what the values say of tensors that may be tied."""
+        return replace(self, apart=apart)
+
+    @property
+    def not_counted(self) -> dict[int, LeftOutTensor]:
+        """The tensors that are read, but are another one under a second name, by their numbers.
+
+        What is said to be one counts as one until its values have been looked at. One that some
+        checkpoints lack, and that is no other one where it is, is missing in them.
+        """
+        found: dict[int, LeftOutTensor] = {}
+        for number, tensor in enumerate(self.tensors):
+            twin = tensor.twin
+            if twin is None or (self.apart is None and not twin.stated):
+                continue
+            reason, kind, k = f"tied to {twin.name}", "tied_weights", None
+            if self.apart is not None and number in self.apart:
+                if twin.stated or not twin.filled:
+                    continue
+                kind, k = "missing_tensor", twin.filled[0]
+                reason = (
+                    f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                )
+            found[number] = LeftOutTensor(
+                tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
+            )
+        return found
+
+    @property
+    def counted(self) -> list[tuple[int, AlignedTensor]]:
+        """The tensors that the figures are about, and their numbers."""
+        without = self.not_counted
+        return [(n, tensor) for n, tensor in enumerate(self.tensors) if n not in without]
+
+    @property
+    def all_left_out(self) -> tuple[LeftOutTensor, ...]:
+        """The tensors that the figures are not about, read or not."""
+        return (*self.left_out_tensors, *self.not_counted.values())
 
     @property
     def bytes_total(self) -> int:
@@ -218,7 +263,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Weights of one checkpoint that are analysed."""
-        return sum(tensor.numel for tensor in self.tensors)
+        return sum(tensor.numel for _, tensor in self.counted)
 
 
 def make_plan(

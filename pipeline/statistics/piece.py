@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.numerics import joint
 from pipeline.statistics.parts import PartKey
 from pipeline.statistics.pieces import MIN_SAMPLED, PIECE, batch_elements, sampled_offsets

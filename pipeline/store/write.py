@@ -212,15 +212,16 @@ def _finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def _tensor_columns(plan: Plan) -> dict[str, Any]:
     rows = [
-        (tensor.name, tensor.role, tensor.shape, tensor.dtypes[0], None) for tensor in plan.tensors
+        (tensor.name, tensor.role, tensor.shape, tensor.dtypes[0], None)
+        for _, tensor in plan.counted
     ] + [
         (tensor.name, tensor.role, tensor.shape, tensor.dtype, tensor.reason)
-        for tensor in plan.left_out_tensors
+        for tensor in plan.all_left_out
     ]
-    fractions = [plan.fraction_of(number) for number in range(len(plan.tensors))]
+    fractions = [plan.fraction_of(number) for number, _ in plan.counted]
     return {
         "tensor": [name for name, *_ in rows],
-        "fraction": fractions + [None] * len(plan.left_out_tensors),
+        "fraction": fractions + [None] * len(plan.all_left_out),
         **{
             field: [getattr(role, field) for _, role, *_ in rows]
             for field in ("stack", "layer", "component", "expert", "kind")

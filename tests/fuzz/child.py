@@ -143,7 +143,8 @@ def _read_index(data: bytes) -> None:
 
 def _read_name(data: bytes) -> None:
     from pipeline.checkpoint.names import position
-    from pipeline.checkpoint.roles import by_head, parts, role, roles
+    from pipeline.checkpoint.parts import by_head, parts
+    from pipeline.checkpoint.roles import role, roles
 
     name = data.decode("utf-8", "replace")
     position(name)
