@@ -29,6 +29,7 @@ class Selection(TypedDict, total=False):
     steps: str | None
     include: Texts
     exclude: Texts
+    state: str | None
     by_head: bool
     statistics: Texts
     layout: str

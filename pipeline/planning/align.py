@@ -124,7 +124,9 @@ def align(
         NothingMatches: no tensor is left.
     """
     with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda each: read_contents(source, each, cache), checkpoints))
+        contents = list(
+            pool.map(lambda each: read_contents(source, each, cache, request.state), checkpoints)
+        )
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
     if any(each.tensors.keys() != contents[0].tensors.keys() for each in contents):
         contents = [replace(each, tensors=_plain_names(each.tensors)) for each in contents]
@@ -227,6 +229,8 @@ def _reason(
 ) -> _Reason | None:
     shapes = {tensor[1].shape for tensor in stored if tensor is not None}
     for tensor in stored:
+        if tensor is not None and tensor[1].unreadable:
+            return _Reason(tensor[1].unreadable, "excluded_tensor")
         if tensor is not None:
             reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
             if reason is not None:

@@ -30,8 +30,13 @@ class Contents:
     config: File | None
 
 
-def read_contents(source: Source, checkpoint: Selected, cache: PlanCache) -> Contents:
+def read_contents(
+    source: Source, checkpoint: Selected, cache: PlanCache, state: str | None = None
+) -> Contents:
     """Return what a checkpoint stores.
+
+    Args:
+        state: where in its files the weights lie, unless the source says that of the checkpoint.
 
     Raises:
         FormatError: a header or index is malformed, or there are no weights.
@@ -52,7 +57,8 @@ def read_contents(source: Source, checkpoint: Selected, cache: PlanCache) -> Con
     files = tuple(listing[path] for path in weights.paths)
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, unit in enumerate(weights.units(files)):
-        for name, tensor in _tensors(source, unit, weights.format, cache).items():
+        keys = candidate.state or state or ""
+        for name, tensor in _tensors(source, unit, weights.format, cache, keys).items():
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
@@ -86,19 +92,22 @@ def _files(source: Source, candidate: Candidate, cache: PlanCache) -> list[File]
 
 
 def _tensors(
-    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache
+    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache, state: str
 ) -> dict[str, StoredTensor]:
     """Return the tensors that the header of the first of the files speaks of."""
-    key = _key("tensors", *files)
+    key = _key(f"tensors {state}".rstrip(), *files)
     known = _known_tensors(key, cache)
     if known is not None:
         return known
     first, *others = (_weight_file(source, file) for file in files)
+    for each in (first, *others):
+        each.state = state
     first.others = tuple(others)
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents) for n, t in tensors.items()
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable)
+            for n, t in tensors.items()
         )
         cache.put(key, list(rows))
     return tensors
@@ -128,9 +137,9 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents)
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), why
         )
-        for name, dtype, shape, start, stop, order, extents in known
+        for name, dtype, shape, start, stop, order, extents, why in known
     }
 
 
