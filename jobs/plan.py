@@ -12,6 +12,7 @@ import click
 from jobs.console import Result, console, one_object, run
 from jobs.console import say as print_line
 from jobs.options import requests_from, resources_from, selection_and_resources
+from pipeline.checkpoint.file_kinds import NOT_UNDERSTOOD, FileKind
 from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
@@ -19,6 +20,10 @@ from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
+_KINDS = 8
+"""Of files that are not read: with all else that there is to say, a plan fits one screen."""
+_WIDTH = 87
+"""Of a line, beside its label, on a screen of 100 columns."""
 _Say = Callable[[str, str], None]
 
 
@@ -80,6 +85,19 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "fraction": made.bytes_to_read / made.bytes_total,
         "seed": made.seed,
         "gaps": [asdict(gap) for gap in made.gaps],
+        "ordering": made.account.ordering,
+        "incomplete": [asdict(entry) for entry in made.account.lacking],
+        "unplaced": list(made.account.unplaced),
+        "beside": [_described(each.path, each.kind) for each in made.account.beside],
+        "files_of_checkpoints": [
+            {"checkpoint": checkpoint.name, **_described(path, kind)}
+            for checkpoint, unread in zip(made.checkpoints, made.unread, strict=True)
+            for path, kind in unread.items()
+        ]
+        + [
+            {"checkpoint": file.checkpoint.name, "path": file.path, "what": "weights, read"}
+            for file in made.files
+        ],
         "files": len(made.files),
         "requests": dict(requests),
         "requests_to_analyze": requests_to_analyze(made, requests),
@@ -87,6 +105,10 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
     }
+
+
+def _described(path: str, kind: FileKind) -> dict[str, str]:
+    return {"path": path, "what": kind.what} | ({"advice": kind.advice} if kind.advice else {})
 
 
 def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
@@ -116,6 +138,7 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     if len(made.repeats) > _NAMES_SHOWN:
         say("", f"… and {len(made.repeats) - _NAMES_SHOWN} more checkpoints, read once")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
+    _account(say, made)
     say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights per checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
@@ -190,6 +213,35 @@ def _stages(say: _Say, made: Plan) -> None:
     for stage, steps in stages.items():
         label = "no stage" if stage is None else f"stage {stage}"
         say("", f"{label}: {len(steps)}, steps {_step(steps[0])} … {_step(steps[-1])}")
+
+
+def _account(say: _Say, made: Plan) -> None:
+    """Say what is incomplete, what is placed without a step, and what there is that is not read."""
+    if made.account.ordering:
+        say("", made.account.ordering)
+    for entry in made.account.lacking[:_NAMES_SHOWN]:
+        say("", f"incomplete: {entry.name} ({entry.reason})")
+    if len(made.account.lacking) > _NAMES_SHOWN:
+        say("", f"… and {len(made.account.lacking) - _NAMES_SHOWN} more that are incomplete")
+    if made.account.unplaced:
+        say("", f"no step, but no copy either: {', '.join(made.account.unplaced[:_NAMES_SHOWN])}")
+    kinds: dict[FileKind, Counter[str]] = {}
+    for each in made.account.beside:
+        kinds.setdefault(each.kind, Counter())[each.path] += 1
+    for unread in made.unread:
+        for path, kind in unread.items():
+            kinds.setdefault(kind, Counter())[path] += 1
+    label = "not read"
+    for kind in sorted(kinds, key=lambda kind: (not kind.advice, kind != NOT_UNDERSTOOD))[:_KINDS]:
+        paths = kinds[kind]
+        names = ", ".join(path for path, _ in paths.most_common(2))
+        more = f" and {len(paths) - 2} more names" if len(paths) > 2 else ""
+        say(label, f"{kind.what}: {paths.total():,} × {names}{more}"[:_WIDTH])
+        if kind.advice:
+            say("", f"  {kind.advice}")
+        label = ""
+    if len(kinds) > _KINDS:
+        say("", f"… and {len(kinds) - _KINDS} more kinds (--json lists all)")
 
 
 def _step(step: int | None) -> str:

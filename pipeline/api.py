@@ -27,6 +27,9 @@ class Selection(TypedDict, total=False):
     run: str | None
     revisions: Texts
     steps: str | None
+    names: str | None
+    weights: Texts
+    seeds: str
     include: Texts
     exclude: Texts
     state: str | None

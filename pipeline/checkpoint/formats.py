@@ -59,6 +59,8 @@ FORMATS: tuple[Format, ...] = (
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
 )
 """In order of preference. The order of the usual names is that of transformers."""
+_POINTER = b"version https://git-lfs"
+"""What stands in a working tree in place of a large file until it is fetched."""
 
 
 def read_header(file: WeightFile) -> dict[str, StoredTensor]:
@@ -71,7 +73,12 @@ def read_header(file: WeightFile) -> dict[str, StoredTensor]:
     """
     by_name = [f for f in FORMATS if f.suffixes and file.path.endswith(f.suffixes)]
     possible = by_name or [f for f in FORMATS if f.begins]
-    head = file.at(0, max(len(f.begins) for f in possible))
+    head = file.at(0, max(len(_POINTER), *(len(f.begins) for f in possible)))
+    if head.startswith(_POINTER):
+        raise FormatError(
+            f"{file.where}: expected weights, found a pointer of Git LFS: the contents are not there",
+            "run `git lfs pull` in the clone",
+        )
     for format in possible:
         if head.startswith(format.begins):
             if file.state and not format.is_nested:

@@ -279,11 +279,12 @@ def _storage(pid: Any) -> Storage:
     That is ("storage", class, key, location, numel) and, in old files, a view on another one. Those have
     classes of networks, too, with their source: ("module", class, file, text).
     """
-    if type(pid) is tuple and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Named):
-        raise Refused(pid[1])
-    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+    parts: list[Any] = list(pid) if type(pid) is tuple else []
+    if len(parts) == 4 and parts[0] == "module" and isinstance(parts[1], Named):
+        raise Refused(parts[1])
+    if len(parts) not in (5, 6) or parts[0] != "storage":
         raise ValueError("a persistent id that is no storage")
-    _, kind, key, _, numel, *view = pid
+    _, kind, key, _, numel, *view = parts
     if isinstance(kind, Named):
         kind = StorageType(kind, 0)
     if not isinstance(kind, StorageType):

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
-from pipeline.planning.contents import Contents, read_config, read_contents
+from pipeline.planning.contents import HEADERS_AT_ONCE, Contents, read_config, read_contents
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
@@ -22,7 +23,6 @@ from pipeline.sources.base import File, Source
 _WRAPPERS = re.compile(
     r"^(?:module\.)+|_orig_mod\.|^transformer\.(?=(?:h|wte|wpe|ln_f|word_emb)[._])"
 )
-_HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,8 @@ class Alignment:
     left_out: tuple[LeftOutTensor, ...]
     bytes: tuple[int, ...]
     """Size of all weight files of each checkpoint."""
+    unread: tuple[Mapping[str, FileKind], ...] = ()
+    """The files of each checkpoint that are not read, by path, and what they are."""
 
 
 def align(
@@ -123,9 +125,9 @@ def align(
         FormatError: a header or index is malformed, or a checkpoint holds no weights.
         NothingMatches: no tensor is left.
     """
-    with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+    with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         contents = list(
-            pool.map(lambda each: read_contents(source, each, cache, request.state), checkpoints)
+            pool.map(lambda each: read_contents(source, each, cache, request.reading), checkpoints)
         )
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
     if any(each.tensors.keys() != contents[0].tensors.keys() for each in contents):
@@ -173,7 +175,9 @@ def align(
     if not tensors:
         raise _no_tensor(request, left_out)
     sizes = tuple(sum(file.size for file in each.files) for each in contents)
-    return Alignment(files, tuple(tensors), tuple(left_out), sizes)
+    return Alignment(
+        files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents)
+    )
 
 
 def _parts(

@@ -9,18 +9,21 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.errors import PlanDoesNotFit, RequestError
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
+from pipeline.planning.choose import choose
 from pipeline.planning.gaps import Gap
 from pipeline.planning.memory import show_size
+from pipeline.planning.parallel import one_request_each
 from pipeline.planning.request import Request, check_run_name, run_name_from
 from pipeline.planning.sample import WHOLE, Draw, Sample, draw, draw_within
-from pipeline.planning.select import LeftOut, Selected, Selection, select, without_repeated_main
+from pipeline.planning.select import LeftOut, Selected, Selection
 from pipeline.planning.tiles import (
     Tile,
     divide,
@@ -31,6 +34,7 @@ from pipeline.planning.tiles import (
 )
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
+from pipeline.sources.beside import Beside
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
@@ -55,6 +59,20 @@ class PlannedCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """What there is in a source besides what is analysed, and how its checkpoints were ordered."""
+
+    ordering: str = ""
+    """How stages were ordered, where names alone do not say."""
+    lacking: tuple[LeftOut, ...] = ()
+    """Checkpoints of the series that hold no weights that can be read."""
+    unplaced: tuple[str, ...] = ()
+    """Last and best checkpoints that are taken, though their names state no step."""
+    beside: tuple[Beside, ...] = ()
+    """Files and folders of the source that belong to no checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedPath:
     """What one of several sources adds to a joint plan."""
 
@@ -65,6 +83,7 @@ class PlannedPath:
     """Number of its first checkpoint among those of all."""
     left_out_checkpoints: tuple[LeftOut, ...]
     gaps: tuple[Gap, ...]
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +99,9 @@ class Plan:
     tensors: tuple[AlignedTensor, ...] = field(repr=False)
     left_out_tensors: tuple[LeftOutTensor, ...] = field(repr=False)
     tiles: tuple[Tile, ...] = field(repr=False)
+    account: Account
+    unread: tuple[Mapping[str, FileKind], ...] = field(repr=False)
+    """The files of each checkpoint that are not read, by path, and what they are."""
     content: str
     """Digest of what is read, and how it is divided."""
     selection: str = field(repr=False)
@@ -142,6 +164,8 @@ class Plan:
                     checkpoints=self.checkpoints[checkpoints],
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
+                    account=path.account,
+                    unread=self.unread[checkpoints],
                     tensors=tensors,
                     left_out_tensors=tuple(
                         replace(tensor, k=None if tensor.k is None else max(0, tensor.k - first))
@@ -223,13 +247,11 @@ def make_plan(
     Raises:
         RequestError: nothing can be planned; nothing was written.
     """
-    source = source or open_source(request.source, request.layout)
-    selection = without_repeated_main(source, select(source.candidates(), request))
+    source = source or _open(request)
+    selection = choose(source, request)
     labels = [source.label] * len(selection.checkpoints)
-    made = _made(
-        run_name(request, source), source, selection, labels, (), request, least_tile_bytes
-    )
-    return made, source
+    name, account = run_name(request, source), _account(source, selection)
+    return _made(name, source, selection, account, labels, (), request, least_tile_bytes), source
 
 
 def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
@@ -246,13 +268,13 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     """
     if len(requests) < 2:
         raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
-    sources = [open_source(request.source, request.layout) for request in requests]
+    sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
     paths: list[PlannedPath] = []
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
-        selection = without_repeated_main(source, select(source.candidates(), request))
+        selection = choose(source, request)
         paths.append(
             PlannedPath(
                 run_name(request, source),
@@ -261,6 +283,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
+                _account(source, selection),
             )
         )
         checkpoints += [
@@ -275,13 +298,15 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
     check_distinct([*(path.run for path in paths), name])
-    return _made(name, joint, together, labels, tuple(paths), requests[0]), joint
+    account = _together([path.account for path in paths])
+    return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
 
 
 def _made(
     run: str,
     source: Source,
     selection: Selection,
+    account: Account,
     labels: Sequence[str],
     paths: tuple[PlannedPath, ...],
     request: Request,
@@ -307,12 +332,33 @@ def _made(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
+        account=account,
+        unread=alignment.unread,
         content=_digest(checkpoints, alignment, tiles, firsts, draws),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+    )
+
+
+def _open(request: Request) -> Source:
+    return open_source(request.source, request.layout, request.reading)
+
+
+def _account(source: Source, selection: Selection) -> Account:
+    unplaced = [e.candidate.name for e in selection.checkpoints if not e.is_placed]
+    beside = tuple(source.beside())
+    return Account(selection.ordering, selection.lacking, tuple(unplaced), beside)
+
+
+def _together(accounts: Sequence[Account]) -> Account:
+    return Account(
+        "; ".join(account.ordering for account in accounts if account.ordering),
+        tuple(entry for account in accounts for entry in account.lacking),
+        tuple(name for account in accounts for name in account.unplaced),
+        tuple(each for account in accounts for each in account.beside),
     )
 
 
@@ -336,7 +382,15 @@ def run_name(request: Request, source: Source | None = None) -> str:
     """Return the name that the request's run will have; reads nothing."""
     if request.run:
         return check_run_name(request.run)
-    return run_name_from((source or open_source(request.source)).run_name)
+    return run_name_from((source or _open(request)).run_name)
+
+
+def one_for_each_run(request: Request) -> list[Request]:
+    """Return the request, or one for each run in its source if all are asked for."""
+    if request.seeds != "all":
+        return [request]
+    source = _open(request)
+    return one_request_each(request, source.candidates(), run_name(request, source))
 
 
 def check_distinct(names: Sequence[str]) -> None:

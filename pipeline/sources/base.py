@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.checkpoint.names import Position, position
+from pipeline.sources.beside import Beside
 from pipeline.sources.plain import is_hash
 from pipeline.transport.access import Access
 
+ROOT = "main"
+"""What a source's own weights are called, beside its folders of steps: as on the Hub."""
 _TELLS_NOTHING = re.compile(
     r"checkpoints?|ckpts?|models?|weights|outputs?|out|results?|runs?|logs|snapshots?|saves?|saved"
     r"|exports?|artifacts?|files|latest|last|final|best|default|lightning_logs|version_\d+|manifest"
@@ -118,6 +121,10 @@ class Source(Protocol):
 
     def whole(self) -> list[Candidate]:
         """Return what the source is if it is itself one checkpoint; else nothing."""
+        ...
+
+    def beside(self) -> list[Beside]:
+        """Return what lies beside the candidates, once these were listed."""
         ...
 
     def files(self, candidate: Candidate) -> list[File]:
