@@ -14,7 +14,8 @@ from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.device import Device, Lane, batches
+from pipeline.execute.work.batches import batches
+from pipeline.execute.work.device import Device, Lane
 from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Place, Verifier
