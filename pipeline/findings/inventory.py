@@ -22,6 +22,7 @@ from pipeline.planning.plan import Plan
 _SEVERITIES = {
     "shape_changed": "warning",
     "missing_tensor": "warning",
+    "valueless_tensor": "warning",
     "tied_weights": "info",
     "excluded_tensor": "info",
 }
@@ -37,6 +38,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_unplaced(plan),
         *_left_out(plan, "shape_changed"),
         *_left_out(plan, "missing_tensor"),
+        *_left_out(plan, "valueless_tensor"),
         *_dtype_changed(plan),
         *_unread(plan),
         *_frozen(seen),

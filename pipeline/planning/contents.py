@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,18 @@ def _config(listing: Mapping[str, File], base: str) -> File | None:
     return next((listing[path] for path in paths if path in listing), None)
 
 
+def read_all(
+    source: Source, checkpoints: Sequence[Selected], reading: Reading = BY_TABLES
+) -> list[Contents]:
+    """Return what each checkpoint stores.
+
+    Raises:
+        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+    """
+    with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        return list(pool.map(lambda each: read_contents(source, each, cache, reading), checkpoints))
+
+
 def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
     """Return the contents of a `config.json`: it says how fused tensors are laid out."""
     if file is None or file.size > 1 << 20:
@@ -155,7 +168,7 @@ def _tensors(
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable)
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost)
             for n, t in tensors.items()
         )
         cache.put(key, list(rows))
@@ -186,9 +199,9 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), why
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), *why
         )
-        for name, dtype, shape, start, stop, order, extents, why in known
+        for name, dtype, shape, start, stop, order, extents, *why in known
     }
 
 
