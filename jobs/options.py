@@ -101,6 +101,11 @@ _SELECTION = [
         metavar="REGEX",
         help="Exclude matching tensors (overrides --include).",
     ),
+    click.option(
+        "--state",
+        metavar="KEY",
+        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
+    ),
 ]
 _RESOURCES = [
     click.option("--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB."),

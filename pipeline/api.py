@@ -32,6 +32,7 @@ class Selection(TypedDict, total=False):
     seeds: str
     include: Texts
     exclude: Texts
+    state: str | None
     by_head: bool
     statistics: Texts
     layout: str

@@ -37,6 +37,10 @@ class StoredTensor:
     where hardly any two elements lie side by side. Empty for a plain tensor."""
     extents: tuple[Extent, ...] = ()
     """Its extents where it has several: a slice of a larger tensor, or chunks in several files."""
+    unreadable: str = ""
+    """Why its values are no weights."""
+    lost: bool = False
+    """It holds weights all the same, in a form that is not decoded."""
 
     @property
     def numel(self) -> int:

@@ -23,6 +23,7 @@ from pipeline.planning.unknown import unknown
 _SEVERITIES = {
     "shape_changed": "warning",
     "missing_tensor": "warning",
+    "valueless_tensor": "warning",
     "tied_weights": "info",
     "excluded_tensor": "info",
 }
@@ -41,6 +42,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_left_out(plan, "missing_tensor"),
         *_not_tied(plan),
         *_unknown_roles(plan),
+        *_left_out(plan, "valueless_tensor"),
         *_dtype_changed(plan),
         *_unread(plan),
         *_frozen(seen),

@@ -6,7 +6,6 @@ import bisect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,11 +16,12 @@ from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
-from pipeline.planning.contents import HEADERS_AT_ONCE, Contents, read_config, read_contents
+from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.planning.ties import Twin, one_place, twins
+from pipeline.planning.valueless import has_values
 from pipeline.sources.base import File, Source
 
 _OF_THE_VOCABULARY = frozenset({"embed", "unembed"})
@@ -119,22 +119,21 @@ class Alignment:
 def align(
     source: Source,
     checkpoints: Sequence[Selected],
+    contents: Sequence[Contents],
     request: Request,
     firsts: Sequence[int] = (0,),
 ) -> Alignment:
-    """Read all headers and return the tensors that are comparable throughout.
+    """Return the tensors that are comparable throughout.
 
     Args:
+        contents: what each checkpoint stores.
         firsts: the checkpoints whose `config.json` counts: the first of each path.
 
     Raises:
-        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+        FormatError: a configuration is malformed.
         NothingMatches: no tensor is left.
     """
-    with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-        contents = list(
-            pool.map(lambda each: read_contents(source, each, cache, request.reading), checkpoints)
-        )
+    with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
     tensors_of = bridged([each.tensors for each in contents])
     contents = [
@@ -258,6 +257,9 @@ def _reason(
     request: Request,
 ) -> _Reason | None:
     shapes = {tensor[1].shape for tensor in stored if tensor is not None}
+    without = _without_values(stored, checkpoints)
+    if without is not None:
+        return without
     for tensor in stored:
         if tensor is not None:
             reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
@@ -297,6 +299,27 @@ def _unwanted(name: str, request: Request) -> str | None:
     if request.include and not any(re.search(pattern, name) for pattern in request.include):
         return "not matched by --include"
     return None
+
+
+def _without_values(
+    stored: Sequence[tuple[int, StoredTensor] | None], checkpoints: Sequence[Selected]
+) -> _Reason | None:
+    """Return why a tensor has no values that can be read at some checkpoints, if that is so.
+
+    It is worth a warning where it holds weights that are not read, or does at other checkpoints.
+    """
+    present = [(k, tensor[1]) for k, tensor in enumerate(stored) if tensor is not None]
+    lacking = [(k, tensor) for k, tensor in present if tensor.unreadable or 0 in tensor.shape]
+    if not lacking:
+        return None
+    k, tensor = lacking[0]
+    reason = tensor.unreadable or "empty"
+    if len(lacking) < len(present) and any(has_values(other) for _, other in present):
+        at = checkpoints[k].candidate.name
+        text = f"{reason} at {len(lacking)} checkpoints, first {at}"
+        return _Reason(text, "valueless_tensor", k)
+    warned = tensor.lost or not tensor.unreadable
+    return _Reason(reason, "valueless_tensor" if warned else "excluded_tensor", k)
 
 
 def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:

@@ -19,6 +19,7 @@ from pipeline.errors import PlanDoesNotFit, RequestError
 from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.choose import choose
+from pipeline.planning.contents import read_all
 from pipeline.planning.gaps import Gap
 from pipeline.planning.memory import show_size
 from pipeline.planning.parallel import one_request_each
@@ -33,6 +34,7 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
@@ -344,9 +346,16 @@ def _made(
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    checkpoints = selection.checkpoints
+    contents = read_all(source, selection.checkpoints, request.reading)
+    lacking = without_values(
+        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    )
+    kept = [k for k in range(len(contents)) if k not in lacking]
+    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    account, paths = _lacking(selection.checkpoints, lacking, account, paths)
+    checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, request, firsts)
+    alignment = align(source, checkpoints, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)
@@ -372,6 +381,30 @@ def _made(
         seed=request.seed,
         statistics_asked=request.statistics,
     )
+
+
+def _lacking(
+    checkpoints: Sequence[Selected],
+    lacking: Mapping[int, str],
+    account: Account,
+    paths: tuple[PlannedPath, ...],
+) -> tuple[Account, tuple[PlannedPath, ...]]:
+    """Return the account and the paths of a plan that leaves out checkpoints without values."""
+    entries = {k: LeftOut(checkpoints[k].candidate.name, why) for k, why in lacking.items()}
+    stops = [*(path.first for path in paths[1:]), len(checkpoints)]
+    adjusted = tuple(
+        replace(
+            path,
+            first=path.first - sum(k < path.first for k in lacking),
+            account=_with(path.account, [e for k, e in entries.items() if path.first <= k < stop]),
+        )
+        for path, stop in zip(paths, stops, strict=False)
+    )
+    return _with(account, list(entries.values())), adjusted
+
+
+def _with(account: Account, lacking: Sequence[LeftOut]) -> Account:
+    return replace(account, lacking=(*account.lacking, *lacking))
 
 
 def _open(request: Request) -> Source:
