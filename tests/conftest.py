@@ -28,6 +28,20 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for groups in the same hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have one process of pytest-xdist take all tests that start Ray: one cluster at a time.
+
+    A cluster takes a core to start and to end, and its deadlines are its own. It is the largest
+    group, so it is begun first, beside all the others.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return  # on a bare machine with a GPU
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Directories of really trained checkpoints, by name (tests/trained.py)."""
@@ -55,7 +69,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
-    """Have the client of this process talk to a Hub, with the password that it may ask for."""
+    """Have the client of this process talk to a Hub, with the password that it may ask for.
+
+    With an account of its own: what another Hub said of its windows does not pace this one.
+    """
+    from pipeline.transport.limits import Limits
+
     # the client reads its endpoint when it is imported
     with hub.serve(tls) as endpoint, pytest.MonkeyPatch.context() as patch:
         endpoint = endpoint.replace("://", f"://{hub.password}@") if hub.password else endpoint
@@ -65,6 +84,7 @@ def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
             "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
             endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         )
+        patch.setattr("pipeline.sources.hub_session._limits", Limits())
         yield
 
 
