@@ -9,10 +9,10 @@ READY := .venv/.ready
 demo: $(READY)      ## train a small language model, analyse it, show what there is to see
 	$(BIN)/hallmarks demo
 
-# Two processes, however many cores: one takes the tests that start Ray, one after the other, which mostly
-# wait and so go beside the rest on a single core, too; more would delay what has a deadline to meet.
+# Two processes, however many cores: one begins with all tests that start Ray (tests/conftest.py), which
+# mostly wait and so go beside the others on a single core, too; with more, those with deadlines would miss them.
 test: $(READY)      ## the whole suite but what is slow
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 test-all: $(READY)  ## everything, the slow checks too, one after the other: some take a machine for themselves
 	$(BIN)/python -m pytest

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,18 +29,26 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks for groups in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Have one process of pytest-xdist take all tests that start Ray: one cluster at a time.
+@pytest.hookimpl(optionalhook=True)  # a bare machine with a GPU has no pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one process take all modules that start Ray, and never divide a module.
 
-    A cluster takes a core to start and to end, and its deadlines are its own. It is the largest
-    group, so it is begun first, beside all the others.
+    One cluster at a time: each is several processes with deadlines of their own. Module by module,
+    since the process that hands tests out knows their names only; xdist's own groups, which are marks,
+    have no effect with pytest 9.2, which no longer lets it change a test's id.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return  # on a bare machine with a GPU
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    from xdist.scheduler import LoadFileScheduling
+
+    @cache
+    def starts_ray(module: str) -> bool:
+        return "pytest.mark.ray" in (config.rootpath / module).read_text()
+
+    class Modules(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = super()._split_scope(nodeid)
+            return "ray" if starts_ray(module) else module
+
+    return Modules(config, log)
 
 
 @pytest.fixture(scope="session")
