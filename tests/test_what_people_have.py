@@ -311,6 +311,8 @@ def test_seeds_are_never_mixed(tmp_path: Path) -> None:
     assert all("--seeds" in reason for reason in reasons.values())
     other = pipeline.plan(str(root), seeds="default")
     assert names(other) == ["step0-seed-default", "step10-seed-default"]
+    chosen = pipeline.plan(str(root), revisions="*default")
+    assert names(chosen) == names(other)
     with pytest.raises(NothingMatches, match="'aux-2', 'default'"):
         pipeline.plan(str(root), seeds="none")
     with pytest.raises(RequestError, match="2 runs"):
@@ -329,6 +331,15 @@ def test_a_run_each(tmp_path: Path) -> None:
     expected = [float(weights(n)[NAME].double().square().sum()) for n in (5, 7)]
     rows = pipeline.open_store(str(store)).sql(dots).fetchall()
     assert [dot for _, dot in rows] == pytest.approx(expected)
+
+
+def test_a_run_without_a_seed_beside_others(tmp_path: Path) -> None:
+    for name in ("step1", "step2", "step1-seed-2", "step2-seed-2", "step3-seed-2", "final"):
+        written(tmp_path / name / "model.safetensors", len(name))
+    assert names(pipeline.plan(str(tmp_path)))[:3] == [f"step{n}-seed-2" for n in (1, 2, 3)]
+    assert names(pipeline.plan(str(tmp_path), seeds="none"))[:2] == ["step1", "step2"]
+    lines = hallmarks("plan", tmp_path, "--seeds", "all").stdout.splitlines()
+    assert sum(line.startswith("run ") for line in lines) == 2
 
 
 def test_seeds_in_folders_and_ingredients(tmp_path: Path) -> None:

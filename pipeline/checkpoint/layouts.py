@@ -20,6 +20,7 @@ WEIGHT_FOLDERS = ("model_and_optim", "pytorch_model_fsdp_0")
 """Where the weights lie below a checkpoint's folder, as OLMo-core and accelerate write it."""
 MODULE_FOLDERS = (
     *WEIGHT_FOLDERS, "model", "actor", "policy", "huggingface", "hf", "unet", "transformer", "prior",
+    "student", "generator", "net", "network", "weights",
 )  # fmt: skip
 """Which of several folders in a checkpoint's holds what is trained: verl's and SkyRL's actor, not its
 critic; the network of diffusers, not the averaged `unet_ema`."""

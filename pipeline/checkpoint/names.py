@@ -27,7 +27,7 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         "branch": (r"ingredient[-_]?",),
         "step": (
             rf"(?:global[-_]?)?steps?{_GAP}",
-            rf"(?:iter(?:ation)?s?|updates?|batch(?:es)?|ba|it){_GAP}",
+            rf"(?:iter(?:ation)?s?|updates?|ba|it){_GAP}",
             r"checkpoint[-_]\d{1,6}[-_](?=\d)",  # fairseq: epoch, then update
         ),
         "save": (
@@ -55,6 +55,8 @@ STAGE_WORDS = (
 """Stages that are called by a word, in the order in which trainings have them."""
 _WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(STAGE_WORDS)})(?![a-z])", re.IGNORECASE)
 _COUNT_OF_WORD = re.compile(rf"[-_=]?(?:\d{{1,3}}[-_](?=\d))?{_COUNT}(?![-_][a-z])", re.IGNORECASE)
+_HAS_TOKENS = re.compile("|".join(STAGE_WORDS[1:3]), re.IGNORECASE)
+"""Stages that are named with their tokens, like `anneal-50B`; behind `sft` such a number is a network's."""
 _END_OF_STAGE = re.compile(r"[-_](?:final|latest|last|best)(?![a-z])", re.IGNORECASE)
 _PARALLEL = re.compile(
     r"(?<![a-z])(?:seed[-_=]?(?=[a-z0-9])|(?=(?:run|trial|fold|replica|rep|member)[-_=]?\d))",
@@ -65,8 +67,8 @@ LAST_BRANCH = 1_000_000  # an average of branches counts as a branch after all o
 
 _SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar))+$", re.IGNORECASE)
 _BEING_WRITTEN = re.compile(
-    r"\..*|(?:tmp|temp|staging|partial|incomplete)[-_.].*"
-    r"|.*[-_.](?:tmp|temp|staging|partial|incomplete|orbax-checkpoint-tmp[-_.].*)",
+    r"\..*|(?:tmp|incomplete)[-_.].*"
+    r"|.*[-_.](?:tmp|temp|partial|incomplete|orbax-checkpoint-tmp[-_.].*)",
     re.IGNORECASE,
 )
 _UNPLACED = {
@@ -173,6 +175,9 @@ EXAMPLES: dict[str, Position] = {
     "tmp-checkpoint-1500": Position(),
     "checkpoint-1500.tmp": Position(),
     ".cache/step100": Position(),
+    "llama-base-7b": Position(word="base"),
+    "sft-7B": Position(word="sft"),
+    "temp-0.7-step100": Position(step=100),
     "main": Position(),
     "mid_4_final": Position(word="mid_4"),
     "model-00001-of-00002": Position(),
@@ -201,7 +206,11 @@ def position(name: str) -> Position:
         word = name[m.start() : end.start()] if end else m[0]
         if after := [start for start in starts if start >= m.end()]:
             word = name[m.start() : min(after)]
-        elif not starts and (count := _COUNT_OF_WORD.match(name, m.end())):
+        elif (
+            not starts
+            and (count := _COUNT_OF_WORD.match(name, m.end()))
+            and (not count[2] or _HAS_TOKENS.match(word))
+        ):
             _count(count, stated)
             word = name[m.start() : count.start(1)]
     time = stated["epoch"] if stated["step"] is None else stated["step"]
