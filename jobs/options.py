@@ -67,6 +67,11 @@ _SELECTION = [
         is_flag=True,
         help="Add a run over all SOURCEs (named by --run), from the same read.",
     ),
+    click.option(
+        "--roles",
+        metavar="FILE.toml",
+        help="What tensors are whose names are not known: regex → component, layer, stack, ….",
+    ),
     click.option("--by-head", is_flag=True, help="Also analyze every attention head separately."),
     click.option(
         "--statistics",

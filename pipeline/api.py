@@ -33,6 +33,7 @@ class Selection(TypedDict, total=False):
     include: Texts
     exclude: Texts
     state: str | None
+    roles: Location | None
     by_head: bool
     statistics: Texts
     layout: str

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.blocks import split
+from pipeline.checkpoint.components import has_heads
+from pipeline.checkpoint.config import of_part
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.parts import Part, by_head, parts
@@ -145,6 +148,8 @@ def align(
     names = _names_in_storage_order(contents)
     samples = {name: next(each[name][1] for each in tensors_of if name in each) for name in names}
     known = roles({name: place.shape for name, place in samples.items()}, configs[0])
+    if request.roles:
+        known = request.roles.applied(known)
     tied = one_place(tensors_of, names)
     single = [name for name in names if name not in tied and not _unwanted(name, request)]
     may_be_tied = twins(tensors_of, single, known, configs)
@@ -205,9 +210,14 @@ def _parts(
     configs: Sequence[dict[str, Any]],
     request: Request,
 ) -> tuple[Part, ...]:
-    def by(config: dict[str, Any]) -> tuple[Part, ...]:
-        divided = parts(name, role.component, place.shape, config, role.experts)
-        return by_head(divided, place.numel, config) if request.by_head else divided
+    fused = request.roles.fused(name) if request.roles else None
+
+    def by(config: Mapping[str, Any]) -> tuple[Part, ...]:
+        section = dict(of_part(config, role.stack))
+        whole = parts(name, role.component, place.shape, section, role.experts, fused)
+        if not request.by_head or not has_heads(split(name)):
+            return whole
+        return by_head(whole, place.numel, section)
 
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may

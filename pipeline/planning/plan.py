@@ -185,7 +185,7 @@ class Plan:
         What is said to be one counts as one until its values have been looked at. One that some
         checkpoints lack, and that is no other one where it is, is missing in them.
         """
-        found: dict[int, LeftOutTensor] = {}
+        second_names: dict[int, LeftOutTensor] = {}
         for number, tensor in enumerate(self.tensors):
             twin = tensor.twin
             if twin is None or (self.apart is None and not twin.stated):
@@ -198,10 +198,10 @@ class Plan:
                 reason = (
                     f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
                 )
-            found[number] = LeftOutTensor(
+            second_names[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
             )
-        return found
+        return second_names
 
     @property
     def counted(self) -> list[tuple[int, AlignedTensor]]:
@@ -374,7 +374,7 @@ def _made(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
-        content=_digest(checkpoints, alignment, tiles, firsts, draws),
+        content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
@@ -490,6 +490,7 @@ def _digest(
     tiles: tuple[Tile, ...],
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
+    request: Request,
 ) -> str:
     """Return the digest of all that decides the figures; what is in files by their identities.
 
@@ -502,6 +503,8 @@ def _digest(
         digest.update(json.dumps(value).encode() + b"\n")
 
     add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    if request.roles:
+        add(request.roles.text)
     for selected in checkpoints:
         add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
     for file in alignment.files:
