@@ -154,6 +154,7 @@ class Plan:
                     files=t.files[checkpoints],
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
+                    scales={k - first: s for k, s in t.scales.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
@@ -497,6 +498,8 @@ def _digest(
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
     for tile in tiles:
         add(tile.name)
     for drawn in draws:
