@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
 from pipeline.checkpoint.blocks import split
 from pipeline.checkpoint.components import has_heads
 from pipeline.checkpoint.config import of_part
@@ -45,6 +46,8 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
+    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
+    """What its values are multiplied with, at the checkpoints that store codes."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
     rows: tuple[int, ...] = ()
@@ -65,6 +68,7 @@ class AlignedTensor:
         return {
             *self.files,
             *(extent.file for extents in self.scattered.values() for extent in extents),
+            *(extent.file for scales in self.scales.values() for extent in scales.extents),
         }
 
     def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
@@ -193,6 +197,11 @@ def align(
                 },
                 rows=rows,
                 twin=twin,
+                scales={
+                    k: aligned_scales(place.scales, place.shape, numbers[k], file)
+                    for k, (file, place) in enumerate(present)
+                    if place.scales
+                },
             )
         )
     if not tensors:

@@ -144,6 +144,7 @@ class Plan:
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
                     twin=t.twin and t.twin.seen_from(first, stop),
+                    scales={k - first: s for k, s in t.scales.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
@@ -516,6 +517,8 @@ def _digest(
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
     for tile in tiles:
         add(tile.name)
     for drawn in draws:
