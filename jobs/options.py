@@ -70,6 +70,11 @@ _SELECTION = [
         is_flag=True,
         help="Add a run over all SOURCEs (named by --run), from the same read.",
     ),
+    click.option(
+        "--roles",
+        metavar="FILE.toml",
+        help="What tensors are whose names are not known: regex → component, layer, stack, ….",
+    ),
     click.option("--by-head", is_flag=True, help="Also analyze every attention head separately."),
     click.option(
         "--statistics",
@@ -103,6 +108,11 @@ _SELECTION = [
         multiple=True,
         metavar="REGEX",
         help="Exclude matching tensors (overrides --include).",
+    ),
+    click.option(
+        "--state",
+        metavar="KEY",
+        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
     ),
 ]
 _RESOURCES = [

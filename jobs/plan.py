@@ -20,6 +20,7 @@ from pipeline.planning.listings import listings_of
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
+from pipeline.planning.unknown import unknown
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
@@ -76,12 +77,13 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
                 "fraction": made.fraction_of(number),
                 **asdict(tensor.role),
             }
-            for number, tensor in enumerate(made.tensors)
+            for number, tensor in made.counted
         ],
         "tensors_left_out": [
             {"name": entry.name, "shape": entry.shape, "dtype": entry.dtype, "reason": entry.reason}
-            for entry in made.left_out_tensors
+            for entry in made.all_left_out
         ],
+        "roles": asdict(unknown(made)),
         "parameters": made.parameters,
         "bytes_total": made.bytes_total,
         "bytes_to_read": made.bytes_to_read,
@@ -161,18 +163,22 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         say("", f"… and {len(made.repeats) - most} more checkpoints, read once")
     _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints], most)
     _account(say, made, most)
-    say("tensors", f"{len(made.tensors)} aligned, {made.parameters:,} weights per checkpoint")
+    say("tensors", f"{len(made.counted)} aligned, {made.parameters:,} weights per checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
-    for tensor in made.tensors:
+    for _, tensor in made.counted:
         for part in tensor.parts:
             counts[part.component] += 1
             weights[part.component] += tensor.numel * (part.stop - part.start) // part.period
     for component, count in counts.most_common():
         say("", f"{component:<10} {count:>5}  {weights[component]:>15,}")
+    other = unknown(made)
+    if other.worth_a_warning:
+        say("", f"other: {other.share_of_layers:.1%} of the weights of layers: {other}")
+        say("", "--roles FILE.toml says what they are")
     if counts["attn_qkv"]:
         say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
-    _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_tensors], most)
+    _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out], most)
     files, tiles = len(made.files), len(made.tiles)
     say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
     if made.sampled:

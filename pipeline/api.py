@@ -32,6 +32,8 @@ class Selection(TypedDict, total=False):
     seeds: str
     include: Texts
     exclude: Texts
+    state: str | None
+    roles: Location | None
     by_head: bool
     statistics: Texts
     layout: str

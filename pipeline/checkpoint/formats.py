@@ -37,6 +37,8 @@ class Format:
     `.index.json`."""
     find: Callable[[Collection[str]], tuple[str, ...]] | None = None
     """Returns its files among the paths of a checkpoint, none if it is not there."""
+    is_nested: bool = False
+    """Its tensors lie in dictionaries within dictionaries."""
     is_read_at_once: bool = False
     """The header is in the first of its files, and names the others."""
 
@@ -49,8 +51,10 @@ _TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 
 FORMATS: tuple[Format, ...] = (
     Format("safetensors", read_safetensors, (".safetensors",), whole="model.safetensors"),
-    Format("zip archive of torch.save", read_zip, _TORCH, b"PK", whole="pytorch_model.bin"),
-    Format("pickle of torch.save", read_legacy, _TORCH, b"\x80"),
+    Format(
+        "zip archive of torch.save", read_zip, _TORCH, b"PK", "pytorch_model.bin", is_nested=True
+    ),
+    Format("pickle of torch.save", read_legacy, _TORCH, b"\x80", is_nested=True),
     Format("layers of GPT-NeoX", _read_layer, find=layer_files),
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
 )
@@ -79,6 +83,12 @@ def read_header(file: WeightFile) -> dict[str, StoredTensor]:
         )
     for format in possible:
         if head.startswith(format.begins):
+            if file.state and not format.is_nested:
+                raise FormatError(
+                    f"{file.where}: --state {quoted(file.state)} names what lies in a PyTorch file,"
+                    f" found {format.name}",
+                    "leave --state out; --include chooses tensors by their names",
+                )
             return format.read(file)
     raise FormatError(
         f"{file.where}: expected a {' or '.join(f.name for f in possible)}, found a file that begins"

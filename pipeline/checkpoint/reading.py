@@ -22,6 +22,8 @@ class Reading:
     """A regular expression with some of `GROUPS`, searched in the names of checkpoints."""
     weights: tuple[str, ...] = ()
     """Globs of paths in a checkpoint; `*` does not match a `/`."""
+    state: str = ""
+    """Where in a file of nested dictionaries the weights lie: keys joined by dots."""
 
     def position(self, name: str) -> Position:
         """Return where a checkpoint stands, by its name."""

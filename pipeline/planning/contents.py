@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.checkpoint.file_kinds import (
 from pipeline.checkpoint.formats import Format, read_header
 from pipeline.checkpoint.layouts import listed, weights_folder
 from pipeline.checkpoint.reading import BY_TABLES, Reading
+from pipeline.checkpoint.scales import with_scales
 from pipeline.checkpoint.shards import chosen_files, weight_files_in, weight_suffix
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.checkpoint.weight_file import WeightFile
@@ -86,7 +88,8 @@ def read_contents(
     files = tuple(listing[path] for path in weights.paths)
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, unit in enumerate(weights.units(files)):
-        for name, tensor in _tensors(source, unit, weights.format, cache).items():
+        state = candidate.state or reading.state
+        for name, tensor in _tensors(source, unit, weights.format, cache, state).items():
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
@@ -94,7 +97,7 @@ def read_contents(
                 )
             tensors[name] = (index, tensor)
     unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}
-    return Contents(files, tensors, _config(listing, base), unread)
+    return Contents(files, with_scales(tensors), _config(listing, base), unread)
 
 
 def _unread_kind(path: str) -> FileKind:
@@ -109,6 +112,18 @@ def _config(listing: Mapping[str, File], base: str) -> File | None:
     folders.append(f"{base}/huggingface" if base else "huggingface")
     paths = (f"{folder}/config.json" if folder else "config.json" for folder in folders)
     return next((listing[path] for path in paths if path in listing), None)
+
+
+def read_all(
+    source: Source, checkpoints: Sequence[Selected], reading: Reading = BY_TABLES
+) -> list[Contents]:
+    """Return what each checkpoint stores.
+
+    Raises:
+        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+    """
+    with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        return list(pool.map(lambda each: read_contents(source, each, cache, reading), checkpoints))
 
 
 def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
@@ -140,19 +155,22 @@ def files_of(
 
 
 def _tensors(
-    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache
+    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache, state: str
 ) -> dict[str, StoredTensor]:
     """Return the tensors that the header of the first of the files speaks of."""
-    key = _key("tensors", *files)
+    key = _key(f"tensors {state}".rstrip(), *files)
     known = _known_tensors(key, cache)
     if known is not None:
         return known
     first, *others = (_weight_file(source, file) for file in files)
+    for each in (first, *others):
+        each.state = state
     first.others = tuple(others)
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents) for n, t in tensors.items()
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost)
+            for n, t in tensors.items()
         )
         cache.put(key, list(rows))
     return tensors
@@ -182,9 +200,9 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents)
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), *why
         )
-        for name, dtype, shape, start, stop, order, extents in known
+        for name, dtype, shape, start, stop, order, extents, *why in known
     }
 
 

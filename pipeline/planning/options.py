@@ -17,8 +17,10 @@ from numbers import Real
 from typing import Any
 
 from pipeline.checkpoint.reading import GROUPS
+from pipeline.checkpoint.stated_roles import StatedRoles, parse
 from pipeline.errors import RequestError, quoted
 
+_LONGEST_FILE = 1 << 20
 Reader = Callable[[str, Any], Any]
 """From an option's name and what was stated to its value."""
 
@@ -71,6 +73,23 @@ def steps(option: str, value: Any) -> StepRange:
     """Return a range of steps."""
     del option
     return value if isinstance(value, StepRange) else StepRange.parse(value)
+
+
+def stated_roles(option: str, value: Any) -> StatedRoles:
+    """Return what a file of roles states."""
+    if isinstance(value, StatedRoles):
+        return value
+    name = text(option, value)
+    try:
+        with open(name, "rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+        if len(data) > _LONGEST_FILE:
+            raise RequestError(f"{option} {quoted(name)}: expected at most 1 MiB")
+        return parse(data.decode())
+    except OSError as error:
+        raise RequestError(f"{option} {quoted(name)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{option} {quoted(name)}: expected UTF-8") from None
 
 
 def path(option: str, value: Any) -> str:

@@ -19,6 +19,7 @@ from pipeline.errors import PlanDoesNotFit, RequestError
 from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
 from pipeline.planning.choose import choose
+from pipeline.planning.contents import read_all
 from pipeline.planning.gaps import Gap
 from pipeline.planning.memory import show_size
 from pipeline.planning.parallel import one_request_each
@@ -33,6 +34,7 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
@@ -99,6 +101,9 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+    apart: Mapping[int, int] | None = None
+    """Which tensors are not what they may be under a second name, and the first checkpoint where
+    their values differ; None before that has been looked at."""
 
     @property
     def digest(self) -> str:
@@ -138,6 +143,8 @@ class Plan:
                     files=t.files[checkpoints],
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
+                    twin=t.twin and t.twin.seen_from(first, stop),
+                    scales={k - first: s for k, s in t.scales.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
@@ -162,10 +169,51 @@ class Plan:
                         for tile in self.tiles
                     ),
                     content=f"{self.content}-{first}",
+                    apart=self.apart and {n: max(0, k - first) for n, k in self.apart.items()},
                     paths=(),
                 )
             )
         return tuple(plans)
+
+    def settled(self, apart: Mapping[int, int]) -> Plan:
+        """Return the same plan with what the values say of tensors that may be tied."""
+        return replace(self, apart=apart)
+
+    @property
+    def not_counted(self) -> dict[int, LeftOutTensor]:
+        """The tensors that are read, but are another one under a second name, by their numbers.
+
+        What is said to be one counts as one until its values have been looked at. One that some
+        checkpoints lack, and that is no other one where it is, is missing in them.
+        """
+        second_names: dict[int, LeftOutTensor] = {}
+        for number, tensor in enumerate(self.tensors):
+            twin = tensor.twin
+            if twin is None or (self.apart is None and not twin.stated):
+                continue
+            reason, kind, k = f"tied to {twin.name}", "tied_weights", None
+            if self.apart is not None and number in self.apart:
+                if twin.stated or not twin.filled:
+                    continue
+                kind, k = "missing_tensor", twin.filled[0]
+                reason = (
+                    f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                )
+            second_names[number] = LeftOutTensor(
+                tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
+            )
+        return second_names
+
+    @property
+    def counted(self) -> list[tuple[int, AlignedTensor]]:
+        """The tensors that the figures are about, and their numbers."""
+        without = self.not_counted
+        return [(n, tensor) for n, tensor in enumerate(self.tensors) if n not in without]
+
+    @property
+    def all_left_out(self) -> tuple[LeftOutTensor, ...]:
+        """The tensors that the figures are not about, read or not."""
+        return (*self.left_out_tensors, *self.not_counted.values())
 
     @property
     def bytes_total(self) -> int:
@@ -218,7 +266,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Weights of one checkpoint that are analysed."""
-        return sum(tensor.numel for tensor in self.tensors)
+        return sum(tensor.numel for _, tensor in self.counted)
 
 
 def make_plan(
@@ -299,9 +347,16 @@ def _made(
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    checkpoints = selection.checkpoints
+    contents = read_all(source, selection.checkpoints, request.reading)
+    lacking = without_values(
+        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    )
+    kept = [k for k in range(len(contents)) if k not in lacking]
+    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    account, paths = _lacking(selection.checkpoints, lacking, account, paths)
+    checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, request, firsts)
+    alignment = align(source, checkpoints, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)
@@ -320,13 +375,37 @@ def _made(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
-        content=_digest(checkpoints, alignment, tiles, firsts, draws),
+        content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
     )
+
+
+def _lacking(
+    checkpoints: Sequence[Selected],
+    lacking: Mapping[int, str],
+    account: Account,
+    paths: tuple[PlannedPath, ...],
+) -> tuple[Account, tuple[PlannedPath, ...]]:
+    """Return the account and the paths of a plan that leaves out checkpoints without values."""
+    entries = {k: LeftOut(checkpoints[k].candidate.name, why) for k, why in lacking.items()}
+    stops = [*(path.first for path in paths[1:]), len(checkpoints)]
+    adjusted = tuple(
+        replace(
+            path,
+            first=path.first - sum(k < path.first for k in lacking),
+            account=_with(path.account, [e for k, e in entries.items() if path.first <= k < stop]),
+        )
+        for path, stop in zip(paths, stops, strict=False)
+    )
+    return _with(account, list(entries.values())), adjusted
+
+
+def _with(account: Account, lacking: Sequence[LeftOut]) -> Account:
+    return replace(account, lacking=(*account.lacking, *lacking))
 
 
 def _open(request: Request) -> Source:
@@ -412,6 +491,7 @@ def _digest(
     tiles: tuple[Tile, ...],
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
+    request: Request,
 ) -> str:
     """Return the digest of all that decides the figures; what is in files by their identities.
 
@@ -424,6 +504,8 @@ def _digest(
         digest.update(json.dumps(value).encode() + b"\n")
 
     add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    if request.roles:
+        add(request.roles.text)
     for selected in checkpoints:
         add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
     for file in alignment.files:
@@ -435,6 +517,8 @@ def _digest(
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
     for tile in tiles:
         add(tile.name)
     for drawn in draws:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.checkpoint.reading import Reading
+from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
@@ -22,6 +23,7 @@ from pipeline.planning.options import (
     several_of,
     share,
     size,
+    stated_roles,
     steps,
     text,
     texts,
@@ -57,6 +59,10 @@ class Request:
     """Regular expressions searched in tensor names; all tensors are kept if there is none."""
     exclude: tuple[str, ...] = ()
     """Regular expressions too; they win over `include`."""
+    state: str | None = None
+    """Where in a file of nested dictionaries the weights lie: keys joined by dots."""
+    roles: StatedRoles | None = None
+    """What the user states of tensors by their names."""
     by_head: bool = False
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
@@ -88,7 +94,7 @@ class Request:
     @property
     def reading(self) -> Reading:
         """What it says of names and files."""
-        return Reading(self.names, self.weights)
+        return Reading(self.names, self.weights, self.state or "")
 
     def selection(self) -> dict[str, Any]:
         """Return which weights are asked for, as JSON holds it: what is not the default."""
@@ -104,6 +110,8 @@ class Request:
             stated["steps"] = str(self.steps)
         if self.layout != "auto":
             stated["layout"] = self.layout
+        if self.state is not None:
+            stated["state"] = self.state
         if self.by_head:
             stated["by_head"] = True
         if self.budget is not None:
@@ -123,6 +131,8 @@ _READERS = {
     "seeds": text,
     "include": texts,
     "exclude": texts,
+    "state": optional(text),
+    "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(*NAMES),
     "layout": one_of(*LAYOUTS),

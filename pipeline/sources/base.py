@@ -52,6 +52,8 @@ class Candidate:
     """Label of the source that it belongs to, where a source is made of several."""
     stated: Position | None = None
     """Where a manifest says that it stands in training."""
+    state: str = ""
+    """Where in its files a manifest says that the weights lie: keys joined by dots."""
     repository: str = ""
     """URL of the repository that holds the commit, endpoint included: what planning caches of the
     commit is valid for this repository alone. Empty: nothing is cached."""

@@ -20,7 +20,7 @@ from pipeline.sources.base import Candidate, File, Source, telling_name
 from pipeline.sources.beside import Beside
 from pipeline.transport.access import Access
 
-_COLUMNS = ("uri", "name", "step", "tokens")
+_COLUMNS = ("uri", "name", "step", "tokens", "state")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
 _MAX_BYTES = 100_000_000  # a kilobyte a row
 _MOST_CHARACTERS = 4096  # as of a path
@@ -105,7 +105,10 @@ class Manifest:
             step=named.step if step is None else round(step),
             tokens=_number(row, "tokens", where) or named.tokens,
         )
-        return replace(checkpoint, name=name, origin=uri, stated=stated)
+        state = row.get("state") or ""
+        if not isinstance(state, str):
+            raise SourceNotFound(f"{where}: expected keys as state, found {quoted(state)}")
+        return replace(checkpoint, name=name, origin=uri, stated=stated, state=state)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +169,7 @@ def _check(path: Path, names: list[str], rows: int) -> None:
         raise SourceNotFound(
             f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
             f" {', '.join(map(quoted, names[:6]))}",
-            "columns: uri, and if known name, step, tokens",
+            "columns: uri, and if known name, step, tokens, state",
         )
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint.names import position
-from pipeline.checkpoint.roles import parts, reason_to_leave_out, role, roles
+from pipeline.checkpoint.parts import parts
+from pipeline.checkpoint.roles import reason_to_leave_out, role, roles
 from pipeline.checkpoint.shards import weight_files
 from pipeline.errors import FormatError
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.roles import Part, role
+from pipeline.checkpoint.parts import Part
+from pipeline.checkpoint.roles import role
 from pipeline.errors import NothingMatches, PlanDoesNotFit, RequestError
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import block_layouts
