@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.checkpoint.names import Position, is_being_written, unplaced
-from pipeline.checkpoint.stages import staged
+from pipeline.checkpoint.stages import counting_epochs, staged
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.gaps import Gap, gaps
 from pipeline.planning.parallel import of_one_run
@@ -75,6 +75,10 @@ def select(
     one_run, reasons = of_one_run(written, wanted or written, request)
     left_out += [LeftOut(*reason) for reason in reasons]
     unplaced, one_run = _unplaced(one_run)
+    epochs = counting_epochs([candidate.position for candidate in one_run])
+    why = "its number is an epoch, where others state their step"
+    left_out += [LeftOut(c.name, why) for c in one_run if c.position in epochs]
+    one_run = [c for c in one_run if c.position not in epochs]
     positions, ordering = staged([candidate.position for candidate in one_run])
     ordered, unordered = _ordered(list(zip(one_run, positions, strict=True)))
     left_out += unordered
