@@ -410,7 +410,9 @@ def test_the_last_checkpoint_of_a_stage(served_hub: Hub) -> None:
     plan = pipeline.plan("org/stages")
     assert names(plan) == ["base_0010", "base_0020", "mid_1_0005", "mid_1_0010", "mid_1_final"]
     reasons = {entry.name: entry.reason for entry in plan.left_out_checkpoints}
-    assert reasons["base_final"] == "the same files as base_0020"
+    assert reasons["base_final"] == "the same commit as base_0020"
+    repository.commit({"model.safetensors": save(weights(2)), "README.md": b""}, "base_final")
+    assert "base_final" not in names(pipeline.plan("org/stages"))
     repository.commit({"model.safetensors": save(weights(2.5))}, "base_final")
     assert names(pipeline.plan("org/stages"))[2] == "base_final"
 

@@ -177,9 +177,12 @@ def _ordered(
 ) -> tuple[list[Selected], list[LeftOut]]:
     left_out: list[LeftOut] = []
     at: dict[tuple[float, float, float], tuple[Candidate, Position]] = {}
+    commits = {c.commit: c.name for c, p in candidates if p.is_known and c.commit and not c.path}
     for candidate, where in sorted(candidates, key=lambda each: each[0].name):
         if not where.is_known:
-            left_out.append(LeftOut(candidate.name, "its name states no step"))
+            same = None if candidate.path else commits.get(candidate.commit or "")
+            why = f"the same commit as {same}" if same else "its name states no step"
+            left_out.append(LeftOut(candidate.name, why))
         elif where.order in at:
             first = at[where.order][0]
             same = first.commit is not None and first.commit == candidate.commit
