@@ -34,7 +34,7 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
             rf"(?:checkpoints?|ckpts?|chkpts?|chck|snapshot){_GAP}",
             r"^model[-_]?(?=\d+[kmbt]?$)",
         ),
-        "epoch": (rf"(?:epochs?|ep){_GAP}",),
+        "epoch": (rf"(?:epochs?|ep){_GAP}", r"checkpoint[-_](?=\d{1,6}[-_]\d)"),
         "tokens": (rf"tok(?:en)?s?{_GAP}", r"steps?[-_]?\d+[kmb]?[-_](?=\d+(?:\.\d+)?[kmbt])"),
     }.items()
 }
@@ -139,7 +139,7 @@ EXAMPLES: dict[str, Position] = {
     "epoch=3-step=1000": Position(step=1000, epoch=3),
     "epoch_0_step_10": Position(step=10, epoch=0),
     "ep2-ba160": Position(step=160, epoch=2),
-    "checkpoint_1_6000.pt": Position(step=6000),
+    "checkpoint_1_6000.pt": Position(step=6000, epoch=1),
     "step1000-unsharded": Position(step=1000),
     "step0.5k": Position(step=500),
     "step1000-tokens4B": Position(step=1000, tokens=4e9),
