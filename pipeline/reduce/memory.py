@@ -24,6 +24,8 @@ MOST_FILE = 32 << 20
 
 _FIXED = 96 << 20
 """Row groups that fill, what Arrow and the allocators keep of what was freed, a file of sums being read."""
+_ENTRY = 490
+"""What a plan keeps of a tensor at a checkpoint: 12,000 tensors of 24 took 135 MiB."""
 _FILE_OF_SUMS = 16 << 20  # twice: as bytes and as arrays
 _FIGURES = 36  # times the sums of a batch: what a thread makes of them, and two results that wait
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
@@ -81,6 +83,7 @@ def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     encoded = sum(min(divided.file, table) for table in tables) * (1 + len(plan.paths))
     return (
         _FIXED
+        + _ENTRY * len(plan.tensors) * count
         + 2 * _FILE_OF_SUMS
         + min(divided.held, sums)
         + _STACKS * max(divided.stack, matrices)
