@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from pipeline import open_store
+from pipeline.findings.observe import Observations, Seen
 from pipeline.job import memory
 from pipeline.job.analyze import analyze
+from pipeline.numerics.basis import Basis
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import grouping
+from pipeline.reduce.batches import FigureBatch
+from pipeline.reduce.figures import GroupSums, Times, figures
+from pipeline.reduce.groups import Key, grouping
 from pipeline.reduce.memory import Buffers, buffers, most_open, projected
 from tests.suites import trajectory, write_suite
 
@@ -79,3 +83,24 @@ def test_a_smaller_budget_makes_the_reduction_smaller(tmp_path: Path) -> None:
     assert projected(plan, grouped, least) < projected(plan, grouped, most)
     for field in ("threads", "batch", "stack", "held", "file"):
         assert getattr(least, field) < getattr(most, field)
+
+
+def test_findings_keep_no_matrix_of_a_tensor(tmp_path: Path) -> None:
+    plan, _ = make_plan(Request(str(suite(tmp_path))))
+    count = len(plan.checkpoints)
+    name = plan.tensors[0].name
+    sums = GroupSums(
+        np.eye(count),
+        np.arange(count, dtype=np.uint64)[:, None],
+        np.zeros(count, bool),
+        np.zeros(count),
+    )
+    made = figures(
+        [sums], Times(np.arange(count, dtype=float), np.full(count, np.nan)), Basis((0,), count)
+    )
+    observed = Observations(plan)
+    key = Key("tensor", tensor=name)
+    observed.add(FigureBatch(np.zeros(1, np.int32), [key], np.zeros(1, np.int64), made))
+    (seen,) = observed._seen
+    held = [getattr(seen, field) for field in Seen.__slots__ if field != "names"]
+    assert all((array if array.base is None else array.base).size < count**2 for array in held)
