@@ -256,7 +256,8 @@ def _account(say: _Say, made: Plan, most: int) -> None:
     if made.account.unplaced:
         say("", f"no step, but no copy either: {', '.join(made.account.unplaced[:most])}")
     kinds: dict[FileKind, Counter[str]] = {}
-    for each in made.account.beside:
+    lacking = {f"{entry.name}/" for entry in made.account.lacking}
+    for each in (each for each in made.account.beside if each.path not in lacking):
         kinds.setdefault(each.kind, Counter())[each.path] += 1
     for unread in made.unread:
         for path, kind in unread.items():
