@@ -133,7 +133,9 @@ def _groups(
     for scope, (fine, most) in _SCOPES.items():
         if scope not in counts:
             continue
-        groups, length = _scope(store, run, scope, facts, checkpoints, fine, most, counts[scope], size)
+        groups, length = _scope(
+            store, run, scope, facts, checkpoints, fine, most, counts[scope], size
+        )
         if groups is None:
             left_out.append({"scope": scope, "groups": counts[scope], "size": length})
         else:

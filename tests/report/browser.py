@@ -20,10 +20,11 @@ from typing import Any
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-_PATIENCE_S = 120.0
+_PATIENCE_S = 60.0
 _KEYS = {
     **{name: (name, code) for name, code in (("ArrowLeft", 37), ("ArrowUp", 38))},
     **{name: (name, code) for name, code in (("ArrowRight", 39), ("ArrowDown", 40))},
+    **{name: (name, code) for name, code in (("PageUp", 33), ("PageDown", 34))},
     **{name: (name, code) for name, code in (("End", 35), ("Home", 36), ("Escape", 27))},
 }
 
@@ -91,14 +92,16 @@ class Browser:
                 return answer["result"]
             self._note(answer.get("method", ""), answer.get("params", {}))
 
-    def open(self, address: str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self, address: str, *, width: int = 1200, height: int = 900, dark: bool = False
+    ) -> None:
         """Load a page and wait until its first map is drawn."""
         self.resize(width, height)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
-        self.until("document.documentElement.dataset.drawn")
+        self.until("document.documentElement?.dataset.drawn")
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the window, in pixels of the page."""

@@ -27,7 +27,7 @@ const COLOURS = 256;
 const table = (colour) => Array.from({ length: COLOURS }, (_, at) => colour(at / (COLOURS - 1)));
 
 /** Dark blue over red and orange to light yellow, as lightness rises evenly. */
-const SEQUENTIAL = table((t) => fromOklch(0.17 + 0.79 * t, 0.06 + 0.13 * Math.sin(Math.PI * Math.min(1, 1.1 * t)), 278 + 187 * t ** 0.85));
+const SEQUENTIAL = table((t) => fromOklch(0.17 + 0.79 * t, 0.05 + 0.12 * Math.sin((Math.PI * t) / 1.22), 278 + 187 * t ** 0.85));
 
 /** Blue below zero, orange above it, light at zero. */
 const DIVERGING = table((t) => {

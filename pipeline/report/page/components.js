@@ -16,7 +16,7 @@ function path() {
     rows: async () => {
       const group = withComponents();
       const [first, second] = group ? await Promise.all([unpack(group.pc1), unpack(group.pc2)]) : [[], []];
-      return [["k", "step", "pc1", "pc2"], ...[...first].map((value, k) => [k, shownRun().checkpoint.step[k], Number(value.toPrecision(5)), Number(second[k].toPrecision(5))])];
+      return [["k", "pc1", "pc2"], ...[...first].map((value, k) => [k, Number(value.toPrecision(5)), Number(second[k].toPrecision(5))])];
     },
     picture: () => svg,
   });
@@ -31,20 +31,22 @@ function path() {
     width = Math.max(240, outside.clientWidth);
     const panels = read[2] ? 2 : 1;
     const side = Math.min(380, (width - 24 * (panels - 1)) / panels);
-    svg.setAttribute("viewBox", `0 0 ${width} ${side + 26}`);
-    svg.style.setProperty("height", `${side + 26}px`);
     svg.setAttribute("aria-label", `Path of ${groupName(group)} in its first two principal components${panels > 1 ? ", beside a random walk's" : ""}; the same as numbers below`);
-    const size = Math.max(...read.filter(Boolean).flatMap((values) => [...values].filter((value) => !Number.isNaN(value)).map(Math.abs)), 1e-300);
+    const reach = (all) => Math.max(...all.filter(Boolean).flatMap((values) => [...values].filter((value) => !Number.isNaN(value)).map(Math.abs)), 1e-300);
+    const size = reach(read);
+    const height = side * Math.max(0.4, reach([read[1], read[3]]) / size);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height + 26}`);
+    svg.style.setProperty("height", `${height + 26}px`);
     points = [];
-    svg.replaceChildren(panel(read[0], read[1], 0, side, size, groupName(group), true), read[2] ? panel(read[2], read[3], side + 24, side, size, "random walk", false) : "");
+    svg.replaceChildren(panel(read[0], read[1], 0, side, height, size, groupName(group), true), read[2] ? panel(read[2], read[3], side + 24, side, height, size, "random walk", false) : "");
     point();
     refresh();
   }
 
-  function panel(first, second, left, side, size, title, ours) {
+  function panel(first, second, left, side, height, size, title, ours) {
     const x = (value) => left + side / 2 + (value / size) * (side / 2 - 14);
-    const y = (value) => 22 + side / 2 - (value / size) * (side / 2 - 14);
-    const group = s("g", {}, s("text", { x: left + 2, y: 14, class: "title" }, title), s("rect", { x: left + 0.5, y: 22.5, width: side - 1, height: side - 1, class: "frame" }), s("line", { x1: x(-size), x2: x(size), y1: y(0), y2: y(0), class: "rail" }), s("line", { y1: y(-size), y2: y(size), x1: x(0), x2: x(0), class: "rail" }));
+    const y = (value) => 22 + height / 2 - (value / size) * (side / 2 - 14);
+    const group = s("g", {}, s("text", { x: left + 2, y: 14, class: "title" }, title), s("rect", { x: left + 0.5, y: 22.5, width: side - 1, height: height - 1, class: "frame" }), s("line", { x1: x(-size), x2: x(size), y1: y(0), y2: y(0), class: "rail" }), s("line", { y1: 34, y2: 10 + height, x1: x(0), x2: x(0), class: "rail" }));
     let d = "";
     const dots = [];
     first.forEach((value, k) => {

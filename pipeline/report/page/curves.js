@@ -8,7 +8,8 @@ const CURVES = [
   { name: "update_angle_deg", title: "update angle, degrees" },
   { name: "path_length", title: "path length" },
 ];
-const ROW = { height: 92, top: 20, bottom: 8, left: 52, right: 12 };
+const ABOVE = 12; // for the findings' marks
+const ROW = { height: 104, top: 24, bottom: 8, left: 52, right: 12 };
 
 function curves() {
   const svg = s("svg", { "aria-hidden": "true" });
@@ -45,7 +46,7 @@ function curves() {
     series = read;
     axis = new Axis(run, state.axis);
     width = Math.max(240, outside.clientWidth);
-    const height = ROW.height * CURVES.length + 34;
+    const height = ABOVE + ROW.height * CURVES.length + 34;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     surface.style.setProperty("height", `${height}px`);
     svg.replaceChildren(...CURVES.map(row), bottom(), s("g", {}, ...findingMarks(run, axis, (at) => `M${x(at) - 4} 1h8l-4 7z`)), marks);
@@ -55,7 +56,7 @@ function curves() {
   const x = (share) => ROW.left + share * (width - ROW.left - ROW.right);
 
   function row({ name, title }, at) {
-    const top = at * ROW.height + ROW.top;
+    const top = ABOVE + at * ROW.height + ROW.top;
     const inner = ROW.height - ROW.top - ROW.bottom;
     const angle = name === "update_angle_deg";
     const known = series[name].filter((value) => !Number.isNaN(value));
@@ -97,7 +98,7 @@ function curves() {
   }
 
   function bottom() {
-    const y = CURVES.length * ROW.height + 12;
+    const y = ABOVE + CURVES.length * ROW.height + 12;
     const group = s("g", { class: "ticks" });
     for (const at of axis.ticks(width - ROW.left - ROW.right)) group.append(s("text", { x: x(axis.points[at]), y, "text-anchor": "middle" }, axis.label(at)));
     group.append(s("text", { x: x(1), y: y + 15, "text-anchor": "end" }, "step →"));
@@ -106,7 +107,7 @@ function curves() {
 
   function point() {
     const { i, j } = state;
-    const height = CURVES.length * ROW.height;
+    const height = ABOVE + CURVES.length * ROW.height;
     marks.replaceChildren();
     for (const [k, kind] of [[i, "row"], [j, "column"]]) if (k >= 0) marks.append(s("line", { x1: x(axis.points[k]), x2: x(axis.points[k]), y1: 10, y2: height, class: `cursor ${kind}` }));
     if (j < 0) output.textContent = "Point at the curves, or focus them and press the arrow keys.";

@@ -69,7 +69,7 @@ function layers() {
   const head = (role) => role || "whole layer";
 
   function smallMaps(columns, rows, groupAt, cells) {
-    const size = state.columns === "qkv" ? 132 : 68;
+    const size = Math.round(Math.min(state.columns === "qkv" ? 150 : 96, Math.max(56, (body.clientWidth - 60) / columns.length - 12)));
     const drawn = [];
     const table = h(
       "table",

@@ -35,7 +35,7 @@ function trajectoryMap() {
 
   function pairs(read) {
     const { step } = shownRun().checkpoint;
-    const rows = [["i", "j", "step_i", "step_j", "cosine"]];
+    const rows = [["i", "j", "step_i", "step_j", cosineColumn(state.kind)]];
     for (let i = 0; i < read.count; i++)
       for (let j = i; j < read.count; j++) {
         const [k, l] = [i * read.every, j * read.every];
@@ -132,16 +132,20 @@ function trajectoryMap() {
     if (a >= 0 && b >= 0) {
       const [first, last] = [Math.min(a, b), Math.max(a, b)].map((k) => Math.floor(k / map.every));
       const [from, to] = [axis.edges[first] * side, axis.edges[last + 1] * side];
-      marks.append(s("rect", { x: MARGIN.left + from, y: MARGIN.top + from, width: to - from, height: to - from, class: "window" }));
+      for (const part of ["window under", "window"]) marks.append(s("rect", { x: MARGIN.left + from, y: MARGIN.top + from, width: to - from, height: to - from, class: part }));
       const { mean, rows } = map.mean(first, last);
       texts.push(`window ${called(shownRun(), first * map.every)} … ${called(shownRun(), last * map.every)}, ${rows} checkpoints: ${MEAN_NAMES[state.kind]} ${number(mean)}`);
     }
     if (i >= 0 && j >= 0) {
       const [x, y] = [j, i].map((k) => axis.points[Math.floor(k / map.every)] * side);
+      const vertical = { x1: MARGIN.left + x, x2: MARGIN.left + x, y1: MARGIN.top, y2: MARGIN.top + side };
+      const horizontal = { y1: MARGIN.top + y, y2: MARGIN.top + y, x1: MARGIN.left, x2: MARGIN.left + side };
       marks.append(
-        s("line", { x1: MARGIN.left + x, x2: MARGIN.left + x, y1: MARGIN.top, y2: MARGIN.top + side, class: "cursor column" }),
-        s("line", { y1: MARGIN.top + y, y2: MARGIN.top + y, x1: MARGIN.left, x2: MARGIN.left + side, class: "cursor row" }),
-        s("circle", { cx: MARGIN.left + x, cy: MARGIN.top + y, r: 5, class: "cursor" }),
+        ...[vertical, horizontal].map((line) => s("line", { ...line, class: "halo" })),
+        s("line", { ...vertical, class: "cursor column" }),
+        s("line", { ...horizontal, class: "cursor row" }),
+        s("circle", { cx: MARGIN.left + x, cy: MARGIN.top + y, r: 5.5, class: "cursor under" }),
+        s("circle", { cx: MARGIN.left + x, cy: MARGIN.top + y, r: 5.5, class: "cursor" }),
       );
       texts.unshift(reading(i, j));
     }

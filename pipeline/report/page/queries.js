@@ -18,14 +18,15 @@ function mapQuery(run, group, kind) {
   const every = group.maps.every;
   const thinned = every > 1 ? ` AND i % ${every} = 0 AND j % ${every} = 0` : "";
   if (kind === "increments") return incrementsQuery(where, thinned, every);
-  const column = kind === "weights" ? "cosine" : "relative_cosine";
-  return `SELECT i, j, step_i, step_j, ${column}\nFROM similarity\nWHERE ${where}${thinned}\nORDER BY i, j`;
+  return `SELECT i, j, step_i, step_j, ${cosineColumn(kind)}\nFROM similarity\nWHERE ${where}${thinned}\nORDER BY i, j`;
 }
 
+const cosineColumn = (kind) => (kind === "displacements" ? "relative_cosine" : "cosine");
+
 function incrementsQuery(where, thinned, every) {
-  return `WITH d AS (SELECT i, j, distance ^ 2 AS squared FROM similarity WHERE ${where}${thinned}),
+  return `WITH d AS (SELECT i, j, step_i, step_j, distance ^ 2 AS squared FROM similarity WHERE ${where}${thinned}),
   lengths AS (SELECT j AS k, sqrt(squared) AS increment FROM d WHERE j = i + ${every})
-SELECT a.i, a.j, CASE WHEN a.i = a.j THEN 1 ELSE
+SELECT a.i, a.j, a.step_i, a.step_j, CASE WHEN a.i = a.j THEN 1 ELSE
     (later.squared + earlier.squared - a.squared - before.squared) / (2 * li.increment * lj.increment) END AS cosine
 FROM d a
 JOIN d before ON before.i = a.i - ${every} AND before.j = a.j - ${every}
@@ -35,8 +36,8 @@ JOIN lengths li ON li.k = a.i JOIN lengths lj ON lj.k = a.j
 ORDER BY a.i, a.j`;
 }
 
-const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, increment / norm AS relative_increment, path_length,
-    update_angle_deg, noise_floor_deg
+const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, increment / norm AS relative_increment,
+    update_angle_deg, path_length, noise_floor_deg
 FROM path
 WHERE ${whereGroup(run, group)}
 ORDER BY k`;

@@ -5,6 +5,9 @@ const CONTENT = JSON.parse(document.getElementById("content").textContent);
 const DEFAULTS = { run: 0, group: 0, kind: "displacements", axis: "index", scale: "own", i: -1, j: -1, a: -1, b: -1, show: "maps", columns: "all", indicator: "relative_mds", minus: 0, sort: "" };
 const CHOICES = { kind: ["weights", "displacements", "increments"], axis: ["index", "step", "log"], scale: ["own", "common"], show: ["maps", "numbers"], columns: ["all", "qkv"] };
 
+const QUIET_MS = 150; // browsers allow some 200 changes of the address in ten seconds, and a pointer makes more
+let writing = 0;
+
 const listeners = [];
 let state = fromFragment();
 
@@ -19,9 +22,14 @@ function change(changes) {
   const names = Object.keys(next).filter((name) => next[name] !== state[name]);
   if (!names.length) return;
   state = next;
+  clearTimeout(writing);
+  writing = setTimeout(writeFragment, QUIET_MS);
+  tell(new Set(names));
+}
+
+function writeFragment() {
   const given = Object.entries(state).filter(([name, value]) => value !== DEFAULTS[name]);
   history.replaceState(null, "", "#" + new URLSearchParams(given));
-  tell(new Set(names));
 }
 
 function tell(names) {
