@@ -37,6 +37,25 @@ _SELECTION = [
         "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B that are multiples of EVERY."
     ),
     click.option(
+        "--names",
+        metavar="REGEX",
+        help="How names of checkpoints are read: groups step, tokens, stage, seed, branch, e.g."
+        " 'upd(?P<step>\\d+)'.",
+    ),
+    click.option(
+        "--weights",
+        multiple=True,
+        metavar="GLOB",
+        help="Which files of a checkpoint are its weights, e.g. 'unet_ema/*' (repeatable).",
+    ),
+    click.option(
+        "--seeds",
+        metavar="first|all|NAME",
+        default="first",
+        show_default=True,
+        help="Of parallel runs in one SOURCE: the longest, a run each, or the one of that name.",
+    ),
+    click.option(
         "--layout",
         metavar="|".join(LAYOUTS),
         default="auto",
@@ -47,6 +66,11 @@ _SELECTION = [
         "--joint",
         is_flag=True,
         help="Add a run over all SOURCEs (named by --run), from the same read.",
+    ),
+    click.option(
+        "--roles",
+        metavar="FILE.toml",
+        help="What tensors are whose names are not known: regex → component, layer, stack, ….",
     ),
     click.option("--by-head", is_flag=True, help="Also analyze every attention head separately."),
     click.option(
@@ -81,6 +105,11 @@ _SELECTION = [
         multiple=True,
         metavar="REGEX",
         help="Exclude matching tensors (overrides --include).",
+    ),
+    click.option(
+        "--state",
+        metavar="KEY",
+        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
     ),
 ]
 _RESOURCES = [
@@ -151,9 +180,12 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def requests_from(options: dict[str, Any]) -> list[Request]:
-    """Return what decides the figures, a request for each source: each becomes a run of its own."""
+    """Return what decides the figures, a request for each source: each becomes a run of its own.
+
+    With `--seeds all` there is one for each of the runs in a source.
+    """
     # planning takes a sixth of a second to import: not for those who ask a store
-    from pipeline.planning.plan import check_distinct, run_name
+    from pipeline.planning.plan import check_distinct, one_for_each_run, run_name
 
     sources, joint, run = options["sources"], options["joint"], options["run"]
     if len(sources) > 1 and run and not joint:
@@ -164,7 +196,11 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
         )
     selection = {name: options[name] for name in SELECTION if name != "run"}
     single_run = None if joint else run
-    requests = [Request(source, single_run, **selection) for source in sources]
+    requests = [
+        request
+        for source in sources
+        for request in one_for_each_run(Request(source, single_run, **selection))
+    ]
     check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
 

@@ -52,7 +52,7 @@ class JobProgress:
         self._total, self._started = plan.bytes_to_read, time.monotonic()
         resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
         self._say(
-            f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.tensors)} tensors,"
+            f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.counted)} tensors,"
             f" {show_size(plan.bytes_to_read)} in {len(plan.tiles)} tiles{resumed}"
         )
         if self._console.is_terminal:

@@ -14,7 +14,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint.roles import Part, role
+from pipeline.checkpoint.parts import Part
+from pipeline.checkpoint.roles import role
 from pipeline.numerics import indicators as numerics
 from pipeline.numerics.basis import Basis
 from pipeline.planning.align import AlignedTensor

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.roles import Part, role
+from pipeline.checkpoint.parts import Part
+from pipeline.checkpoint.roles import role
 from pipeline.checkpoint.stored import Extent
 from pipeline.execute.work.byte_ranges import ByteRange, byte_ranges
 from pipeline.planning.align import AlignedTensor

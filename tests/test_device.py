@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoint.roles import Part, by_head, parts, role
+from pipeline.checkpoint.parts import Part, by_head, parts
+from pipeline.checkpoint.roles import role
 
 SMALL = {"vocab_size": 32}
 HEADS = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}

@@ -346,9 +346,9 @@ def test_a_suite_is_read_without_a_word(name: str, served_hub: Hub, tmp_path: Pa
     found = {c.name.rpartition("/")[2]: (c.stage, c.step, c.tokens) for c in plan.checkpoints}
     assert list(found.items()) == list(suite.checkpoints.items())
     assert {entry.name for entry in plan.left_out_checkpoints} == set(suite.others)
-    parts = {part.component for tensor in plan.tensors for part in tensor.parts}
+    parts = {part.component for _, tensor in plan.counted for part in tensor.parts}
     assert parts == suite.components
-    assert {entry.reason for entry in plan.left_out_tensors} == suite.left_out
+    assert {entry.reason for entry in plan.all_left_out} == suite.left_out
     assert {tensor.role.layer for tensor in plan.tensors} == {None, 0, 1}
     _costs_little(suite, plan, hub)
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import pipeline
 from jobs.analyze import analyze
-from pipeline.checkpoint.roles import Part, role
+from pipeline.checkpoint.parts import Part
+from pipeline.checkpoint.roles import role
 from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.job import snapshots
 from pipeline.job.analyze import analyze as run_analysis

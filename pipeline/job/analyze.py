@@ -20,6 +20,7 @@ from pipeline.planning.plan import Plan, make_joint_plan, make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import group_sums
+from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
@@ -139,7 +140,7 @@ def _recomputed(
     runs: Runs, leases: Leases, sums: SumFolder, folder: Folder, nothing: Execution
 ) -> Written:
     """Write runs again from their stored sums."""
-    plan = runs.whole
+    plan = settled(runs.whole, sums.read)
     grouped = grouping(plan)
     outcome = Outcome(
         done=frozenset(tile.index for tile in plan.tiles),
@@ -148,7 +149,7 @@ def _recomputed(
         recomputed=True,
     )
     return write_runs(
-        runs,
+        Runs.of(plan),
         [final(token) for token in leases.tokens],
         grouped,
         group_sums(plan, grouped, sums.read),

@@ -30,6 +30,7 @@ from pipeline.planning.memory import results_ahead
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.reduce.reduce import group_sums
+from pipeline.reduce.ties import settled
 from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import part_bytes
 from pipeline.store.attempts import final, remove_superseded
@@ -210,12 +211,13 @@ class Job:
             if outcome.complete:
                 self._sums.seal()
 
-        grouped = grouping(self._plan)
+        plan = settled(self._plan, self._sums.read, lost)
+        grouped = grouping(plan)
         return write_runs(
-            self._runs,
+            Runs.of(plan),
             [final(token) for token in self._leases.tokens],
             grouped,
-            group_sums(self._plan, grouped, self._sums.read, frozenset(lost)),
+            group_sums(plan, grouped, self._sums.read, frozenset(lost)),
             self._folder,
             self._execution,
             outcome,

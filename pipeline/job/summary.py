@@ -17,7 +17,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 3
+FIGURES_FORMAT = 4
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -94,7 +94,7 @@ def summary(
         store=execution.store,
         checkpoints=len(plan.checkpoints),
         first_step=plan.checkpoints[0].step,
-        tensors=len(plan.tensors),
+        tensors=len(plan.counted),
         parameters=plan.parameters,
         bytes_total=plan.bytes_total,
         bytes_read=outcome.bytes_read,
@@ -123,9 +123,9 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     if not counting(folder, plan.run):
         return None
     stored, run = Store(execution.store), [plan.run]
-    columns = "fraction, device, plan, complete, figures"
+    columns = "fraction, device, tensors, parameters, plan, complete, figures"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
-    if not rows or rows[0][2:] != (plan.digest, True, FIGURES_FORMAT):
+    if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT):
         return None
     if stored.trouble(plan.run) is not None:
         return None
@@ -140,11 +140,13 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     severities = stored.sql(
         "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
     ).fetchall()
-    fraction, device = rows[0][:2]
+    fraction, device, tensors, parameters = rows[0][:4]
     outcome = Outcome(devices=frozenset({device}), already_complete=True)
     without_figures = summary(plan, execution, outcome, fraction)
     return replace(
         without_figures,
+        tensors=tensors,
+        parameters=parameters,
         mds=values["mds"][0],
         relative_mds=values["relative_mds"][0],
         mds_stderr=values["mds"][1],

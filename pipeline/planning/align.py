@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
+from pipeline.checkpoint.blocks import split
+from pipeline.checkpoint.components import has_heads
+from pipeline.checkpoint.config import of_part
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.roles import Part, Role, by_head, parts, reason_to_leave_out, roles
+from pipeline.checkpoint.file_kinds import FileKind
+from pipeline.checkpoint.parts import Part, by_head, parts
+from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
-from pipeline.planning.contents import Contents, read_config, read_contents
+from pipeline.planning.bridge import bridged
+from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
+from pipeline.planning.ties import Twin, one_place, twins
+from pipeline.planning.valueless import has_values
 from pipeline.sources.base import File, Source
 
-_WRAPPERS = re.compile(
-    r"^(?:module\.)+|_orig_mod\.|^transformer\.(?=(?:h|wte|wpe|ln_f|word_emb)[._])"
-)
-_HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
+_OF_THE_VOCABULARY = frozenset({"embed", "unembed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,14 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
+    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
+    """What its values are multiplied with, at the checkpoints that store codes."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
+    rows: tuple[int, ...] = ()
+    """How many rows each checkpoint stores, where a vocabulary grew: those that all have count."""
+    twin: Twin | None = None
+    """What it may be under a second name: decided by its values."""
 
     bytes_per_element: int = field(init=False, compare=False)
     """Stored size of one element, over the checkpoints; what several share counts once."""
@@ -56,6 +68,7 @@ class AlignedTensor:
         return {
             *self.files,
             *(extent.file for extents in self.scattered.values() for extent in extents),
+            *(extent.file for scales in self.scales.values() for extent in scales.extents),
         }
 
     def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
@@ -106,41 +119,57 @@ class Alignment:
     left_out: tuple[LeftOutTensor, ...]
     bytes: tuple[int, ...]
     """Size of all weight files of each checkpoint."""
+    unread: tuple[Mapping[str, FileKind], ...] = ()
+    """The files of each checkpoint that are not read, by path, and what they are."""
 
 
 def align(
     source: Source,
     checkpoints: Sequence[Selected],
+    contents: Sequence[Contents],
     request: Request,
     firsts: Sequence[int] = (0,),
 ) -> Alignment:
-    """Read all headers and return the tensors that are comparable throughout.
+    """Return the tensors that are comparable throughout.
 
     Args:
+        contents: what each checkpoint stores.
         firsts: the checkpoints whose `config.json` counts: the first of each path.
 
     Raises:
-        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+        FormatError: a configuration is malformed.
         NothingMatches: no tensor is left.
     """
-    with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda each: read_contents(source, each, cache), checkpoints))
+    with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
-    if any(each.tensors.keys() != contents[0].tensors.keys() for each in contents):
-        contents = [replace(each, tensors=_plain_names(each.tensors)) for each in contents]
+    tensors_of = bridged([each.tensors for each in contents])
+    contents = [
+        replace(each, tensors=stored) for each, stored in zip(contents, tensors_of, strict=True)
+    ]
     files, numbers = _files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     names = _names_in_storage_order(contents)
-    samples = {
-        name: next(each.tensors[name][1] for each in contents if name in each.tensors)
-        for name in names
-    }
-    known = roles({name: place.shape for name, place in samples.items()})
-    tied = _tied(contents, configs, known)
+    samples = {name: next(each[name][1] for each in tensors_of if name in each) for name in names}
+    known = roles({name: place.shape for name, place in samples.items()}, configs[0])
+    if request.roles:
+        known = request.roles.applied(known)
+    tied = one_place(tensors_of, names)
+    single = [name for name in names if name not in tied and not _unwanted(name, request)]
+    may_be_tied = twins(tensors_of, single, known, configs)
     for name in names:
-        stored = [each.tensors.get(name) for each in contents]
+        stored = [each.get(name) for each in tensors_of]
+        twin = may_be_tied.get(name)
         first = samples[name]
+        if twin is not None:
+            stored = [
+                each.get(twin.name) if place is None else place
+                for each, place in zip(tensors_of, stored, strict=True)
+            ]
+        rows = _rows(stored) if known[name].component in _OF_THE_VOCABULARY else ()
+        if rows:
+            stored = [each and (each[0], _first_rows(each[1], min(rows))) for each in stored]
+            first = _first_rows(first, min(rows))
         reason = _reason(name, stored, checkpoints, request)
         if reason is None and name in tied:
             reason = _Reason(f"tied to {tied[name]}", "tied_weights")
@@ -154,7 +183,7 @@ def align(
                 shape=first.shape,
                 numel=first.numel,
                 role=known[name],
-                parts=_parts(name, known[name].component, first, configs, request),
+                parts=_parts(name, known[name], first, configs, request),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(
                     files_of_one[file]
@@ -166,43 +195,64 @@ def align(
                     for k, (file, place) in enumerate(present)
                     if place.extents
                 },
+                rows=rows,
+                twin=twin,
+                scales={
+                    k: aligned_scales(place.scales, place.shape, numbers[k], file)
+                    for k, (file, place) in enumerate(present)
+                    if place.scales
+                },
             )
         )
     if not tensors:
         raise _no_tensor(request, left_out)
     sizes = tuple(sum(file.size for file in each.files) for each in contents)
-    return Alignment(files, tuple(tensors), tuple(left_out), sizes)
+    return Alignment(
+        files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents)
+    )
 
 
 def _parts(
     name: str,
-    component: str,
+    role: Role,
     place: StoredTensor,
     configs: Sequence[dict[str, Any]],
     request: Request,
 ) -> tuple[Part, ...]:
-    def by(config: dict[str, Any]) -> tuple[Part, ...]:
-        divided = parts(name, component, place.shape, config)
-        return by_head(divided, place.numel, config) if request.by_head else divided
+    fused = request.roles.fused(name) if request.roles else None
+
+    def by(config: Mapping[str, Any]) -> tuple[Part, ...]:
+        section = dict(of_part(config, role.stack))
+        whole = parts(name, role.component, place.shape, section, role.experts, fused)
+        if not request.by_head or not has_heads(split(name)):
+            return whole
+        return by_head(whole, place.numel, section)
 
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
     # lay out tensors of one name differently.
     if len(ways) == 1 and not place.order:
         return ways.pop()
-    return parts(name, component, place.shape, {})
+    return parts(name, role.component, place.shape, {}, role.experts)
 
 
-def _plain_names(
-    stored: dict[str, tuple[int, StoredTensor]],
-) -> dict[str, tuple[int, StoredTensor]]:
-    """Return the tensors under the names that the network gives them.
+def _rows(stored: Sequence[tuple[int, StoredTensor] | None]) -> tuple[int, ...]:
+    """Return how many rows each checkpoint stores of a tensor that differs in nothing else."""
+    places = [each[1] for each in stored if each is not None]
+    shapes = {place.shape for place in places}
+    if len(places) < len(stored) or len(shapes) == 1 or any(place.order for place in places):
+        return ()
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        return ()
+    return tuple(place.shape[0] for place in places)
 
-    Wrappers add `module.` (data parallel) and `_orig_mod.` (torch.compile); GPT-2 and BLOOM files
-    have `transformer.` in front or not, by version. Names stay where that would make two equal.
-    """
-    renamed = {_WRAPPERS.sub("", name): place for name, place in stored.items()}
-    return renamed if len(renamed) == len(stored) else stored
+
+def _first_rows(place: StoredTensor, rows: int) -> StoredTensor:
+    shape = (rows, *place.shape[1:])
+    numel = math.prod(shape)
+    extents = tuple(extent for extent in place.extents if extent.first < numel)
+    stop = place.start + numel * DTYPES[place.dtype].itemsize
+    return replace(place, shape=shape, stop=stop, extents=extents)
 
 
 def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:
@@ -226,15 +276,16 @@ def _reason(
     request: Request,
 ) -> _Reason | None:
     shapes = {tensor[1].shape for tensor in stored if tensor is not None}
+    without = _without_values(stored, checkpoints)
+    if without is not None:
+        return without
     for tensor in stored:
         if tensor is not None:
             reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
             if reason is not None:
                 return _Reason(reason, "excluded_tensor")
-    if any(re.search(pattern, name) for pattern in request.exclude):
-        return _Reason("excluded by --exclude")
-    if request.include and not any(re.search(pattern, name) for pattern in request.include):
-        return _Reason("not matched by --include")
+    if unwanted := _unwanted(name, request):
+        return _Reason(unwanted)
     absent = [k for k, tensor in enumerate(stored) if tensor is None]
     if absent:
         first = checkpoints[absent[0]].candidate.name
@@ -261,32 +312,33 @@ def _reason(
     return None
 
 
-def _tied(
-    contents: Sequence[Contents], configs: Sequence[dict[str, Any]], known: Mapping[str, Role]
-) -> dict[str, str]:
-    """Return which tensors are another one under a second name, and its first name.
+def _unwanted(name: str, request: Request) -> str | None:
+    if any(re.search(pattern, name) for pattern in request.exclude):
+        return "excluded by --exclude"
+    if request.include and not any(re.search(pattern, name) for pattern in request.include):
+        return "not matched by --include"
+    return None
 
-    That is where all checkpoints store the two at one place, or where `config.json` says that the
-    output head is the embedding and the two have one shape.
+
+def _without_values(
+    stored: Sequence[tuple[int, StoredTensor] | None], checkpoints: Sequence[Selected]
+) -> _Reason | None:
+    """Return why a tensor has no values that can be read at some checkpoints, if that is so.
+
+    It is worth a warning where it holds weights that are not read, or does at other checkpoints.
     """
-    tied: dict[str, str] = {}
-    firsts: dict[tuple[Any, ...], str] = {}
-    for name in _names_in_storage_order(contents):
-        places = tuple(
-            None if (held := c.tensors.get(name)) is None else (held[0], held[1].start)
-            for c in contents
-        )
-        first = firsts.setdefault((places, contents[0].tensors.get(name, (0, None))[1]), name)
-        if first != name and None not in places:
-            tied[name] = first
-    if all(config.get("tie_word_embeddings") is True for config in configs):
-        of = {known[n].component: n for n in contents[0].tensors if n.endswith("weight")}
-        head, embedding = of.get("unembed"), of.get("embed")
-        if head and embedding and head not in tied and embedding not in tied:
-            shapes = {contents[0].tensors[name][1].shape for name in (head, embedding)}
-            if len(shapes) == 1:
-                tied[head] = embedding
-    return tied
+    present = [(k, tensor[1]) for k, tensor in enumerate(stored) if tensor is not None]
+    lacking = [(k, tensor) for k, tensor in present if tensor.unreadable or 0 in tensor.shape]
+    if not lacking:
+        return None
+    k, tensor = lacking[0]
+    reason = tensor.unreadable or "empty"
+    if len(lacking) < len(present) and any(has_values(other) for _, other in present):
+        at = checkpoints[k].candidate.name
+        text = f"{reason} at {len(lacking)} checkpoints, first {at}"
+        return _Reason(text, "valueless_tensor", k)
+    warned = tensor.lost or not tensor.unreadable
+    return _Reason(reason, "valueless_tensor" if warned else "excluded_tensor", k)
 
 
 def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.tiles import TensorRange, everything, range_bytes
 
@@ -80,7 +80,8 @@ def draw(tensors: Sequence[AlignedTensor], fraction: float, seed: int) -> Sample
     draws: list[tuple[Draw, ...]] = []
     ranges: list[TensorRange] = []
     for index, tensor in enumerate(tensors):
-        rng = random.Random(f"{seed} {tensor.name}")
+        twin = tensor.twin.name if tensor.twin and tensor.twin.stated else None
+        rng = random.Random(f"{seed} {twin or tensor.name}")  # alike, so that they can be compared
         of_parts, drawn = _draw_tensor(tensor, fraction, rng)
         draws.append(of_parts)
         ranges += (TensorRange(index, *each) for each in sorted(drawn))

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.roles import Part
+from pipeline.checkpoint.parts import Part
 from pipeline.planning.align import AlignedTensor
 from pipeline.statistics.parts import PartKey
 from pipeline.statistics.pieces import CHUNK

@@ -34,6 +34,11 @@ class FigureBatch:
     figures: Figures
 
     @property
+    def rows_or_all(self) -> NDArray[np.int64] | slice:
+        """What `rows` selects, without a copy where that is every figure once."""
+        return slice(None) if len(self.rows) == len(self.figures.known) else self.rows
+
+    @property
     def paths(self) -> tuple[FigureBatch, ...]:
         """Return, of several paths, the figures of the same groups of each alone."""
         return tuple(

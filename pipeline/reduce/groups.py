@@ -52,11 +52,7 @@ class Grouping:
 def grouping(plan: Plan) -> Grouping:
     """Return the groups of a plan's parts."""
     parts = sorted(
-        (
-            (index, number)
-            for index, tensor in enumerate(plan.tensors)
-            for number in range(len(tensor.parts))
-        ),
+        ((index, number) for index, tensor in plan.counted for number in range(len(tensor.parts))),
         key=lambda part: _order(plan.tensors[part[0]], part[1]),
     )
     rows: dict[tuple[Any, ...], int] = {}

@@ -100,19 +100,29 @@ def _arrow(values: NDArray[Any] | Sequence[Any] | pa.Array, kind: pa.DataType) -
         return pa.array(values.data, kind, mask=np.ma.getmaskarray(values))
     if pa.types.is_dictionary(kind):
         return pa.array(values, kind.value_type).dictionary_encode()
+    if isinstance(values, np.ndarray) and values.dtype == np.float64 and not _has_nan(values):
+        return pa.array(
+            values, kind
+        )  # taken as it is: a twentieth of what looking at each value takes
     return pa.array(values, kind, from_pandas=True)  # NaN is NULL
+
+
+def _has_nan(values: NDArray[np.float64]) -> bool:
+    return bool(np.isnan(np.max(values, initial=-np.inf)))  # NaN is passed on
 
 
 def _options(name: str) -> dict[str, Any]:
     """Doubles as byte streams and keys as dictionaries: 10.9 MB where pyarrow's defaults give 14.9.
 
     Statistics of keys alone: those of doubles took a quarter of the time, and no view asks for them.
+    Zstandard at level -1: a million rows of similarities take 49 to 64 ms of CPU (of 935, 154 and 24
+    checkpoints) where level 3 takes 58 to 93, and 17.4, 14.8 and 15.4 MB where it makes 17.6, 14.7 and 15.0.
     """
     split = BYTE_STREAM_SPLIT[name]
     keys = [column for column in SCHEMAS[name].names if column not in split]
     return {
         "compression": "zstd",
-        "compression_level": 3,
+        "compression_level": -1,
         "use_dictionary": keys,
         "write_statistics": keys,
         "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,

@@ -185,7 +185,7 @@ def test_what_is_not_comparable_or_does_not_move(tmp_path: Path) -> None:
     values["model.norm.weight"][:] = values["model.norm.weight"][0]
     directory = write_suite(tmp_path / "run", values, ["F32"] * 6 + ["BF16"] * 6)
     grown = {name: torch.from_numpy(rows[6]).bfloat16() for name, rows in values.items()}
-    grown["lm_head.weight"] = torch.zeros(72, 32, dtype=torch.bfloat16)
+    grown["lm_head.weight"] = torch.cat((grown["lm_head.weight"], torch.zeros(8, 32).bfloat16()))
     del grown["model.embed_tokens.weight"]
     grown["model.layers.0.attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(grown, directory / "step6" / "model.safetensors")

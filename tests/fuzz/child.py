@@ -143,7 +143,8 @@ def _read_index(data: bytes) -> None:
 
 def _read_name(data: bytes) -> None:
     from pipeline.checkpoint.names import position
-    from pipeline.checkpoint.roles import by_head, parts, role, roles
+    from pipeline.checkpoint.parts import by_head, parts
+    from pipeline.checkpoint.roles import role, roles
 
     name = data.decode("utf-8", "replace")
     position(name)
@@ -258,9 +259,9 @@ def _limit_memory() -> None:
 
 
 def _inputs(names: list[str], seconds: float) -> Iterator[tuple[str, int]]:
-    """Give every reader as much time."""
+    """Give every reader as much time, and one input at least: a busy machine takes it all for a few."""
     taken, numbers = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    while sum(taken.values()) < seconds:
+    while sum(taken.values()) < seconds or not all(numbers.values()):
         name = min(taken, key=lambda name: taken[name])
         started = time.monotonic()
         yield name, numbers[name]
