@@ -32,10 +32,9 @@ def straight_values(
         return dict.fromkeys(INDICATORS, np.nan)
     lengths = np.where(np.isfinite(increments), increments, 0.0)
     squared = np.append(norms[present][0] ** 2, lengths[present][1:] ** 2)
+    numbers = np.nonzero(present)[0].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = straight_line(
-            squared[np.newaxis], elapsed[present], steps[present], np.nonzero(present)[0] * 1.0
-        )[0]
+        values = straight_line(squared[np.newaxis], elapsed[present], steps[present], numbers)[0]
     return dict(zip(INDICATORS, values.tolist(), strict=True))
 
 
