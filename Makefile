@@ -9,10 +9,12 @@ READY := .venv/.ready
 demo: $(READY)      ## train a small language model, analyse it, show what there is to see
 	$(BIN)/hallmarks demo
 
+# Two processes, however many cores: one begins with all tests that start Ray (tests/conftest.py), which
+# mostly wait and so go beside the others on a single core, too; with more, those with deadlines would miss them.
 test: $(READY)      ## the whole suite but what is slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
-test-all: $(READY)  ## everything, the slow checks too
+test-all: $(READY)  ## everything, the slow checks too, one after the other: some take a machine for themselves
 	$(BIN)/python -m pytest
 
 check: $(READY)     ## style, types, import rules

@@ -83,10 +83,10 @@ def measured(
     Raises:
         SystemExit: it failed; its last words are shown.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True,
+            command, stdout=printed, stderr=errors, text=True,  # a pipe that nobody reads fills up
             cwd=checkout,
             env=os.environ | {"PYTHONPATH": str(checkout)} | dict(environment or {}),
         )  # fmt: skip
@@ -98,11 +98,12 @@ def measured(
             if meanwhile is not None:
                 meanwhile({pid: peaks[pid] for pid in alive})
             time.sleep(_EVERY_S)
-        output = process.communicate()[0]
         seconds = time.perf_counter() - started
         if process.returncode:
             errors.seek(0)
             raise SystemExit(f"{command[:6]}: {process.returncode}\n{errors.read()[-2000:]}")
+        printed.seek(0)
+        output = printed.read()
     return Measured(output, seconds, peaks)
 
 

@@ -24,9 +24,7 @@ from pipeline.planning.request import (
 )
 from pipeline.statistics.table import NAMES
 
-_SELECTION = [
-    click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
-    click.option("--run", metavar="NAME", help="Name of the run in the store."),
+_CHECKPOINTS = [
     click.option(
         "--revisions",
         multiple=True,
@@ -37,12 +35,36 @@ _SELECTION = [
         "--steps", metavar="A:B[:EVERY]", help="Only steps from A to B that are multiples of EVERY."
     ),
     click.option(
+        "--names",
+        metavar="REGEX",
+        help="How names of checkpoints are read: groups step, tokens, stage, seed, branch, e.g."
+        " 'upd(?P<step>\\d+)'.",
+    ),
+    click.option(
+        "--weights",
+        multiple=True,
+        metavar="GLOB",
+        help="Which files of a checkpoint are its weights, e.g. 'unet_ema/*' (repeatable).",
+    ),
+    click.option(
+        "--seeds",
+        metavar="first|all|NAME",
+        default="first",
+        show_default=True,
+        help="Of parallel runs in one SOURCE: the longest, a run each, or the one of that name.",
+    ),
+    click.option(
         "--layout",
         metavar="|".join(LAYOUTS),
         default="auto",
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
     ),
+]
+_SELECTION = [
+    click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
+    click.option("--run", metavar="NAME", help="Name of the run in the store."),
+    *_CHECKPOINTS,
     click.option(
         "--joint",
         is_flag=True,
@@ -86,6 +108,11 @@ _SELECTION = [
         multiple=True,
         metavar="REGEX",
         help="Exclude matching tensors (overrides --include).",
+    ),
+    click.option(
+        "--state",
+        metavar="KEY",
+        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
     ),
 ]
 _RESOURCES = [
@@ -155,21 +182,36 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def requests_from(options: dict[str, Any]) -> list[Request]:
-    """Return what decides the figures, a request for each source: each becomes a run of its own."""
-    # planning takes a sixth of a second to import: not for those who ask a store
-    from pipeline.planning.plan import check_distinct, run_name
+def checkpoints_of_a_source(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a SOURCE, which may be left out, and the options that say which of its checkpoints count."""
+    sources = click.argument("sources", metavar="[SOURCE...]", nargs=-1)
+    for option in reversed([sources, *_CHECKPOINTS]):
+        command = option(command)
+    return command
 
-    sources, joint, run = options["sources"], options["joint"], options["run"]
+
+def requests_from(options: dict[str, Any]) -> list[Request]:
+    """Return what decides the figures, a request for each source: each becomes a run of its own.
+
+    With `--seeds all` there is one for each of the runs in a source.
+    """
+    # planning takes a sixth of a second to import: not for those who ask a store
+    from pipeline.planning.plan import check_distinct, one_for_each_run, run_name
+
+    sources, joint, run = options["sources"], options.get("joint"), options["run"]
     if len(sources) > 1 and run and not joint:
         raise RequestError(
             f"--run {run} cannot name {len(sources)} runs",
             "leave it out: runs are named after their sources; with --joint it names the one"
             " over all",
         )
-    selection = {name: options[name] for name in SELECTION if name != "run"}
+    selection = {name: options[name] for name in SELECTION if name in options and name != "run"}
     single_run = None if joint else run
-    requests = [Request(source, single_run, **selection) for source in sources]
+    requests = [
+        request
+        for source in sources
+        for request in one_for_each_run(Request(source, single_run, **selection))
+    ]
     check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
 

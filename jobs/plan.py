@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,7 +13,10 @@ import click
 from jobs.console import Result, console, one_object, run
 from jobs.console import say as print_line
 from jobs.options import requests_from, resources_from, selection_and_resources
+from pipeline.checkpoint.file_kinds import NOT_UNDERSTOOD, FileKind
+from pipeline.findings.listings import findings_of_listings
 from pipeline.job.memory import worker_memory
+from pipeline.planning.listings import listings_of
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
@@ -20,6 +24,10 @@ from pipeline.planning.unknown import unknown
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
+_SCREEN = 50
+"""Lines of a plan, at most."""
+_WIDTH = 87
+"""Of a line, beside its label, on a screen of 100 columns."""
 _Say = Callable[[str, str], None]
 
 
@@ -82,6 +90,19 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "fraction": made.bytes_to_read / made.bytes_total,
         "seed": made.seed,
         "gaps": [asdict(gap) for gap in made.gaps],
+        "ordering": made.account.ordering,
+        "incomplete": [asdict(entry) for entry in made.account.lacking],
+        "unplaced": list(made.account.unplaced),
+        "beside": [_described(each.path, each.kind) for each in made.account.beside],
+        "files_of_checkpoints": [
+            {"checkpoint": checkpoint.name, **_described(path, kind)}
+            for checkpoint, unread in zip(made.checkpoints, made.unread, strict=True)
+            for path, kind in unread.items()
+        ]
+        + [
+            {"checkpoint": file.checkpoint.name, "path": file.path, "what": "weights, read"}
+            for file in made.files
+        ],
         "files": len(made.files),
         "requests": dict(requests),
         "requests_to_analyze": requests_to_analyze(made, requests),
@@ -91,15 +112,33 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
     }
 
 
+def _described(path: str, kind: FileKind) -> dict[str, str]:
+    return {"path": path, "what": kind.what} | ({"advice": kind.advice} if kind.advice else {})
+
+
 def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
+    """Print a plan on one screen: with fewer names of each kind where there is more to say."""
+    lines: list[str] = []
+    for most in range(_NAMES_SHOWN, 0, -1):
+        lines = _lines(made, memory, requests, most)
+        if len(lines) <= _SCREEN:
+            break
     screen = console()
+    for line in lines:
+        print_line(screen, line)
+
+
+def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -> list[str]:
+    lines: list[str] = []
 
     def say(label: str, text: str) -> None:
-        print_line(screen, f"{label:<12} {text}")
+        rows = textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        for n, row in enumerate(rows):
+            lines.append(f"{'' if n else label:<12} {row}")
 
     say("run", made.run)
     say("source", made.source)
-    for path in made.paths:
+    for path in made.paths[:most]:
         say("", f"from checkpoint {path.first}: {path.source}, also run {path.run}")
     dtypes = "/".join(sorted({checkpoint.dtype for checkpoint in made.checkpoints}))
     first, last = made.checkpoints[0], made.checkpoints[-1]
@@ -107,17 +146,23 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
     say("checkpoints", f"{count}: {first.name} … {last.name}, stored as {dtypes}")
     if first.step is not None:
         say("", f"displacements are measured from step {first.step:,}")
-    _stages(say, made)
-    for gap in made.gaps[:_NAMES_SHOWN]:
+    _stages(say, made, most)
+    worst = [f for f in findings_of_listings(listings_of(made)) if f.severity == "error"]
+    for finding in worst[:most]:
+        say("", f"error: {finding.kind}: {finding.message}")
+    if len(worst) > most:
+        say("", f"… and {len(worst) - most} more (hallmarks audit {made.source})")
+    for gap in made.gaps[:most]:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
-    if len(made.gaps) > _NAMES_SHOWN:
-        say("", f"… and {len(made.gaps) - _NAMES_SHOWN} more gaps")
-    for k, first in list(made.repeats.items())[:_NAMES_SHOWN]:
+    if len(made.gaps) > most:
+        say("", f"… and {len(made.gaps) - most} more gaps")
+    for k, first in list(made.repeats.items())[:most]:
         names = made.checkpoints[k].name, made.checkpoints[first].name
         say("", f"the same files: {names[0]} as {names[1]}, read once")
-    if len(made.repeats) > _NAMES_SHOWN:
-        say("", f"… and {len(made.repeats) - _NAMES_SHOWN} more checkpoints, read once")
-    _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints])
+    if len(made.repeats) > most:
+        say("", f"… and {len(made.repeats) - most} more checkpoints, read once")
+    _left_out(say, [(entry.name, entry.reason) for entry in made.left_out_checkpoints], most)
+    _account(say, made, most)
     say("tensors", f"{len(made.counted)} aligned, {made.parameters:,} weights per checkpoint")
     counts: Counter[str] = Counter()
     weights: Counter[str] = Counter()
@@ -133,7 +178,7 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         say("", "--roles FILE.toml says what they are")
     if counts["attn_qkv"]:
         say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
-    _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out])
+    _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out], most)
     files, tiles = len(made.files), len(made.tiles)
     say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tiles")
     if made.sampled:
@@ -148,10 +193,10 @@ def _print(made: Plan, memory: Memory, requests: Mapping[str, int]) -> None:
         _requests(say, made, requests)
     say(
         "memory",
-        f"{show_size(memory.projected)} per worker, on top of the"
-        f" {show_size(IDLE_BYTES)} of an idle process; budget {show_size(memory.budget)},"
-        f" minimum {show_size(memory.least, up=True)}",
+        f"{show_size(memory.projected)} per worker, beside the {show_size(IDLE_BYTES)} of an idle"
+        f" process; budget {show_size(memory.budget)}, minimum {show_size(memory.least, up=True)}",
     )
+    return lines
 
 
 def requests_to_analyze(made: Plan, requests: Mapping[str, int]) -> dict[str, int]:
@@ -186,32 +231,66 @@ def _requests(say: _Say, made: Plan, requests: Mapping[str, int]) -> None:
         )
 
 
-def _stages(say: _Say, made: Plan) -> None:
+def _stages(say: _Say, made: Plan, most: int) -> None:
     """One line a stage, where there are several."""
     stages: dict[int | None, list[int | None]] = {}
     for checkpoint in made.checkpoints:
         stages.setdefault(checkpoint.stage, []).append(checkpoint.step)
     if len(stages) < 2:
         return
-    for stage, steps in stages.items():
+    for stage, steps in list(stages.items())[: most + 3]:
         label = "no stage" if stage is None else f"stage {stage}"
         say("", f"{label}: {len(steps)}, steps {_step(steps[0])} … {_step(steps[-1])}")
+    if len(stages) > most + 3:
+        say("", f"… and {len(stages) - most - 3} more stages")
+
+
+def _account(say: _Say, made: Plan, most: int) -> None:
+    """Say what is incomplete, what is placed without a step, and what there is that is not read."""
+    if made.account.ordering:
+        say("", made.account.ordering)
+    for entry in made.account.lacking[:most]:
+        say("", f"incomplete: {entry.name} ({entry.reason})")
+    if len(made.account.lacking) > most:
+        say("", f"… and {len(made.account.lacking) - most} more that are incomplete")
+    if made.account.unplaced:
+        say("", f"no step, but no copy either: {', '.join(made.account.unplaced[:most])}")
+    kinds: dict[FileKind, Counter[str]] = {}
+    lacking = {f"{entry.name}/" for entry in made.account.lacking}
+    for each in (each for each in made.account.beside if each.path not in lacking):
+        kinds.setdefault(each.kind, Counter())[each.path] += 1
+    for unread in made.unread:
+        for path, kind in unread.items():
+            kinds.setdefault(kind, Counter())[path] += 1
+    label = "not read"
+    for kind in sorted(kinds, key=lambda kind: (not kind.advice, kind != NOT_UNDERSTOOD))[
+        : most + 2
+    ]:
+        paths = kinds[kind]
+        names = ", ".join(path for path, _ in paths.most_common(2))
+        more = f" and {len(paths) - 2} more names" if len(paths) > 2 else ""
+        say(label, f"{kind.what}: {paths.total():,} × {names}{more}")
+        if kind.advice:
+            say("", f"  {kind.advice}")
+        label = ""
+    if len(kinds) > most + 2:
+        say("", f"… and {len(kinds) - most - 2} more kinds (--json lists all)")
 
 
 def _step(step: int | None) -> str:
     return "unknown" if step is None else f"{step:,}"
 
 
-def _left_out(say: _Say, entries: list[tuple[str, str]]) -> None:
+def _left_out(say: _Say, entries: list[tuple[str, str]], most: int) -> None:
     """One line a reason: a network has one mask a layer."""
     reasons: dict[str, list[str]] = {}
     for name, reason in entries:
         reasons.setdefault(reason, []).append(name)
-    for reason, names in list(reasons.items())[:_NAMES_SHOWN]:
+    for reason, names in list(reasons.items())[:most]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         say("", f"left out: {names[0]}{more} ({reason})")
-    if len(reasons) > _NAMES_SHOWN:
-        say("", f"… for {len(reasons) - _NAMES_SHOWN} more reasons (--json lists all)")
+    if len(reasons) > most:
+        say("", f"… for {len(reasons) - most} more reasons (--json lists all)")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,12 @@ class Selection(TypedDict, total=False):
     run: str | None
     revisions: Texts
     steps: str | None
+    names: str | None
+    weights: Texts
+    seeds: str
     include: Texts
     exclude: Texts
+    state: str | None
     roles: Location | None
     by_head: bool
     statistics: Texts

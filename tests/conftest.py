@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +27,28 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Threads of torch that wait for each other give their core away, else a network of a few layers trains
 # fifty times as long on a machine that has something else to do.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+@pytest.hookimpl(optionalhook=True)  # a bare machine with a GPU has no pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one process take all modules that start Ray, and never divide a module.
+
+    One cluster at a time: each is several processes with deadlines of their own. Module by module,
+    since the process that hands tests out knows their names only; xdist's own groups, which are marks,
+    have no effect with pytest 9.2, which no longer lets it change a test's id.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    @cache
+    def starts_ray(module: str) -> bool:
+        return "pytest.mark.ray" in (config.rootpath / module).read_text()
+
+    class Modules(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = super()._split_scope(nodeid)
+            return "ray" if starts_ray(module) else module
+
+    return Modules(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +78,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
-    """Have the client of this process talk to a Hub, with the password that it may ask for."""
+    """Have the client of this process talk to a Hub, with the password that it may ask for.
+
+    With an account of its own: what another Hub said of its windows does not pace this one.
+    """
+    from pipeline.transport.limits import Limits
+
     # the client reads its endpoint when it is imported
     with hub.serve(tls) as endpoint, pytest.MonkeyPatch.context() as patch:
         endpoint = endpoint.replace("://", f"://{hub.password}@") if hub.password else endpoint
@@ -65,6 +93,7 @@ def serving(hub: Hub, tls: Authority | None = None) -> Iterator[None]:
             "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
             endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         )
+        patch.setattr("pipeline.sources.hub_session._limits", Limits())
         yield
 
 

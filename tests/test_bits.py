@@ -259,7 +259,7 @@ def peak_bytes(process: subprocess.Popen[str]) -> int:
 def test_memory_stays_within_the_projection(large: Path, tmp_path: Path) -> None:
     """And follows --memory: the budget is not only a number that is printed."""
     peaks, projections = [], []
-    for number, budget in enumerate(("16MiB", "400MiB")):
+    for number, budget in enumerate(("64MiB", "400MiB")):
         options = ["--executor", "local", "--memory", budget]
         planned = hallmarks("plan", large, "--json", "--memory", budget)
         memory = json.loads(planned.stdout)["memory"]

@@ -41,7 +41,7 @@ from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 from tests.test_status import told
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 NAME = "org/walk"
 CHECKPOINTS, ELEMENTS = 8, 2_000_000
@@ -229,7 +229,6 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("store", ["directory", "bucket"], indirect=True)
 def test_a_driver_is_killed_and_another_cluster_goes_on(
     hub: Hub, nodes: Nodes, undisturbed: dict[str, list], store: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -27,14 +26,13 @@ from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device as device_module
+from pipeline.execute.work.batches import batches, transfers
 from pipeline.execute.work.device import (
     Device,
     affordable_transfer,
-    batches,
     choose_device,
     pinned,
     ran_out_of_memory,
-    transfers,
 )
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
@@ -46,10 +44,11 @@ from pipeline.planning.tiles import TensorRange, Tile
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.sources.base import Source
 from pipeline.statistics import gram
+from pipeline.statistics import pieces as pieces_module
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import (
     TORCH_DTYPES,
-    Piece,
+    Pieces,
     TensorFacts,
     one_thread_products,
 )
@@ -152,15 +151,22 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 @pytest.fixture(autouse=True)
 def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of parts of some size here, as of large ones."""
+    """Of parts of some size here, as of large ones; in batches of two pieces."""
     monkeypatch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+    at_once(monkeypatch, 2 * PIECE * COUNT)
+
+
+def at_once(patch: pytest.MonkeyPatch, values: int) -> None:
+    patch.setattr(pieces_module, "BATCH_VALUES", values)
+    patch.setattr(pieces_module, "PRODUCT_VALUES", values)
 
 
 @pytest.fixture(scope="module")
 def expected(suite: Suite) -> dict[str, bytes]:
-    """What the processor makes of blocks where they lie."""
+    """What the processor makes of blocks where they lie, piece by piece."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+        at_once(patch, 1)
         return suite.computed().bits()
 
 
@@ -191,19 +197,20 @@ class Full(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class FullProduct:
-    """Has memory run out at some products, of all threads."""
+def full_in_products(patch: pytest.MonkeyPatch, at: Collection[int]) -> None:
+    """Have memory run out at some calls of products, of all threads, counted from 1."""
+    calls = itertools.count(1)
 
-    def __init__(self, at: Collection[int]) -> None:
-        self.at, self.count, self.lock = at, 0, threading.Lock()
-        self.product = gram._symmetric_product
-
-    def __call__(self, *args: Any) -> Any:
-        with self.lock:
-            self.count += 1
-            if self.count in self.at:
+    def failing(product: Callable[..., Any]) -> Callable[..., Any]:
+        def multiply(*args: Any) -> Any:
+            if next(calls) in at:
                 raise torch.OutOfMemoryError("none left")
-        return self.product(*args)
+            return product(*args)
+
+        return multiply
+
+    for name in ("_symmetric_products", "_sum_of_products"):
+        patch.setattr(gram, name, failing(getattr(gram, name)))
 
 
 def assert_true_sums(suite: Suite, kept: Kept) -> None:
@@ -247,6 +254,14 @@ def test_transfers_decide_no_bit(
     assert suite.computed().bits() == expected
 
 
+@pytest.mark.parametrize("values", [1, 3 * PIECE * COUNT, 1 << 20])
+def test_pieces_that_are_taken_together_decide_no_bit(
+    values: int, suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once(monkeypatch, values)
+    assert suite.computed().bits() == expected
+
+
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(st.sets(st.integers(1, 900), min_size=1, max_size=4))
 def test_memory_that_runs_out_at_any_operation_decides_no_bit(
@@ -283,7 +298,7 @@ def test_memory_that_runs_out_in_a_product_decides_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copying(monkeypatch, 9)
-    monkeypatch.setattr(gram, "_symmetric_product", FullProduct(at))
+    full_in_products(monkeypatch, at)
     assert suite.computed().bits() == expected
 
 
@@ -293,7 +308,7 @@ def test_threads_whose_memory_runs_out_take_less_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     devices = copying(monkeypatch, 16)
-    monkeypatch.setattr(gram, "_symmetric_product", FullProduct({4, 5, 20}))
+    full_in_products(monkeypatch, {4, 5, 20})
     assert suite.computed(threads=3).bits() == expected
     (device,) = devices
     assert device.least <= (device.transfer or 0) <= 8 * device.least
@@ -303,7 +318,7 @@ def test_a_card_too_small_for_a_piece_ends_the_run_in_one_line(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copying(monkeypatch, 2)
-    monkeypatch.setattr(gram, "_symmetric_product", FullProduct(range(1, 1000)))
+    full_in_products(monkeypatch, range(1, 1000))
     monkeypatch.setattr(device_module, "memory_of", lambda gpu: (3 << 20, 4 << 30))
     worker, kept = suite.worker(threads=2)
     with pytest.raises(DeviceFull) as caught:
@@ -319,7 +334,7 @@ def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.Mon
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     copying(monkeypatch, 2)
-    monkeypatch.setattr(gram, "_symmetric_product", broken)
+    monkeypatch.setattr(gram, "_symmetric_products", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         suite.computed()
     assert ran_out_of_memory(
@@ -334,17 +349,19 @@ class Recorder:
         self.at, self.calls = at, 0
         self.pieces: dict[PartKey, list[tuple[int, np.ndarray]]] = defaultdict(list)
 
-    def add(self, key: PartKey, piece: Piece) -> None:
+    def add(self, pieces: Pieces) -> None:
         self.calls += 1
         if self.calls in self.at:
             raise torch.OutOfMemoryError("none left")
-        values = piece.values.double().numpy().copy()
-        for k, (row, (raw,)) in enumerate(zip(values, piece.stored_bytes(), strict=True)):
-            stored = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-            np.testing.assert_array_equal(
-                stored.view(TORCH_DTYPES[piece.facts.dtypes[k]]).double().numpy(), row
-            )
-        self.pieces[key].append((piece.first, values))
+        for number, place in enumerate(pieces.places):
+            values = pieces.one(number).values.double().numpy().copy()
+            of_rows = zip(values, pieces.stored_bytes(number), strict=True)
+            for k, (row, (raw,)) in enumerate(of_rows):
+                stored = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+                np.testing.assert_array_equal(
+                    stored.view(TORCH_DTYPES[place.facts.dtypes[k]]).double().numpy(), row
+                )
+            self.pieces[place.key].append((place.start, values))
 
 
 formats = st.sampled_from(["F64", "F32", "F16", "BF16"])
@@ -366,7 +383,7 @@ def test_every_element_arrives_once_and_in_order(
     chosen: list[tuple[int, int, tuple[str, ...]]], times: float, at: set[int]
 ) -> None:
     """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
-    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=()) for _, _, dtypes in chosen]
+    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=(), scales={}) for _, _, dtypes in chosen]
     whole = Part("", "other", 1, 0, 1)
     facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
     parts = tuple(TensorRange(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
@@ -430,7 +447,7 @@ def test_no_card() -> None:
         assert choose_device("auto") == "cuda"
         return
     assert choose_device("auto") == "cpu"
-    tensors: Any = [SimpleNamespace(dtypes=("F16",))]
+    tensors: Any = [SimpleNamespace(dtypes=("F16",), scales={})]
     for attempt in (lambda: choose_device("cuda"), Device("cuda", tensors, 1 << 20, 1).open):
         with pytest.raises(RequestError, match="no CUDA device"):
             attempt()

@@ -95,10 +95,12 @@ def analysed(hub: Hub, cluster: Cluster, folder: Path, *leak: str, pull: str = "
     leaks: list[str] = []
     while hub.count("cdn") < 2 * CHECKPOINTS and job.poll() is None:
         time.sleep(0.02)
+    hub.bytes_per_s = 4e6  # it is not over before all of this has happened
     presser = cluster.fill_object_store()
     killed = cluster.actors()[:1]
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
+    hub.bytes_per_s = 40e6
     while job.poll() is None:
         leaks += canary.in_processes(secrets, but=[job.pid])
         time.sleep(0.3)

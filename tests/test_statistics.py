@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.errors import RequestError
-from pipeline.statistics.pieces import PIECE, sampled_offsets
+from pipeline.statistics.pieces import PIECE, sampled_offsets, splitmix64
 from pipeline.store.query import Store
 
 LARGE, SMALL = "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
@@ -226,8 +226,9 @@ def test_the_sample_of_values_sees_all_columns(width: int) -> None:
     rows = 1200
     seen = np.zeros(width, int)
     for number in range(rows * width // PIECE):
-        offsets = sampled_offsets(rows * width, number)
-        assert offsets is not None and len(set(offsets.tolist())) == PIECE // 16
+        offsets = sampled_offsets(number)
+        begin = splitmix64(number)
+        assert offsets.tolist() == sorted((10_125 * j + begin) % PIECE for j in range(PIECE // 16))
         np.add.at(seen, (number * PIECE + offsets) % width, 1)
     assert seen.min() > 0
     assert seen.std() / seen.mean() < 0.25

@@ -34,7 +34,6 @@ def hub(served_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     fault_table.fill(served_hub, tmp_path / "suite")
     monkeypatch.setattr("pipeline.sources.hub_session.SILENCE_S", 0.5)
     monkeypatch.setattr("pipeline.transport.connections._ANSWER_S", 0.5)
-    monkeypatch.setattr("pipeline.sources.hub_session._limits", Limits())
     waiting._announced.clear()
     with impatient():
         yield served_hub

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
+from pipeline.checkpoint.chunks import Chunk, joined, slices
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
-from pipeline.checkpoint.pickles import METADATA_NAMES, NESTED_UNDER, load
-from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
+from pipeline.checkpoint.pickles import NESTED_UNDER, load
+from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
 from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError, HallmarksError, quoted
 
 METADATA = ".metadata"
 _CHUNKS = ".distcp"
-_OPTIMIZERS = ("optim", "optimizer", "optimizer_state", "optim_state")
+_OPTIMIZER = re.compile(
+    r"(?:chained_\d+\.)?(?:optim|optimizer|optimizer_state|optim_state)(?:[._]\d+)?(?:\.|$)"
+)
+_ALL_LAYERS = re.compile(r"(?:\w+\.)*(?:decoder|encoder)\.layers\.(?!\d)")
 
 
 def metadata_and_chunks(paths: Collection[str]) -> tuple[str, ...]:
@@ -49,10 +54,10 @@ def read_distributed(file: WeightFile) -> dict[str, StoredTensor]:
     """
     where = file.where
     metadata = file.whole()
-    described = load(io.BytesIO(metadata), where, METADATA_NAMES)
+    described = load(io.BytesIO(metadata), where).value
     malformed = FormatError(f"{where}: expected the metadata of a distributed checkpoint")
     try:
-        tensors = _weights(described)
+        tensors = _weights(described, file.state)
         places = {
             (text(key["fqn"]), counts(key.get("offset") or ())): info
             for key, info in described["storage_data"].items()
@@ -92,12 +97,14 @@ def read_distributed(file: WeightFile) -> dict[str, StoredTensor]:
     try:
         stored: dict[str, StoredTensor] = {}
         left = MAX_EXTENTS
+        if file.state and not tensors:
+            raise FormatError(f"{where}: expected tensors under {quoted(file.state)}, found none")
         for name, (key, entry) in tensors.items():
             stored[name] = _tensor(
                 entry, partial(chunk_start, key), f"{where}: {quoted(name)}", left
             )
             left -= len(stored[name].extents)
-        return stored
+        return _by_layer(stored) if isinstance(described.get("mcore_data"), Mapping) else stored
     except HallmarksError:  # of reading, too; some are ValueErrors
         raise
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
@@ -110,7 +117,7 @@ def _part(file: WeightFile, begin: int, length: int) -> WeightFile:
     return WeightFile("", length, where, lambda a, b: file.read(begin + a, begin + b))
 
 
-def _weights(described: Any) -> dict[str, tuple[str, Record]]:
+def _weights(described: Any, state: str) -> dict[str, tuple[str, Record]]:
     """Return the tensors of the model by their own names, with their keys in the metadata."""
     entries = {
         key: entry
@@ -121,11 +128,16 @@ def _weights(described: Any) -> dict[str, tuple[str, Record]]:
     paths = paths if isinstance(paths, Mapping) else {}
     names = {text(key): _path(key, paths.get(key)) for key in entries}
     nested = {path[0] for path in names.values() if path[0] in NESTED_UNDER and len(path) > 1}
+    if state:
+        prefix = f"{state}."
+        whole = {key: ".".join(path) for key, path in names.items()}
+        found = {n.removeprefix(prefix): k for k, n in whole.items() if n.startswith(prefix)}
+        return {name: (key, entries[key]) for name, key in found.items()}
     if nested:
         top = next(key for key in NESTED_UNDER if key in nested)
         kept = {key: path[1:] for key, path in names.items() if path[0] == top}
     else:
-        kept = {k: path for k, path in names.items() if path[0].split(".")[0] not in _OPTIMIZERS}
+        kept = {k: path for k, path in names.items() if not _OPTIMIZER.match(path[0])}
     return {".".join(path): (key, entries[key]) for key, path in kept.items()}
 
 
@@ -145,10 +157,11 @@ def _tensor(
     most_extents: int,
 ) -> StoredTensor:
     shape, dtype = counts(entry["size"]), entry["properties"]["state"][0]  # the rest: in memory
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str):
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
-    itemsize = DTYPES[dtype].itemsize
-    extent_lengths: list[tuple[Extent, int]] = []
+    if dtype not in DTYPES:
+        return StoredTensor(dtype, shape, 0, 0, unreadable=f"not a weight: stored as {dtype[:80]}")
+    chunks: list[Chunk] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
         inside = len(offsets) == len(sizes) == len(shape) and all(
@@ -156,52 +169,27 @@ def _tensor(
         )
         if not inside:
             raise FormatError(f"{where}: expected chunks within {list(shape)}, found another")
-        if 0 in sizes:
-            continue
-        file, start = chunk_start(offsets, dtype, math.prod(sizes))
-        most = most_extents - len(extent_lengths)
-        extent_lengths += _extents(shape, offsets, sizes, file, start, itemsize, where, most)
-    extent_lengths.sort()
-    reached = 0
-    for extent, length in extent_lengths:
-        if extent.first != reached:
-            raise FormatError(
-                f"{where}: expected chunks that cover it once, found a gap or overlap"
-            )
-        reached += length
-    if reached != math.prod(shape):
-        raise FormatError(f"{where}: expected {math.prod(shape):,} values, found {reached:,}")
-    extents = tuple(extent for extent, _ in extent_lengths)
-    start = extents[0].start if extents else 0
-    return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
+        if 0 not in sizes:
+            file, start = chunk_start(offsets, dtype, math.prod(sizes))
+            chunks.append(Chunk(offsets, sizes, file, start))
+    return joined(shape, dtype, chunks, where, most_extents)
 
 
-def _extents(
-    shape: tuple[int, ...],
-    offsets: tuple[int, ...],
-    sizes: tuple[int, ...],
-    file: int,
-    start: int,
-    itemsize: int,
-    where: str,
-    most: int,
-) -> list[tuple[Extent, int]]:
-    """Return the extents of a chunk, and how many elements each has.
+def _by_layer(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return Megatron-core's tensors layer by layer: where layers are alike it keeps all in one tensor.
 
-    A chunk of rows is one extent; a chunk of columns has one in each row.
+    Their first dimension is then the layer. Source: `sharded_state_dict` of its TransformerBlock.
     """
-    split = max((d for d, n in enumerate(sizes) if n != shape[d]), default=0)
-    length = math.prod(sizes[split:])
-    count = math.prod(sizes[:split])
-    if count > most:
-        raise FormatError(f"{where}: expected at most {MAX_EXTENTS:,} extents, found more")
-    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    base = sum(o * s for o, s in zip(offsets, strides, strict=True))
-    extents = []
-    for number in range(count):
-        first, left = base, number
-        for d in reversed(range(split)):
-            first += left % sizes[d] * strides[d]
-            left //= sizes[d]
-        extents.append((Extent(first, file, start + number * length * itemsize), length))
-    return extents
+    together = {n: t for n, t in stored.items() if _ALL_LAYERS.match(n) and t.shape and t.numel}
+    if len({tensor.shape[0] for tensor in together.values()}) != 1:
+        return stored
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        if name in together and not tensor.unreadable:
+            prefix = _ALL_LAYERS.match(name)
+            begin = prefix[0] if prefix else ""
+            for layer, one in enumerate(slices(tensor)):
+                found[f"{begin}{layer}.{name.removeprefix(begin)}"] = one
+        else:
+            found[name] = tensor
+    return found

@@ -37,6 +37,8 @@ class Format:
     `.index.json`."""
     find: Callable[[Collection[str]], tuple[str, ...]] | None = None
     """Returns its files among the paths of a checkpoint, none if it is not there."""
+    is_nested: bool = False
+    """Its tensors lie in dictionaries within dictionaries."""
     is_read_at_once: bool = False
     """The header is in the first of its files, and names the others."""
 
@@ -45,16 +47,22 @@ def _read_layer(file: WeightFile) -> dict[str, StoredTensor]:
     return named_by_layer(file, read_header(file))
 
 
-_TORCH = (".bin", ".pt", ".pth")
+_TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 
 FORMATS: tuple[Format, ...] = (
     Format("safetensors", read_safetensors, (".safetensors",), whole="model.safetensors"),
-    Format("zip archive of torch.save", read_zip, _TORCH, b"PK", whole="pytorch_model.bin"),
-    Format("pickle of torch.save", read_legacy, _TORCH, b"\x80"),
+    Format(
+        "zip archive of torch.save", read_zip, _TORCH, b"PK", "pytorch_model.bin", is_nested=True
+    ),
+    Format("pickle of torch.save", read_legacy, _TORCH, b"\x80", is_nested=True),
     Format("layers of GPT-NeoX", _read_layer, find=layer_files),
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
 )
 """In order of preference. The order of the usual names is that of transformers."""
+_POINTER = b"version https://git-lfs"
+"""What stands in a working tree in place of a large file until it is fetched."""
+_MOST_OF_POINTER = 1024
+"""Bytes, by the specification of Git LFS."""
 
 
 def read_header(file: WeightFile) -> dict[str, StoredTensor]:
@@ -68,8 +76,19 @@ def read_header(file: WeightFile) -> dict[str, StoredTensor]:
     by_name = [f for f in FORMATS if f.suffixes and file.path.endswith(f.suffixes)]
     possible = by_name or [f for f in FORMATS if f.begins]
     head = file.at(0, max(len(f.begins) for f in possible))
+    if file.size < _MOST_OF_POINTER and file.at(0, len(_POINTER)) == _POINTER:
+        raise FormatError(
+            f"{file.where}: expected weights, found a pointer of Git LFS: the contents are not there",
+            "run `git lfs pull` in the clone",
+        )
     for format in possible:
         if head.startswith(format.begins):
+            if file.state and not format.is_nested:
+                raise FormatError(
+                    f"{file.where}: --state {quoted(file.state)} names what lies in a PyTorch file,"
+                    f" found {format.name}",
+                    "leave --state out; --include chooses tensors by their names",
+                )
             return format.read(file)
     raise FormatError(
         f"{file.where}: expected a {' or '.join(f.name for f in possible)}, found a file that begins"

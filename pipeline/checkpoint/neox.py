@@ -19,7 +19,7 @@ _IN_A_LAYER = ("attention.", "mlp.", "input_layernorm.", "post_attention_layerno
 
 def layer_files(paths: Collection[str]) -> tuple[str, ...]:
     """Return the files of layers in a checkpoint, in order."""
-    return tuple(sorted(path for path in paths if _LAYER_FILE.fullmatch(path)))
+    return tuple(sorted(path for path in paths if _LAYER_FILE.fullmatch(path.rpartition("/")[2])))
 
 
 def named_by_layer(file: WeightFile, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -28,7 +28,7 @@ def named_by_layer(file: WeightFile, tensors: dict[str, StoredTensor]) -> dict[s
     Raises:
         FormatError: tensors are split by rank.
     """
-    match = _LAYER_FILE.fullmatch(file.path)
+    match = _LAYER_FILE.fullmatch(file.path.rpartition("/")[2])
     if match is None or match["rank"] != "00":
         raise FormatError(
             f"{file.where}: {quoted(file.path)} is one rank's part of tensors that are split by rank",

@@ -18,8 +18,6 @@ from io import BytesIO
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pipeline.checkpoint import outside
-
 MULTIPLE = 24
 """Bytes that may be built for each byte of a pickle. Files of torch.save take 10 to 14, optimizers
 among them, metadata of distributed checkpoints 14 to 17; lists of small dictionaries 18 to 26."""
@@ -30,13 +28,14 @@ MOST_ITEMS = 64
 MOST_KEY_CHARACTERS = 1 << 16
 """Equal keys are compared to their end each time."""
 _MOST_INT = 1 << 60
+_MOST_UNKNOWN = 4  # names, for a message
 
 # What CPython 3.11 takes, on 64 bits.
 _SLOT_BYTES = 8
 _TUPLE_BYTES = 56
 _LIST_BYTES = 72
 _EMPTY_DICT_BYTES = 80
-_RECORD_BYTES = 64
+_RECORD_BYTES = 80
 _DICT_BYTES = 120  # more, for its first entries
 _FIRST_ENTRIES = 5
 _ENTRY_BYTES = 50  # of the others: key, value, hash, index, and room to grow
@@ -51,6 +50,12 @@ class Maker(NamedTuple):
     function: Callable[..., Any]
 
 
+class Named(str):
+    """What a pickle names beyond the list: the name, which nobody looks up."""
+
+    __slots__ = ()
+
+
 class OrderedRecord(dict[Any, Any]):
     """An ordered dictionary; attributes that a pickle sets (`_metadata`) are dropped."""
 
@@ -58,12 +63,18 @@ class OrderedRecord(dict[Any, Any]):
 class Record:
     """An object of some class, as what its pickle sets: attributes by name, or else one `state`.
 
-    Hashed by identity: some are keys of a dictionary, each by itself.
+    Nothing was called to make it. Hashed by identity: some are keys of a dictionary, each by itself.
     """
 
-    __slots__ = ("_state",)
+    __slots__ = ("_state", "arguments", "entries", "kind")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any = None, arguments: Any = ()) -> None:
+        self.kind = kind
+        """What it was to be made by: a name, or another record."""
+        self.arguments = arguments
+        """What that was to be called with."""
+        self.entries: dict[Any, Any] | None = None
+        """Where its class is one of dictionaries."""
         self._state: Mapping[Any, Any] = _NOTHING
 
     def build(self, state: Any) -> None:
@@ -82,7 +93,14 @@ class Record:
 
 
 class Refused(Exception):
-    """A pickle names something that is not on the list."""
+    """A pickle names what runs programs, or holds a whole network."""
+
+
+_PROGRAMS = frozenset({"os", "posix", "nt", "subprocess", "commands"})
+_BUILT_IN = frozenset({"builtins", "__builtin__", "io", "_io"})
+_RUNNERS = frozenset({"eval", "exec", "compile", "open", "__import__", "execfile"})
+"""Of the modules of built-in functions and of files. Nothing is called, whatever it is: but nobody stores these beside
+weights, and whoever meets them should know."""
 
 
 class Machine:
@@ -94,11 +112,13 @@ class Machine:
         """Take note of what the pickle may reach.
 
         Args:
-            names: all that it may name.
+            names: what means something; another name becomes `Named`.
             stored: makes an object of a persistent id.
             length: bytes of the pickle, at most.
         """
         self._names, self._stored, self._length = names, stored, length
+        self.unknown: dict[str, None] = {}
+        """What it named that is not on the list: the first few."""
         self._left = ALLOWANCE + MULTIPLE * length
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -108,7 +128,7 @@ class Machine:
         """Return what the pickle that begins here makes, and leave the stream behind it.
 
         Raises:
-            Refused: it names something that is not on the list.
+            Refused: it names what runs programs, or holds a whole network.
             Exception: of any kind: it is malformed.
         """
         for opcode, argument, _ in pickletools.genops(stream):
@@ -162,11 +182,16 @@ class Machine:
         self._push(argument, sys.getsizeof(argument))
 
     def _text(self, argument: str) -> None:
-        self._value(outside.text(argument))
+        """Push a text that a table can hold: half of a surrogate pair is no character."""
+        self._value(argument.encode("utf-8", "replace").decode())
 
     def _old_text(self, argument: str) -> None:
         """Push a string of Python 2, which is bytes."""
-        self._value(argument.encode("latin-1").decode())
+        data = argument.encode("latin-1")
+        try:
+            self._value(data.decode())
+        except UnicodeDecodeError:
+            self._value(data)
 
     def _mark(self, argument: Any) -> None:
         del argument
@@ -194,6 +219,8 @@ class Machine:
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
+        if isinstance(target, Record):  # of a class of lists or sets: what is in it is not kept
+            return
         if type(target) is not list:
             raise ValueError("items for what is no list")
         self._pay(2 * _SLOT_BYTES * len(items))
@@ -206,11 +233,16 @@ class Machine:
 
     def _set(self, items: list[Any]) -> None:
         target = self._top()
+        if isinstance(target, Record):
+            self._pay(0 if target.entries else _EMPTY_DICT_BYTES)
+            target.entries = target = target.entries or {}
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("entries for what is no dictionary")
         self._pay_entries(target, len(items) // 2)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _check_key(key)
+            if not _is_cheap(key):
+                self._pay(_RECORD_BYTES)
+                key = Record()
             target[key] = value
 
     def _remember(self, number: int) -> None:
@@ -233,10 +265,19 @@ class Machine:
             raise ValueError("a name that is no text")
         value = self._names.get((module, name))
         if value is None:
-            raise Refused(f"{module}.{name}")
+            value = Named(f"{module}.{name}")
+            runs = module in _BUILT_IN and name in _RUNNERS
+            if runs or module.partition(".")[0] in _PROGRAMS:
+                raise Refused(value)
+            self._pay(sys.getsizeof(value))
+            if len(self.unknown) < _MOST_UNKNOWN:
+                self.unknown[value] = None
         self._push(value)
 
     def _call(self, function: Any, arguments: Any) -> None:
+        if isinstance(function, Named | Record):
+            self._new(function, arguments)
+            return
         if type(function) is not Maker or type(arguments) is not tuple:
             raise ValueError("a call of what is no function")
         if len(arguments) > MOST_ITEMS:
@@ -244,19 +285,22 @@ class Machine:
         made = function.function(*arguments)
         self._push(made, _weight(made))
 
-    def _new(self, kind: Any, arguments: Any) -> None:
-        del arguments  # of its constructor
-        if kind is not Record:
+    def _new(self, kind: Any, arguments: Any, *_: Any) -> None:
+        if not isinstance(kind, Named | Record):
             raise ValueError("an object of what is no class")
-        self._push(Record(), _RECORD_BYTES)
+        self._push(Record(kind, arguments), _RECORD_BYTES)
 
     def _build(self, state: Any) -> None:
         target = self._top()
         if isinstance(target, Record):
+            if isinstance(state, dict) and "_parameters" in state and "_modules" in state:
+                raise Refused(target.kind if isinstance(target.kind, Named) else "a whole network")
             self._pay(0 if isinstance(state, dict) else _EMPTY_DICT_BYTES + _DICT_BYTES)
             target.build(state)
-        elif type(target) is not OrderedRecord:
-            raise ValueError("a state for what has none")
+
+    def _frozen(self, items: list[Any]) -> None:
+        del items  # what is in a set is not kept
+        self._push(Record(), _RECORD_BYTES)
 
     def _persistent(self, pid: Any) -> None:
         storage = self._stored(pid)
@@ -270,11 +314,13 @@ def _weight(value: Any) -> int:
     return sys.getsizeof(value)
 
 
-def _check_key(key: Any) -> None:
-    """Refuse what takes long to hash or compare; nested tuples take 2ⁿ steps."""
+def _is_cheap(key: Any) -> bool:
+    """Return whether a key takes little to hash and compare; nested tuples take 2ⁿ steps.
+
+    What is not is replaced: no tensor is found by it.
+    """
     parts = key if type(key) is tuple else (key,)
-    if len(parts) > MOST_ITEMS or not all(map(_is_plain, parts)):
-        raise ValueError(f"a {type(key).__name__} as a key")
+    return len(parts) <= MOST_ITEMS and all(map(_is_plain, parts))
 
 
 def _is_plain(key: Any) -> bool:
@@ -295,11 +341,11 @@ _STEPS: dict[str, Callable[[Machine, Any], None]] = {
     "NEWTRUE": lambda machine, _: machine._push(True),
     "NEWFALSE": lambda machine, _: machine._push(False),
     **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT", "FLOAT",
-         "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT",
+         "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         Machine._value,
     ),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "UNICODE"), Machine._text),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"), Machine._text),
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING", "STRING"), Machine._old_text),
     "MARK": Machine._mark,
     "POP": Machine._drop,
@@ -324,6 +370,10 @@ _STEPS: dict[str, Callable[[Machine, Any], None]] = {
     "STACK_GLOBAL": lambda machine, _: machine._named(*machine._pop_last(2)),
     "REDUCE": lambda machine, _: machine._call(*machine._pop_last(2)),
     "NEWOBJ": lambda machine, _: machine._new(*machine._pop_last(2)),
+    "NEWOBJ_EX": lambda machine, _: machine._new(*machine._pop_last(3)),
+    "EMPTY_SET": lambda machine, _: machine._push(Record(), _RECORD_BYTES),
+    "ADDITEMS": lambda machine, _: machine._append(machine._pop_to_mark()),
+    "FROZENSET": lambda machine, _: machine._frozen(machine._pop_to_mark()),
     "BUILD": lambda machine, _: machine._build(machine._pop()),
     "BINPERSID": lambda machine, _: machine._persistent(machine._pop()),
 }  # fmt: skip

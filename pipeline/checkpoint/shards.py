@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.checkpoint import formats
+from pipeline.checkpoint.file_kinds import file_kind
 from pipeline.checkpoint.formats import Format
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.errors import FormatError, quoted
@@ -16,12 +17,6 @@ _File = TypeVar("_File")
 
 _INDEX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
-# What trainers write beside the weights. Sources: transformers' Trainer (optimizer.pt, scheduler.pt,
-# scaler.pt, rng_state.pth, training_args.bin), DeepSpeed (…_optim_states.pt).
-_NOT_WEIGHTS = re.compile(
-    r"(?:optimizer|scheduler|scaler|rng_state|training_args|trainer_state|random_states)[^/]*"
-    r"|[^/]*_optim_states\.pt"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,12 @@ class WeightFiles:
 
 def may_be_weights(path: str) -> bool:
     """Return whether a file, by its path in a checkpoint, may hold weights on its own."""
-    return "/" not in path and path.endswith(_suffixes()) and not _NOT_WEIGHTS.fullmatch(path)
+    return "/" not in path and weight_suffix(path) != "" and file_kind(path) is None
+
+
+def weight_suffix(path: str) -> str:
+    """Return the suffix that tells a file's format; empty if no format has it."""
+    return max((suffix for suffix in _suffixes() if path.endswith(suffix)), key=len, default="")
 
 
 def holds_weights(paths: Collection[str]) -> bool:
@@ -88,9 +88,55 @@ def weight_files(
         raise FormatError(
             f"{where}: expected one set of weights, found {len(preferred)} files with no index: "
             + ", ".join(quoted(path) for path in preferred[:4]),
-            "add the index, or remove the files that are not this model's weights",
+            f"say which are the weights: --weights {quoted(preferred[0])}",
         )
     return WeightFiles(tuple(preferred))
+
+
+def likely_weights(paths: Collection[str]) -> tuple[str, ...]:
+    """Return which files of a folder are its weights, as far as names alone tell: no index is read."""
+    whole = next((f.whole for f in formats.FORMATS if f.whole and f.whole in paths), None)
+    if whole is not None:
+        return (whole,)
+    preferred = _of_preferred_format(sorted(path for path in paths if may_be_weights(path)))
+    several = None if preferred else _several(paths)
+    return several.paths if several else tuple(preferred)
+
+
+def absent_shards(paths: Collection[str]) -> list[str]:
+    """Return the numbered shards that a set among the paths lacks."""
+    return sorted({*_numbered(list(paths))} - {*paths})
+
+
+def weight_files_in(
+    folder: str, paths: Collection[str], read_text: Callable[[str], bytes], where: str
+) -> WeightFiles:
+    """Return the weight files in a folder of a checkpoint, as `weight_files` finds them."""
+    above = f"{folder}/" if folder else ""
+    inside = {path.removeprefix(above) for path in paths if path.startswith(above)}
+    weights = weight_files(inside, lambda path: read_text(above + path), where)
+    return WeightFiles(tuple(above + path for path in weights.paths), weights.format)
+
+
+def chosen_files(
+    paths: Collection[str], read_text: Callable[[str], bytes], where: str
+) -> WeightFiles:
+    """Return the weight files of a checkpoint whose user has said which they are, in order.
+
+    Raises:
+        FormatError: a shard is absent, or an index is malformed.
+    """
+    if several := _several(paths):
+        return several
+    shards: dict[str, None] = {}
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        if not name.endswith(_INDEX):
+            shards[path] = None
+            continue
+        named = _shards_of_index(read_text(path), f"{where}/{path}")
+        shards |= dict.fromkeys(f"{folder}/{shard}" if folder else shard for shard in named)
+    return WeightFiles(tuple(shards))
 
 
 def _suffixes() -> tuple[str, ...]:

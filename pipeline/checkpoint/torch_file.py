@@ -12,9 +12,11 @@ import io
 import struct
 from collections.abc import Callable
 from itertools import chain
+from typing import NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickles import (
+    Split,
     Storage,
     TensorRecord,
     element_span,
@@ -37,6 +39,13 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
+class StoredPart(NamedTuple):
+    """A tensor as one file holds it, and how it is divided among several; None: it is whole."""
+
+    stored: StoredTensor
+    split: Split | None
+
+
 def read_torch_chunk(file: WeightFile) -> StoredTensor:
     """Return the one tensor of a file that `torch.save` wrote of it alone.
 
@@ -44,7 +53,7 @@ def read_torch_chunk(file: WeightFile) -> StoredTensor:
         FormatError: as for `read_zip`.
     """
     program, place = _archive(file)
-    record = load(io.BytesIO(program), file.where)
+    record = load(io.BytesIO(program), file.where).value
     if not isinstance(record, TensorRecord):
         raise FormatError(f"{file.where}: expected one tensor, found a {type(record).__name__}")
     return _located("", record, place, file.where, 0)
@@ -57,11 +66,32 @@ def read_zip(file: WeightFile) -> dict[str, StoredTensor]:
     """Return the tensors of an archive that `torch.save` wrote.
 
     Raises:
-        FormatError: not such a file, or it names anything but tensors, or places one outside.
+        FormatError: not such a file, it holds a part of what ranks divided, needs a class of which
+            nothing is known, or places a tensor outside.
+    """
+    return _whole(zip_parts(file), file.where)
+
+
+def zip_parts(file: WeightFile) -> dict[str, StoredPart]:
+    """Return the tensors of an archive, which may be one rank's parts.
+
+    Raises:
+        FormatError: as for `read_zip`.
     """
     program, place = _archive(file)
-    records = state_dict(load(io.BytesIO(program), file.where), file.where)
+    records = state_dict(load(io.BytesIO(program), file.where), file.where, file.state)
     return _all_placed(records, place, file)
+
+
+def _whole(parts: dict[str, StoredPart], where: str) -> dict[str, StoredTensor]:
+    for name, part in parts.items():
+        if part.split is not None:
+            raise FormatError(
+                f"{where}: expected whole tensors, found {list(part.stored.shape)} of"
+                f" {list(part.split.shape)} of {quoted(name)}: one rank's part",
+                "name the folder with the files of all ranks",
+            )
+    return {name: part.stored for name, part in parts.items()}
 
 
 def _archive(file: WeightFile) -> tuple[bytes, _Place]:
@@ -151,28 +181,28 @@ def read_legacy(file: WeightFile) -> dict[str, StoredTensor]:
         except FormatError:
             if length == most or stream.tell() < length:  # more of it would not help
                 raise
-    if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(keys, list):
+    numbers = magic.value, protocol.value
+    if numbers != (_LEGACY_MAGIC, _LEGACY_PROTOCOL) or not isinstance(keys.value, list):
         raise FormatError(f"{where}: expected a file of torch.save, found another pickle")
-    records = state_dict(state, where)
-    storages = {record.storage.key: record for record in records.values()}
+    records = state_dict(state, where, file.state)
+    storages = state.storages
     places: dict[str, tuple[int, int]] = {}
     position = stream.tell()
-    for key in keys:
-        if not isinstance(key, str) or key not in storages:
+    for key in keys.value:
+        if not isinstance(key, str) or key not in storages or not storages[key].itemsize:
             raise FormatError(
-                f"{where}: storage {quoted(key)} belongs to no tensor of the state dict",
+                f"{where}: storage {quoted(key)} belongs to no tensor of a known number format",
                 "save the model's state_dict alone",
             )
-        storage = storages[key].storage
         start = position + 8
-        stop = start + storage.numel * DTYPES[storage.dtype or "U8"].itemsize
+        stop = start + storages[key].numel * storages[key].itemsize
         if stop > size:
             raise FormatError(f"{where}: storage {quoted(key)} ends at {stop:,} of {size:,} bytes")
         places[key] = (start, stop)
         position = stop
-    if keys:  # the first count is in reach: it proves that the computation is right
+    if keys.value:  # the first count is in reach: it proves that the computation is right
         (count,) = struct.unpack("<q", file.at(stream.tell(), stream.tell() + 8))
-        expected = storages[keys[0]].storage.numel
+        expected = storages[keys.value[0]].numel
         if count != expected:
             raise FormatError(f"{where}: expected a storage of {expected:,}, found {count:,}")
 
@@ -181,17 +211,18 @@ def read_legacy(file: WeightFile) -> dict[str, StoredTensor]:
             raise FormatError(f"{where}: storage {quoted(storage.key)} is absent")
         return places[storage.key]
 
-    return _all_placed(records, place, file)
+    return _whole(_all_placed(records, place, file), where)
 
 
 def _all_placed(
     records: dict[str, TensorRecord], place: _Place, file: WeightFile
-) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
+) -> dict[str, StoredPart]:
+    tensors: dict[str, StoredPart] = {}
     left = min(MAX_EXTENTS, file.size // 2)  # an extent is two elements or more
     for name, record in records.items():
-        tensors[name] = _located(name, record, place, file.where, left)
-        left -= len(tensors[name].extents)
+        stored = _located(name, record, place, file.where, left)
+        tensors[name] = StoredPart(stored, record.split)
+        left -= len(stored.extents)
     return tensors
 
 
@@ -199,6 +230,8 @@ def _located(
     name: str, record: TensorRecord, place: _Place, where: str, most_extents: int
 ) -> StoredTensor:
     """Return where a tensor lies, checked against its storage's place."""
+    if record.storage is None or record.unreadable:
+        return StoredTensor(record.dtype, record.shape, 0, 0, unreadable=record.unreadable)
     begin, end = place(record.storage)
     itemsize = DTYPES[record.dtype].itemsize
     start = begin + record.offset * itemsize

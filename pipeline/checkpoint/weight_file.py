@@ -29,6 +29,8 @@ class WeightFile:
     read: Read
     others: tuple[WeightFile, ...] = ()
     """The files that its header may name, where it does not speak of itself alone."""
+    state: str = ""
+    """Where in nested dictionaries its weights lie: keys joined by dots. Empty: where is usual."""
     _blocks: dict[int, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def whole(self) -> bytes:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.checkpoint.file_kinds import UNREAD_WEIGHTS
+from pipeline.checkpoint.names import unplaced
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
@@ -21,6 +23,7 @@ from pipeline.planning.unknown import unknown
 _SEVERITIES = {
     "shape_changed": "warning",
     "missing_tensor": "warning",
+    "valueless_tensor": "warning",
     "tied_weights": "info",
     "excluded_tensor": "info",
 }
@@ -32,12 +35,16 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
     return [
         *starts_late(plan, seen),
         *_missing_steps(plan),
+        *_incomplete(plan),
+        *_unplaced(plan),
         *_left_out(plan, "shape_changed"),
         *_resized(plan),
         *_left_out(plan, "missing_tensor"),
         *_not_tied(plan),
         *_unknown_roles(plan),
+        *_left_out(plan, "valueless_tensor"),
         *_dtype_changed(plan),
+        *_unread(plan),
         *_frozen(seen),
         *_below_noise_floor(plan, seen),
         *_left_out(plan, "tied_weights"),
@@ -65,6 +72,48 @@ def _missing_steps(plan: Plan) -> Iterator[Finding]:
                 "before": gap.before,
                 "missing": gap.missing,
             },
+        )
+
+
+def _incomplete(plan: Plan) -> Iterator[Finding]:
+    for entry in plan.account.lacking:
+        yield Finding(
+            "warning",
+            "incomplete_checkpoint",
+            f"{entry.name}: {entry.reason}; left out: an interrupted save, or an incomplete copy",
+            evidence={"name": entry.name, "reason": entry.reason},
+        )
+
+
+def _unplaced(plan: Plan) -> Iterator[Finding]:
+    """Say which checkpoints stand where they stand without a step: a best one may be of any time."""
+    for k, checkpoint in enumerate(plan.checkpoints):
+        kind = unplaced(checkpoint.name) if checkpoint.name in plan.account.unplaced else None
+        if kind is not None:
+            yield Finding(
+                "warning" if kind == "best" else "info",
+                "unplaced_checkpoint",
+                f"{checkpoint.name}: its name states no step; no copy of another, so it is taken"
+                f" as checkpoint {k}",
+                k,
+                evidence={"checkpoint": label(plan, k)},
+            )
+
+
+def _unread(plan: Plan) -> Iterator[Finding]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for k, files in enumerate(plan.unread):
+        for path, kind in files.items():
+            if kind == UNREAD_WEIGHTS:
+                places[path].append(k)
+    if places:
+        yield Finding(
+            "info",
+            "unread_weights",
+            f"{some(list(places))}: weights that are not read (another network's, or the same ones"
+            " in another format); --weights reads them",
+            min(ks[0] for ks in places.values()),
+            evidence={"files": {path: len(ks) for path, ks in places.items()}},
         )
 
 

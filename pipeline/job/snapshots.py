@@ -25,8 +25,8 @@ from pipeline.store.tiles import TileFolder
 
 LEAST_TILES = 10
 """Before so many have been read no estimate is shown: fewer draws tell too little of their spread."""
-SNAPSHOT_AFTER_S = 5.0
-"""Shorter runs are over before anyone has looked."""
+SNAPSHOT_AFTER_S = 30.0
+"""Shorter runs are over before anyone has looked: after 5 s, one took a quarter of the CPU of a job of 20."""
 SNAPSHOT_SHARE = 0.05
 """Of the time at most goes into snapshots."""
 AGAIN_AFTER_S = 30.0

@@ -6,28 +6,29 @@ import bisect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
 from pipeline.checkpoint.blocks import split
 from pipeline.checkpoint.components import has_heads
 from pipeline.checkpoint.config import of_part
 from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.parts import Part, by_head, parts
 from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
-from pipeline.planning.contents import Contents, read_config, read_contents
+from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import Selected
 from pipeline.planning.ties import Twin, one_place, twins
+from pipeline.planning.valueless import has_values
 from pipeline.sources.base import File, Source
 
 _OF_THE_VOCABULARY = frozenset({"embed", "unembed"})
-_HEADERS_AT_ONCE = 16  # each is a round trip or two; the Hub's client shares one connection pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
+    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
+    """What its values are multiplied with, at the checkpoints that store codes."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
     rows: tuple[int, ...] = ()
@@ -65,6 +68,7 @@ class AlignedTensor:
         return {
             *self.files,
             *(extent.file for extents in self.scattered.values() for extent in extents),
+            *(extent.file for scales in self.scales.values() for extent in scales.extents),
         }
 
     def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
@@ -115,25 +119,28 @@ class Alignment:
     left_out: tuple[LeftOutTensor, ...]
     bytes: tuple[int, ...]
     """Size of all weight files of each checkpoint."""
+    unread: tuple[Mapping[str, FileKind], ...] = ()
+    """The files of each checkpoint that are not read, by path, and what they are."""
 
 
 def align(
     source: Source,
     checkpoints: Sequence[Selected],
+    contents: Sequence[Contents],
     request: Request,
     firsts: Sequence[int] = (0,),
 ) -> Alignment:
-    """Read all headers and return the tensors that are comparable throughout.
+    """Return the tensors that are comparable throughout.
 
     Args:
+        contents: what each checkpoint stores.
         firsts: the checkpoints whose `config.json` counts: the first of each path.
 
     Raises:
-        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+        FormatError: a configuration is malformed.
         NothingMatches: no tensor is left.
     """
-    with PlanCache() as cache, ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        contents = list(pool.map(lambda each: read_contents(source, each, cache), checkpoints))
+    with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
     tensors_of = bridged([each.tensors for each in contents])
     contents = [
@@ -190,12 +197,19 @@ def align(
                 },
                 rows=rows,
                 twin=twin,
+                scales={
+                    k: aligned_scales(place.scales, place.shape, numbers[k], file)
+                    for k, (file, place) in enumerate(present)
+                    if place.scales
+                },
             )
         )
     if not tensors:
         raise _no_tensor(request, left_out)
     sizes = tuple(sum(file.size for file in each.files) for each in contents)
-    return Alignment(files, tuple(tensors), tuple(left_out), sizes)
+    return Alignment(
+        files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents)
+    )
 
 
 def _parts(
@@ -262,6 +276,9 @@ def _reason(
     request: Request,
 ) -> _Reason | None:
     shapes = {tensor[1].shape for tensor in stored if tensor is not None}
+    without = _without_values(stored, checkpoints)
+    if without is not None:
+        return without
     for tensor in stored:
         if tensor is not None:
             reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
@@ -301,6 +318,27 @@ def _unwanted(name: str, request: Request) -> str | None:
     if request.include and not any(re.search(pattern, name) for pattern in request.include):
         return "not matched by --include"
     return None
+
+
+def _without_values(
+    stored: Sequence[tuple[int, StoredTensor] | None], checkpoints: Sequence[Selected]
+) -> _Reason | None:
+    """Return why a tensor has no values that can be read at some checkpoints, if that is so.
+
+    It is worth a warning where it holds weights that are not read, or does at other checkpoints.
+    """
+    present = [(k, tensor[1]) for k, tensor in enumerate(stored) if tensor is not None]
+    lacking = [(k, tensor) for k, tensor in present if tensor.unreadable or 0 in tensor.shape]
+    if not lacking:
+        return None
+    k, tensor = lacking[0]
+    reason = tensor.unreadable or "empty"
+    if len(lacking) < len(present) and any(has_values(other) for _, other in present):
+        at = checkpoints[k].candidate.name
+        text = f"{reason} at {len(lacking)} checkpoints, first {at}"
+        return _Reason(text, "valueless_tensor", k)
+    warned = tensor.lost or not tensor.unreadable
+    return _Reason(reason, "valueless_tensor" if warned else "excluded_tensor", k)
 
 
 def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:

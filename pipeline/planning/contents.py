@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.checkpoint.file_kinds import (
+    NOT_UNDERSTOOD,
+    PARTS_OF_DISTRIBUTED,
+    UNREAD_WEIGHTS,
+    FileKind,
+    file_kind,
+)
 from pipeline.checkpoint.formats import Format, read_header
-from pipeline.checkpoint.shards import weight_files
+from pipeline.checkpoint.layouts import listed, weights_folder
+from pipeline.checkpoint.reading import BY_TABLES, Reading
+from pipeline.checkpoint.scales import with_scales
+from pipeline.checkpoint.shards import chosen_files, weight_files_in, weight_suffix
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError, quoted
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.select import Selected
 from pipeline.sources.base import Candidate, File, Source
+
+HEADERS_AT_ONCE = 16
+"""Each is a round trip or two; the Hub's client shares one connection pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +43,17 @@ class Contents:
     tensors: dict[str, tuple[int, StoredTensor]]
     """By name: index of the file, place in it."""
     config: File | None
+    unread: Mapping[str, FileKind] = field(default_factory=dict)
+    """Its files that are not read, by path, and what they are."""
 
 
-def read_contents(source: Source, checkpoint: Selected, cache: PlanCache) -> Contents:
+def read_contents(
+    source: Source, checkpoint: Selected, cache: PlanCache, reading: Reading = BY_TABLES
+) -> Contents:
     """Return what a checkpoint stores.
+
+    Args:
+        reading: what the user says of names and files.
 
     Raises:
         FormatError: a header or index is malformed, or there are no weights.
@@ -42,24 +64,66 @@ def read_contents(source: Source, checkpoint: Selected, cache: PlanCache) -> Con
         if candidate.commit
         else f"{source.label}/{candidate.name}"
     )
-    listing = {file.path: file for file in _files(source, candidate, cache)}
-    weights = weight_files(listing.keys(), lambda path: _text(source, listing[path], cache), where)
+    listing = {file.path: file for file in files_of(source, candidate, cache, reading)}
+
+    def read_text(path: str) -> bytes:
+        if path not in listing:
+            raise FormatError(f"{where}: expected {quoted(path)}, found no such file")
+        return _text(source, listing[path], cache)
+
+    if reading.weights:
+        chosen = [p for p in listing if candidate.is_file or reading.are_weights(p)]
+        weights, base = chosen_files(chosen, read_text, where), ""
+    else:
+        base = weights_folder(listed(dict.fromkeys(listing)), "") or ""
+        weights = weight_files_in(base, listing, read_text, where)
+    absent = [path for path in weights.paths if path not in listing]
+    if absent:
+        raise FormatError(f"{where}: shard {quoted(absent[0])} is absent")
     if not weights.paths:
         raise FormatError(
             f"{where}: expected weight files, found none among {len(listing)} files",
-            "leave this checkpoint out with --revisions or --steps",
+            "say which they are with --weights GLOB, or leave this checkpoint out with --revisions",
         )
     files = tuple(listing[path] for path in weights.paths)
     tensors: dict[str, tuple[int, StoredTensor]] = {}
     for index, unit in enumerate(weights.units(files)):
-        for name, tensor in _tensors(source, unit, weights.format, cache).items():
+        state = candidate.state or reading.state
+        for name, tensor in _tensors(source, unit, weights.format, cache, state).items():
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
                     f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}"
                 )
             tensors[name] = (index, tensor)
-    return Contents(files, tensors, listing.get("config.json"))
+    unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}
+    return Contents(files, with_scales(tensors), _config(listing, base), unread)
+
+
+def _unread_kind(path: str) -> FileKind:
+    if kind := file_kind(path):
+        return kind if kind.what != PARTS_OF_DISTRIBUTED else UNREAD_WEIGHTS
+    return UNREAD_WEIGHTS if weight_suffix(path) else NOT_UNDERSTOOD
+
+
+def _config(listing: Mapping[str, File], base: str) -> File | None:
+    """Return the configuration: beside the weights, above them, or where verl puts it."""
+    folders = [base, *(base.rsplit("/", up)[0] for up in range(1, base.count("/") + 1)), ""]
+    folders.append(f"{base}/huggingface" if base else "huggingface")
+    paths = (f"{folder}/config.json" if folder else "config.json" for folder in folders)
+    return next((listing[path] for path in paths if path in listing), None)
+
+
+def read_all(
+    source: Source, checkpoints: Sequence[Selected], reading: Reading = BY_TABLES
+) -> list[Contents]:
+    """Return what each checkpoint stores.
+
+    Raises:
+        FormatError: a header or index is malformed, or a checkpoint holds no weights.
+    """
+    with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        return list(pool.map(lambda each: read_contents(source, each, cache, reading), checkpoints))
 
 
 def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
@@ -73,10 +137,15 @@ def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str
     return config if isinstance(config, dict) else {}
 
 
-def _files(source: Source, candidate: Candidate, cache: PlanCache) -> list[File]:
+def files_of(
+    source: Source, candidate: Candidate, cache: PlanCache, reading: Reading = BY_TABLES
+) -> list[File]:
+    """Return the files of a checkpoint; of a commit as an earlier plan has kept them."""
     if not candidate.repository:
         return source.files(candidate)
-    key = json.dumps(["files", candidate.repository, candidate.commit, candidate.path])
+    # how names are read says which folders in it are checkpoints of their own
+    place = [candidate.repository, candidate.commit, candidate.path, reading.names]
+    key = json.dumps(["files", *place])
     known = cache.get(key)
     if known is not None:
         return [File(candidate, *fields) for fields in known]
@@ -86,19 +155,22 @@ def _files(source: Source, candidate: Candidate, cache: PlanCache) -> list[File]
 
 
 def _tensors(
-    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache
+    source: Source, files: tuple[File, ...], format: Format | None, cache: PlanCache, state: str
 ) -> dict[str, StoredTensor]:
     """Return the tensors that the header of the first of the files speaks of."""
-    key = _key("tensors", *files)
+    key = _key(f"tensors {state}".rstrip(), *files)
     known = _known_tensors(key, cache)
     if known is not None:
         return known
     first, *others = (_weight_file(source, file) for file in files)
+    for each in (first, *others):
+        each.state = state
     first.others = tuple(others)
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents) for n, t in tensors.items()
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost)
+            for n, t in tensors.items()
         )
         cache.put(key, list(rows))
     return tensors
@@ -128,9 +200,9 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents)
+            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), *why
         )
-        for name, dtype, shape, start, stop, order, extents in known
+        for name, dtype, shape, start, stop, order, extents, *why in known
     }
 
 

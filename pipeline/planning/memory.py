@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, most_scale_bytes, width
 from pipeline.planning.tiles import Tile, results
-from pipeline.statistics.pieces import PIECE
+from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
@@ -85,12 +85,15 @@ def project(
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
         sum(
-            (range_.stop - range_.first) * width(tensors[range_.tensor]) + widest
+            (range_.stop - range_.first) * width(tensors[range_.tensor])
+            + widest
+            + most_scale_bytes(tensors[range_.tensor], range_.stop - range_.first)
             for range_ in tile.ranges
         )
         for tile in tiles
     )
-    least_row = _aligned(min(PIECE * widest, longest))
+    beside = max(most_scale_bytes(tensor, PIECE) for tensor in tensors)
+    least_row = _aligned(min(PIECE * widest + beside, longest))
     least = fixed + calls * num_checkpoints * least_row
     if budget < least:
         raise PlanDoesNotFit(
@@ -117,14 +120,19 @@ def project(
 def scratch_bytes(
     tensors: Sequence[AlignedTensor], statistics: Sequence[Statistic] = ALWAYS
 ) -> int:
-    """Values, their gathered part, increments and samples of one piece, and its product."""
+    """Values, their gathered part, increments and samples of a batch, and the products of its pieces."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))
     # values and gathered part as stored or in float32, increments in float32, what the rounding
     # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
     per_element = 2 * value + 4 + 2 * 4 + 2 + scratch_per_value(statistics)
-    # a float32 product; in float64 a piece's sum, that over present checkpoints, and one product
-    return num_checkpoints * PIECE * per_element + (4 + 3 * 8) * num_checkpoints**2
+    if any(tensor.scales for tensor in tensors):
+        per_element += 3 * 4  # factors, what they make of codes, and how far apart these are
+    # float32 products; in float64 those of pieces, that over present checkpoints, and one product
+    products = products_at_once(num_checkpoints) * (4 + 8) + 2 * 8
+    return num_checkpoints * (
+        batch_elements(num_checkpoints) * per_element + products * num_checkpoints
+    )
 
 
 def results_ahead(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:

@@ -10,11 +10,13 @@ import difflib
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from pipeline.checkpoint.reading import GROUPS
 from pipeline.checkpoint.stated_roles import StatedRoles, parse
 from pipeline.errors import RequestError, quoted
 
@@ -117,6 +119,36 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, Iterable):
         raise RequestError(f"{option}: expected text, or several, found {quoted(value)}")
     return tuple(text(option, each) for each in value)
+
+
+def names(option: str, value: Any) -> str:
+    """Return a regular expression that says where a checkpoint stands, by groups that have names."""
+    pattern = text(option, value)
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RequestError(
+            f"{option} {quoted(pattern)} is not a regular expression: {error}"
+        ) from None
+    if groups - set(GROUPS) or not groups & {"step", "tokens"}:
+        raise RequestError(
+            f"{option}: expected a group step or tokens, and no others than"
+            f" {', '.join(GROUPS)}, found {quoted(pattern)}",
+            f"for example {option} '(?P<step>\\d+)$'",
+        )
+    return pattern
+
+
+def globs(option: str, value: Any) -> tuple[str, ...]:
+    """Return patterns of paths inside a checkpoint."""
+    patterns = texts(option, value)
+    for pattern in patterns:
+        if any(part in ("", ".", "..", "**") for part in pattern.split("/")):
+            raise RequestError(
+                f"{option}: expected a pattern of paths in a checkpoint, found {quoted(pattern)}",
+                f"for example {option} 'unet_ema/*.safetensors'",
+            )
+    return patterns
 
 
 def flag(option: str, value: Any) -> bool:

@@ -14,13 +14,18 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.errors import PlanDoesNotFit, RequestError
+from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, LeftOutTensor, align
+from pipeline.planning.choose import choose
+from pipeline.planning.contents import read_all
 from pipeline.planning.gaps import Gap
 from pipeline.planning.memory import show_size
+from pipeline.planning.parallel import one_request_each
 from pipeline.planning.request import Request, check_run_name, run_name_from
 from pipeline.planning.sample import WHOLE, Draw, Sample, draw, draw_within
-from pipeline.planning.select import LeftOut, Selected, Selection, select, without_repeated_main
+from pipeline.planning.select import LeftOut, Selected, Selection
 from pipeline.planning.tiles import (
     Tile,
     divide,
@@ -29,6 +34,7 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import File, Source
 from pipeline.sources.joint import Joint
@@ -65,6 +71,7 @@ class PlannedPath:
     """Number of its first checkpoint among those of all."""
     left_out_checkpoints: tuple[LeftOut, ...]
     gaps: tuple[Gap, ...]
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,9 @@ class Plan:
     tensors: tuple[AlignedTensor, ...] = field(repr=False)
     left_out_tensors: tuple[LeftOutTensor, ...] = field(repr=False)
     tiles: tuple[Tile, ...] = field(repr=False)
+    account: Account
+    unread: tuple[Mapping[str, FileKind], ...] = field(repr=False)
+    """The files of each checkpoint that are not read, by path, and what they are."""
     content: str
     """Digest of what is read, and how it is divided."""
     selection: str = field(repr=False)
@@ -134,6 +144,7 @@ class Plan:
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
                     twin=t.twin and t.twin.seen_from(first, stop),
+                    scales={k - first: s for k, s in t.scales.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
@@ -146,6 +157,8 @@ class Plan:
                     checkpoints=self.checkpoints[checkpoints],
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
+                    account=path.account,
+                    unread=self.unread[checkpoints],
                     tensors=tensors,
                     left_out_tensors=tuple(
                         replace(tensor, k=None if tensor.k is None else max(0, tensor.k - first))
@@ -268,13 +281,11 @@ def make_plan(
     Raises:
         RequestError: nothing can be planned; nothing was written.
     """
-    source = source or open_source(request.source, request.layout)
-    selection = without_repeated_main(source, select(source.candidates(), request))
+    source = source or _open(request)
+    selection = choose(source, request)
     labels = [source.label] * len(selection.checkpoints)
-    made = _made(
-        run_name(request, source), source, selection, labels, (), request, least_tile_bytes
-    )
-    return made, source
+    name, account = run_name(request, source), account_of(source, selection)
+    return _made(name, source, selection, account, labels, (), request, least_tile_bytes), source
 
 
 def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
@@ -291,13 +302,13 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     """
     if len(requests) < 2:
         raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
-    sources = [open_source(request.source, request.layout) for request in requests]
+    sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
     paths: list[PlannedPath] = []
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
-        selection = without_repeated_main(source, select(source.candidates(), request))
+        selection = choose(source, request)
         paths.append(
             PlannedPath(
                 run_name(request, source),
@@ -306,6 +317,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
+                account_of(source, selection),
             )
         )
         checkpoints += [
@@ -320,22 +332,31 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     )
     name = check_run_name(run) if run else run_name_from(joint.run_name)
     check_distinct([*(path.run for path in paths), name])
-    return _made(name, joint, together, labels, tuple(paths), requests[0]), joint
+    account = of_several([path.account for path in paths])
+    return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
 
 
 def _made(
     run: str,
     source: Source,
     selection: Selection,
+    account: Account,
     labels: Sequence[str],
     paths: tuple[PlannedPath, ...],
     request: Request,
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    checkpoints = selection.checkpoints
+    contents = read_all(source, selection.checkpoints, request.reading)
+    lacking = without_values(
+        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    )
+    kept = [k for k in range(len(contents)) if k not in lacking]
+    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    account, paths = _lacking(selection.checkpoints, lacking, account, paths)
+    checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, request, firsts)
+    alignment = align(source, checkpoints, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)
@@ -352,6 +373,8 @@ def _made(
         tensors=alignment.tensors,
         left_out_tensors=alignment.left_out,
         tiles=tiles,
+        account=account,
+        unread=alignment.unread,
         content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
@@ -359,6 +382,34 @@ def _made(
         seed=request.seed,
         statistics_asked=request.statistics,
     )
+
+
+def _lacking(
+    checkpoints: Sequence[Selected],
+    lacking: Mapping[int, str],
+    account: Account,
+    paths: tuple[PlannedPath, ...],
+) -> tuple[Account, tuple[PlannedPath, ...]]:
+    """Return the account and the paths of a plan that leaves out checkpoints without values."""
+    entries = {k: LeftOut(checkpoints[k].candidate.name, why) for k, why in lacking.items()}
+    stops = [*(path.first for path in paths[1:]), len(checkpoints)]
+    adjusted = tuple(
+        replace(
+            path,
+            first=path.first - sum(k < path.first for k in lacking),
+            account=_with(path.account, [e for k, e in entries.items() if path.first <= k < stop]),
+        )
+        for path, stop in zip(paths, stops, strict=False)
+    )
+    return _with(account, list(entries.values())), adjusted
+
+
+def _with(account: Account, lacking: Sequence[LeftOut]) -> Account:
+    return replace(account, lacking=(*account.lacking, *lacking))
+
+
+def _open(request: Request) -> Source:
+    return open_source(request.source, request.layout, request.reading)
 
 
 def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None:
@@ -381,7 +432,15 @@ def run_name(request: Request, source: Source | None = None) -> str:
     """Return the name that the request's run will have; reads nothing."""
     if request.run:
         return check_run_name(request.run)
-    return run_name_from((source or open_source(request.source)).run_name)
+    return run_name_from((source or _open(request)).run_name)
+
+
+def one_for_each_run(request: Request) -> list[Request]:
+    """Return the request, or one for each run in its source if all are asked for."""
+    if request.seeds != "all":
+        return [request]
+    source = _open(request)
+    return one_request_each(request, source.candidates(), run_name(request, source))
 
 
 def check_distinct(names: Sequence[str]) -> None:
@@ -458,6 +517,8 @@ def _digest(
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
     for tile in tiles:
         add(tile.name)
     for drawn in draws:

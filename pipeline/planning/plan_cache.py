@@ -15,10 +15,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-FORMAT = 4
+FORMAT = 5
 """Raised when what is kept changes its form, or what is read of files: before 3 what one host had said
 of a hash was believed for another, and sizes stood for hashes; before 4 the path of a file, which says
-what its tensors are called in some formats, did not count."""
+what its tensors are called in some formats, did not count; before 5 only files near the weights were
+listed, and a tensor whose values cannot be read had no entry."""
 
 
 def cache_file() -> Path:

@@ -9,11 +9,14 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.checkpoint.reading import Reading
 from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
     flag,
+    globs,
+    names,
     one_of,
     optional,
     settle,
@@ -46,10 +49,18 @@ class Request:
     revisions: tuple[str, ...] = ()
     """Globs; a checkpoint is kept if its name matches one of them, or if there is none."""
     steps: StepRange | None = None
+    names: str | None = None
+    """A regular expression that reads names, in place of the tables."""
+    weights: tuple[str, ...] = ()
+    """Globs: which files of a checkpoint are its weights, in place of the tables."""
+    seeds: str = "first"
+    """Which of several runs side by side: `first` for the longest, `all`, or a name."""
     include: tuple[str, ...] = ()
     """Regular expressions searched in tensor names; all tensors are kept if there is none."""
     exclude: tuple[str, ...] = ()
     """Regular expressions too; they win over `include`."""
+    state: str | None = None
+    """Where in a file of nested dictionaries the weights lie: keys joined by dots."""
     roles: StatedRoles | None = None
     """What the user states of tensors by their names."""
     by_head: bool = False
@@ -80,15 +91,27 @@ class Request:
                         f"{option} {quoted(pattern)} is not a regular expression: {error}"
                     ) from None
 
+    @property
+    def reading(self) -> Reading:
+        """What it says of names and files."""
+        return Reading(self.names, self.weights, self.state or "")
+
     def selection(self) -> dict[str, Any]:
         """Return which weights are asked for, as JSON holds it: what is not the default."""
         stated: dict[str, Any] = {
-            name: sorted(getattr(self, name)) for name in ("revisions", "include", "exclude")
+            name: sorted(getattr(self, name))
+            for name in ("revisions", "weights", "include", "exclude")
         }
+        if self.names is not None:
+            stated["names"] = self.names
+        if self.seeds != "first":
+            stated["seeds"] = self.seeds
         if self.steps is not None:
             stated["steps"] = str(self.steps)
         if self.layout != "auto":
             stated["layout"] = self.layout
+        if self.state is not None:
+            stated["state"] = self.state
         if self.by_head:
             stated["by_head"] = True
         if self.budget is not None:
@@ -103,8 +126,12 @@ _READERS = {
     "run": optional(text),
     "revisions": texts,
     "steps": optional(steps),
+    "names": optional(names),
+    "weights": globs,
+    "seeds": text,
     "include": texts,
     "exclude": texts,
+    "state": optional(text),
     "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(*NAMES),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint.names import Position, position
-from pipeline.checkpoint.shards import holds_weights
+from pipeline.checkpoint.names import Position, is_being_written, unplaced
+from pipeline.checkpoint.stages import counting_epochs, staged
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.gaps import Gap, gaps
+from pipeline.planning.parallel import of_one_run
 from pipeline.planning.request import Request
-from pipeline.sources.base import Candidate, Source
+from pipeline.sources.base import Candidate
+from pipeline.sources.beside import Beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,11 @@ class Selected:
     elapsed: float | None
     """Training time in steps, continued over stages whose numbering restarts."""
 
+    @property
+    def is_placed(self) -> bool:
+        """False if it is a last or best checkpoint, whose name does not say where it stands."""
+        return self.position.is_known
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -39,25 +46,46 @@ class Selection:
     left_out: tuple[LeftOut, ...]
     gaps: tuple[Gap, ...] = ()
     """What the source itself lacks, judged before the request's own selection."""
+    ordering: str = ""
+    """How stages were ordered, where names alone do not say."""
+    lacking: tuple[LeftOut, ...] = ()
+    """Checkpoints of the series that hold no weights that can be read."""
 
 
-def select(candidates: Sequence[Candidate], request: Request) -> Selection:
+def select(
+    candidates: Sequence[Candidate], request: Request, beside: Sequence[Beside] = ()
+) -> Selection:
     """Return the checkpoints that the request keeps, in order of stage, step and tokens.
 
     Training time is counted before the request's own selection, so that leaving checkpoints out
     does not change when the others were.
 
+    Args:
+        beside: what lies beside the candidates: folders of the series without weights are named.
+
     Raises:
         NothingMatches: fewer than two are left, or they are of several runs.
     """
-    _check_one_run(candidates, request)
-    one_path, left_out = _one_path(candidates, request)
-    final = _final(candidates)
-    ordered, unordered = _ordered([c for c in one_path if c is not final])
+    written = [c for c in candidates if not is_being_written(c.name)]
+    left_out = [
+        LeftOut(c.name, "hidden, or being written") for c in candidates if is_being_written(c.name)
+    ]
+    _check_one_run(written, request)
+    wanted = [c for c in written if _is_wanted(c.name, request)]
+    one_run, reasons = of_one_run(written, wanted or written, request)
+    left_out += [LeftOut(*reason) for reason in reasons]
+    unplaced, one_run = _unplaced(one_run)
+    epochs = counting_epochs([candidate.position for candidate in one_run])
+    why = "its number is an epoch, where others state their step"
+    left_out += [LeftOut(c.name, why) for c in one_run if c.position in epochs]
+    one_run = [c for c in one_run if c.position not in epochs]
+    positions, ordering = staged([candidate.position for candidate in one_run])
+    ordered, unordered = _ordered(list(zip(one_run, positions, strict=True)))
     left_out += unordered
-    if final is not None:
-        ordered.append(Selected(final, Position(None, None, None), None))
-    kept = []
+    gaps = _gaps(ordered)
+    for candidate in unplaced:
+        _place(candidate, ordered, dict(zip(one_run, positions, strict=True)))
+    kept: list[Selected] = []
     for entry in ordered:
         reason = _unwanted(entry, request)
         if reason is None:
@@ -65,8 +93,9 @@ def select(candidates: Sequence[Candidate], request: Request) -> Selection:
         else:
             left_out.append(LeftOut(entry.candidate.name, reason))
     if len(kept) < 2:
-        raise _too_few(kept, left_out, candidates, request)
-    return Selection(tuple(kept), tuple(left_out), _gaps(ordered))
+        raise too_few(kept, left_out, candidates, request, beside)
+    lacking = tuple(_lacking(beside, kept, request))
+    return Selection(tuple(kept), tuple(left_out), gaps, ordering, lacking)
 
 
 def _check_one_run(candidates: Sequence[Candidate], request: Request) -> None:
@@ -76,8 +105,7 @@ def _check_one_run(candidates: Sequence[Candidate], request: Request) -> None:
         for candidate in candidates
         if candidate.position.is_known and _is_wanted(candidate.name, request)
     )
-    unknown = Position(None, None, None)
-    if len(counts) > 1 and all(position(folder) == unknown for folder in counts):
+    if len(counts) > 1 and all(request.reading.position(f) == Position() for f in counts):
         shown = ", ".join(f"{quoted(path)} ({n:,})" for path, n in sorted(counts.items())[:6])
         raise NothingMatches(
             f"{request.source}: expected the checkpoints of one run, found them in"
@@ -94,56 +122,48 @@ def _gaps(ordered: Sequence[Selected]) -> tuple[Gap, ...]:
     return tuple(gap for stage, steps in stages.items() for gap in gaps(steps, stage))
 
 
-def _one_path(
-    candidates: Sequence[Candidate], request: Request
-) -> tuple[list[Candidate], list[LeftOut]]:
-    """Keep one of the parallel branches of each stage: the first that `--revisions` matches."""
-    branches: dict[int | None, set[int]] = {}
-    for candidate in candidates:
-        where = candidate.position
-        if where.branch is not None and _is_wanted(candidate.name, request):
-            branches.setdefault(where.stage, set()).add(where.branch)
-    firsts = {stage: min(numbers) for stage, numbers in branches.items()}
-    kept, left_out = [], []
-    for candidate in candidates:
-        where = candidate.position
-        first = firsts.get(where.stage)
-        if where.branch is not None and first is not None and where.branch != first:
-            why = f"a parallel branch of stage {where.stage}: the first is taken"
-            left_out.append(LeftOut(candidate.name, f"{why} (--revisions chooses)"))
-        else:
-            kept.append(candidate)
-    return kept, left_out
+def _unplaced(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the best and last checkpoints without a step, and the others.
 
-
-def _final(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return `main` if it is a checkpoint after those with a step: a commit that no other has."""
-    commits = Counter(candidate.commit for candidate in candidates)
-    stepped = [candidate for candidate in candidates if candidate.position.is_known]
-    for candidate in candidates:
-        if candidate.name == "main" and candidate.commit is not None:
-            return candidate if len(stepped) > 1 and commits[candidate.commit] == 1 else None
-    return None
-
-
-def without_repeated_main(source: Source, selection: Selection) -> Selection:
-    """Leave `main` out if it has no weights, or the very files of the checkpoint before it.
-
-    A Hub suite's `main` usually repeats its last step in a commit of its own.
+    Only where there are steps that they could belong to, and where no other is the same commit.
     """
-    *others, last = selection.checkpoints
-    if last.candidate.name != "main" or last.position.is_known or len(others) < 2:
-        return selection
-    files = {
-        entry: {
-            f.path: f.identity for f in source.files(entry.candidate) if holds_weights([f.path])
-        }
-        for entry in (others[-1], last)
+    commits = Counter(candidate.commit for candidate in candidates if not candidate.path)
+    stepped = [candidate for candidate in candidates if candidate.position.is_known]
+    kinds = {
+        candidate: kind
+        for candidate in candidates
+        if len(stepped) > 1
+        and not candidate.position.is_known
+        and (kind := unplaced(candidate.name))
+        and (candidate.commit is None or candidate.path or commits[candidate.commit] == 1)
     }
-    if files[last] and not set(files[last].values()) <= set(files[others[-1]].values()):
-        return selection
-    why = f"the same files as {others[-1].candidate.name}" if files[last] else "holds no weights"
-    return Selection(tuple(others), (*selection.left_out, LeftOut("main", why)), selection.gaps)
+    in_order = sorted(kinds, key=lambda candidate: (kinds[candidate], candidate.name))  # best first
+    return in_order, [candidate for candidate in candidates if candidate not in kinds]
+
+
+def _place(
+    candidate: Candidate, ordered: list[Selected], positions: Mapping[Candidate, Position]
+) -> None:
+    """Put a last or best checkpoint behind all others, or those of the stage that it names."""
+    word = candidate.position.word
+    stages = {p.stage for other, p in positions.items() if word and other.position.word == word}
+    ends = [n for n, entry in enumerate(ordered, 1) if entry.position.stage in stages]
+    where = Position(stage=next(iter(stages))) if ends else Position()
+    ordered.insert(max(ends, default=len(ordered)), Selected(candidate, where, None))
+
+
+def _lacking(
+    beside: Sequence[Beside], kept: Sequence[Selected], request: Request
+) -> Iterator[LeftOut]:
+    """Yield the folders of the series that hold no weights, as an interrupted save leaves them."""
+    held = {entry.candidate.position.order for entry in kept}
+    seeds = {entry.candidate.position.seed for entry in kept}
+    for each in beside:
+        where, name = each.lacking, each.path.rstrip("/")
+        if where is None or where.order in held or where.seed not in seeds:
+            continue
+        if _is_wanted(name, request) and _in_steps(where, request):
+            yield LeftOut(name, each.kind.what)
 
 
 def _is_wanted(name: str, request: Request) -> bool:
@@ -152,13 +172,17 @@ def _is_wanted(name: str, request: Request) -> bool:
     )
 
 
-def _ordered(candidates: Sequence[Candidate]) -> tuple[list[Selected], list[LeftOut]]:
+def _ordered(
+    candidates: Sequence[tuple[Candidate, Position]],
+) -> tuple[list[Selected], list[LeftOut]]:
     left_out: list[LeftOut] = []
     at: dict[tuple[float, float, float], tuple[Candidate, Position]] = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate.name):
-        where = candidate.position
+    commits = {c.commit: c.name for c, p in candidates if p.is_known and c.commit and not c.path}
+    for candidate, where in sorted(candidates, key=lambda each: each[0].name):
         if not where.is_known:
-            left_out.append(LeftOut(candidate.name, "its name states no step"))
+            same = None if candidate.path else commits.get(candidate.commit or "")
+            why = f"the same commit as {same}" if same else "its name states no step"
+            left_out.append(LeftOut(candidate.name, why))
         elif where.order in at:
             first = at[where.order][0]
             same = first.commit is not None and first.commit == candidate.commit
@@ -180,12 +204,12 @@ def elapsed_times(positions: Sequence[Position]) -> list[float | None]:
     offset, last = 0.0, None
     stage: int | None = None
     for where in positions:
-        if where.step is None:
+        if where.time is None:
             times.append(None)
             continue
-        if last is not None and where.stage != stage and offset + where.step <= last:
+        if last is not None and where.stage != stage and offset + where.time <= last:
             offset = last
-        stage, last = where.stage, offset + where.step
+        stage, last = where.stage, offset + where.time
         times.append(last)
     return times
 
@@ -194,26 +218,46 @@ def _unwanted(selected: Selected, request: Request) -> str | None:
     name = selected.candidate.name
     if not _is_wanted(name, request):
         return "not matched by --revisions"
-    step = selected.position.step
-    if request.steps is not None and (step is None or step not in request.steps):
-        return "outside --steps"
-    return None
+    return None if _in_steps(selected.position, request) else "outside --steps"
 
 
-def _too_few(
-    kept: list[Selected],
-    left_out: list[LeftOut],
+def _in_steps(where: Position, request: Request) -> bool:
+    return request.steps is None or (where.step is not None and where.step in request.steps)
+
+
+def too_few(
+    kept: Sequence[Selected],
+    left_out: Sequence[LeftOut],
     candidates: Sequence[Candidate],
     request: Request,
+    beside: Sequence[Beside],
 ) -> NothingMatches:
+    """Return the error of a selection that is no trajectory, with what would help."""
     count = f"{len(kept)} of the {len(candidates)} candidates"
     if kept:
         count += f" ({quoted(kept[0].candidate.name)})"
     names = ", ".join(quoted(checkpoint.name, 40) for checkpoint in left_out[:3])
+    foreign = [each for each in beside if each.kind.advice]
     if request.revisions or request.steps:
         hint = "widen --revisions or --steps" + (f"; there are {names}, …" if names else "")
+    elif left_out and request.names is not None:
+        hint = f"--names {quoted(request.names)} must match at least two of {names}, …"
     elif left_out:
-        hint = f"checkpoint names must state a step, like step1000 or checkpoint-500; found {names}"
+        hint = (
+            f"names must state a step, like step1000 or checkpoint-500; found {names}:"
+            " --names '(?P<step>\\d+)$' says how to read them, or a manifest (.csv with uri,step)"
+        )
+    elif foreign and not request.weights:
+        kinds = sorted({each.kind.what for each in foreign})
+        count += f"; {quoted(foreign[0].path)} is {kinds[0]}, which is not read"
+        hint = foreign[0].kind.advice
+    elif kept:
+        hint = "a trajectory needs two checkpoints or more: name the directory that holds them all"
     else:
-        hint = "a checkpoint is a branch, a tag or a sub-directory with weight files"
+        shown = ", ".join(quoted(each.path, 40) for each in beside[:3])
+        hint = (
+            "a checkpoint is a branch, a tag, a folder with weight files or a weight file"
+            + (f"; found {shown}: --weights GLOB says which files are weights" if shown else "")
+            + ", or list them in a manifest (.csv with uri,step)"
+        )
     return NothingMatches(f"{request.source}: expected at least 2 checkpoints, found {count}", hint)

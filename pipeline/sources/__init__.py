@@ -7,29 +7,36 @@ which reads manifests, a sixth.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
+from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.checkpoint.shards import may_be_weights
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
+from pipeline.sources.cache_folder import cache_folder
 from pipeline.sources.directory import Directory
 from pipeline.sources.plain import HUB_NAME
 
 _MANIFESTS = (".csv", ".jsonl", ".parquet")
 
 
-def open_source(text: str, layout: str = "auto") -> Source:
+def open_source(text: str, layout: str = "auto", reading: Reading = BY_TABLES) -> Source:
     """Return the source that a SOURCE argument names.
 
     An existing local path wins over a Hub repository of the same spelling, as in transformers;
     `hf://` always means the Hub.
+
+    Args:
+        layout: how a Hub repository exposes its checkpoints.
+        reading: what the user says of names and files.
 
     Raises:
         SourceNotFound: neither a path here nor the name of a repository.
     """
     if text.startswith("hf://"):
         if match := HUB_NAME.fullmatch(text.removeprefix("hf://")):
-            return _repository(match["name"], match["revision"], layout)
+            return _repository(match["name"], match["revision"], layout, reading)
         raise SourceNotFound(
             f"{quoted(text)} does not name a Hub repository", "hf://org/name or …@revision"
         )
@@ -38,16 +45,16 @@ def open_source(text: str, layout: str = "auto") -> Source:
         from pipeline.transport.object_client import SCHEMES
 
         if text.startswith(SCHEMES):
-            return ObjectStorage(text)
+            return ObjectStorage(text, reading=reading)
     path = Path(text)
     try:
         if path.is_file() and path.suffix in _MANIFESTS:
             from pipeline.sources.manifest import Manifest
 
             # a manifest in a manifest would be no checkpoint
-            return Manifest(path, _open_one)
+            return Manifest(path, partial(_open_one, reading), reading)
         if path.is_dir():
-            return Directory(path)
+            return cache_folder(path, reading) or Directory(path, reading)
         exists = path.exists()
     except (OSError, ValueError) as error:  # too long, a NUL in it, no right to look
         why = error.strerror if isinstance(error, OSError) else error
@@ -58,14 +65,14 @@ def open_source(text: str, layout: str = "auto") -> Source:
         )
     match = HUB_NAME.fullmatch(text)
     if match and not match["revision"]:
-        return _repository(match["name"], None, layout)
+        return _repository(match["name"], None, layout, reading)
     raise SourceNotFound(f"no such directory: {quoted(text)}", "a Hub repository is org/name")
 
 
-def _repository(name: str, revision: str | None, layout: str) -> Source:
+def _repository(name: str, revision: str | None, layout: str, reading: Reading) -> Source:
     from pipeline.sources.hub import HubRepository
 
-    return HubRepository(name, revision, layout)
+    return HubRepository(name, revision, layout, reading)
 
 
 def _object(uri: str) -> Source | None:
@@ -80,13 +87,13 @@ def _object(uri: str) -> Source | None:
     return file if file.whole() else None
 
 
-def _open_one(uri: str) -> Source:
+def _open_one(reading: Reading, uri: str) -> Source:
     if Path(uri).suffix in _MANIFESTS:
         raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
     path = Path(uri)
     with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
         if path.is_file():
-            return Directory(path)
+            return Directory(path, reading)
     if "://" in uri and (file := _object(uri)) is not None:
         return file
-    return open_source(uri)
+    return open_source(uri, reading=reading)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.checkpoint.names import Position, position
+from pipeline.sources.beside import Beside
 from pipeline.sources.plain import is_hash
 from pipeline.transport.access import Access
 
+ROOT = "main"
+"""What a source's own weights are called, beside its folders of steps: as on the Hub."""
 _TELLS_NOTHING = re.compile(
     r"checkpoints?|ckpts?|models?|weights|outputs?|out|results?|runs?|logs|snapshots?|saves?|saved"
     r"|exports?|artifacts?|files|latest|last|final|best|default|lightning_logs|version_\d+|manifest"
@@ -49,6 +52,8 @@ class Candidate:
     """Label of the source that it belongs to, where a source is made of several."""
     stated: Position | None = None
     """Where a manifest says that it stands in training."""
+    state: str = ""
+    """Where in its files a manifest says that the weights lie: keys joined by dots."""
     repository: str = ""
     """URL of the repository that holds the commit, endpoint included: what planning caches of the
     commit is valid for this repository alone. Empty: nothing is cached."""
@@ -80,6 +85,14 @@ class File:
         if checkpoint.is_file:
             return checkpoint.path
         return f"{checkpoint.path}/{self.path}" if checkpoint.path else self.path
+
+    @property
+    def content(self) -> str | None:
+        """What files of the same contents have in common; None where that is not published."""
+        if self.checkpoint.commit is not None:
+            return self.identity if is_hash(self.identity) else None
+        _, separator, etag = self.identity.rpartition("\n")
+        return f"{self.size} {etag}" if separator and "://" in self.where else None
 
     def digest(self) -> Any:
         """Return an empty digest of the kind that its repository publishes of it, or None."""
@@ -116,6 +129,10 @@ class Source(Protocol):
 
     def whole(self) -> list[Candidate]:
         """Return what the source is if it is itself one checkpoint; else nothing."""
+        ...
+
+    def beside(self) -> list[Beside]:
+        """Return what lies beside the candidates, once these were listed."""
         ...
 
     def files(self, candidate: Candidate) -> list[File]:

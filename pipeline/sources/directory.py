@@ -8,13 +8,16 @@ from pathlib import Path
 
 from pipeline.checkpoint.layouts import (
     Folder,
+    Layout,
     checkpoint_files,
     discover,
-    is_checkpoint,
+    is_whole,
     name_alone,
 )
+from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound, quoted
-from pipeline.sources.base import Candidate, File, telling_name
+from pipeline.sources.base import ROOT, Candidate, File, telling_name
+from pipeline.sources.beside import Beside, beside
 from pipeline.sources.plain import is_plain
 from pipeline.transport import local
 from pipeline.transport.access import FileState, LocalPath
@@ -29,22 +32,32 @@ class Directory:
     is_remote = False
     requests: Mapping[str, int] = {}
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading = BY_TABLES) -> None:
+        """`reading`: what the user says of names and files."""
+        self._reading = reading
+        self._layout: Layout[Path] = Layout()
         self.label = str(path)
         self._root = path.resolve()
         self.uri = str(self._root)
         self.run_name = telling_name(self._root)
 
     def candidates(self) -> list[Candidate]:
-        checkpoints = discover(self._list).checkpoints
+        self._layout = discover(self._list, self._reading)
+        checkpoints = self._layout.checkpoints
         for path, _ in checkpoints:
-            if not is_plain(path):  # no table could hold it when everything has been read
+            if path and not is_plain(path):  # no table could hold it when everything has been read
                 raise SourceNotFound(f"{self.label}: {quoted(path)} is not UTF-8", "rename it")
-        return [Candidate(path, None, path, is_file) for path, is_file in checkpoints]
+        return [
+            Candidate(path or ROOT, None, path, is_file, stated=self._reading.stated(path))
+            for path, is_file in checkpoints
+        ]
+
+    def beside(self) -> list[Beside]:
+        return beside(self._layout, self._reading)
 
     def whole(self) -> list[Candidate]:
         is_file = self._root.is_file()
-        alone = is_file or is_checkpoint(self._list, "")
+        alone = is_file or is_whole(self._list, self._reading)
         return [Candidate(self._root.name, None, "", is_file)] if alone else []
 
     def files(self, candidate: Candidate) -> list[File]:
@@ -53,7 +66,7 @@ class Directory:
             files = (
                 {name_alone(path.name): path}
                 if candidate.is_file
-                else checkpoint_files(self._list, candidate.path)
+                else checkpoint_files(self._list, candidate.path, self._reading)
             )
             return [self._file(candidate, place, name) for name, place in files.items()]
         except OSError as error:
@@ -73,6 +86,7 @@ class Directory:
         folder = self._root / path
         folders: list[str] = []
         files: dict[str, Path] = {}
+        broken: list[str] = []
         try:
             with os.scandir(folder) as entries:  # tells folders from files without a look at each
                 for entry in entries:
@@ -80,10 +94,12 @@ class Directory:
                         folders.append(entry.name)
                     elif entry.is_file():
                         files[entry.name] = folder / entry.name
+                    elif entry.is_symlink():
+                        broken.append(entry.name)
         except OSError as error:
             why = f"{folder}: {error.strerror}"
             raise SourceNotFound(why, "check its permissions") from None
-        return Folder(tuple(folders), files)
+        return Folder(tuple(folders), files, tuple(broken))
 
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())

@@ -12,9 +12,18 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
-from pipeline.checkpoint.layouts import ListFolder, checkpoint_files, discover, listed, name_alone
+from pipeline.checkpoint.layouts import (
+    Layout,
+    ListFolder,
+    checkpoint_files,
+    discover,
+    listed,
+    name_alone,
+)
+from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import FormatError, SourceNotFound, quoted
-from pipeline.sources.base import Candidate, File
+from pipeline.sources.base import ROOT, Candidate, File
+from pipeline.sources.beside import Beside, beside
 from pipeline.sources.hub_cache import HubCache
 from pipeline.sources.hub_client import Entry, HubClient
 from pipeline.sources.hub_urls import HubUrls
@@ -27,8 +36,19 @@ class HubRepository:
 
     is_remote = True
 
-    def __init__(self, name: str, revision: str | None = None, layout: str = "auto") -> None:
-        """`layout`: how checkpoints are exposed (docs/contract.md, §1)."""
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        layout: str = "auto",
+        reading: Reading = BY_TABLES,
+    ) -> None:
+        """Expose checkpoints by `layout` (docs/contract.md, §1).
+
+        `reading`: what the user says of names and files.
+        """
+        self._reading = reading
+        self._layout_of_tree: Layout[Entry] = Layout()
         self.label = f"{name}@{revision}" if revision else name
         self.uri = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")
@@ -76,6 +96,9 @@ class HubRepository:
         """Return the chosen revision, or main, as one checkpoint."""
         return [self._candidate(self._revision or "main", self._commit())]
 
+    def beside(self) -> list[Beside]:
+        return beside(self._layout_of_tree, self._reading)
+
     def _revisions(self) -> list[Candidate]:
         refs = self._listing.refs()
         for name, _ in refs:
@@ -85,8 +108,11 @@ class HubRepository:
 
     def _folders(self) -> list[Candidate]:
         commit = self._commit()
-        checkpoints = discover(self._tree(commit)).checkpoints
-        return [self._candidate(path, commit, path, is_file) for path, is_file in checkpoints]
+        self._layout_of_tree = discover(self._tree(commit), self._reading)
+        return [
+            self._candidate(path or ROOT, commit, path, is_file)
+            for path, is_file in self._layout_of_tree.checkpoints
+        ]
 
     def _commits(self) -> list[Candidate]:
         # newest first: of two commits for one step the later one counts
@@ -101,7 +127,8 @@ class HubRepository:
     ) -> Candidate:
         if not is_hash(commit):
             raise self._malformed("the id of a commit", commit)
-        return Candidate(name, commit, path, is_file, repository=self._repository)
+        stated = self._reading.stated(name)
+        return Candidate(name, commit, path, is_file, stated=stated, repository=self._repository)
 
     def _tree(self, commit: str) -> ListFolder[Entry]:
         if commit not in self._trees:
@@ -135,7 +162,7 @@ class HubRepository:
             folder, _, name = candidate.path.rpartition("/")
             files = {name_alone(name): tree(folder).files[name]}
         else:
-            files = checkpoint_files(tree, candidate.path)
+            files = checkpoint_files(tree, candidate.path, self._reading)
         return [
             File(
                 candidate,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.sources.base import Candidate, File, Source
+from pipeline.sources.beside import Beside
 from pipeline.transport.access import Access
 
 
@@ -42,6 +43,9 @@ class Joint:
 
     def whole(self) -> list[Candidate]:
         return []
+
+    def beside(self) -> list[Beside]:
+        return [each for source in self._sources for each in source.beside()]
 
     def files(self, candidate: Candidate) -> list[File]:
         source, original = self._of(candidate)

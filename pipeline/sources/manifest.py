@@ -14,12 +14,13 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline.checkpoint.json_text import JsonText
-from pipeline.checkpoint.names import Position, position
+from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Candidate, File, Source, telling_name
+from pipeline.sources.beside import Beside
 from pipeline.transport.access import Access
 
-_COLUMNS = ("uri", "name", "step", "tokens")
+_COLUMNS = ("uri", "name", "step", "tokens", "state")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
 _MAX_BYTES = 100_000_000  # a kilobyte a row
 _MOST_CHARACTERS = 4096  # as of a path
@@ -28,8 +29,14 @@ _MOST_CHARACTERS = 4096  # as of a path
 class Manifest:
     """Checkpoints that a table lists, from sources of any kind."""
 
-    def __init__(self, path: Path, open_one: Callable[[str], Source]) -> None:
-        """`open_one` gives the source of one URI."""
+    def __init__(
+        self, path: Path, open_one: Callable[[str], Source], reading: Reading = BY_TABLES
+    ) -> None:
+        """Open the source of one URI by `open_one`.
+
+        `reading`: what the user says of names and files.
+        """
+        self._reading = reading
         self.label = str(path)
         self.uri = str(path.resolve())
         self.run_name = telling_name(path.resolve().with_suffix(""))
@@ -57,6 +64,9 @@ class Manifest:
 
     def whole(self) -> list[Candidate]:
         return []
+
+    def beside(self) -> list[Beside]:
+        return []  # a manifest names what is meant
 
     def files(self, candidate: Candidate) -> list[File]:
         files = self._sources[candidate.origin].files(candidate)
@@ -88,14 +98,17 @@ class Manifest:
         except ValueError:
             raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
         name = _name(row.get("name"), where) or _last_part(uri)
-        named = position(name)
-        stated = Position(
-            named.stage,
-            named.step if (step := _number(row, "step", where)) is None else round(step),
-            _number(row, "tokens", where) or named.tokens,
-            named.branch,
+        named = self._reading.position(name)
+        step = _number(row, "step", where)
+        stated = replace(
+            named,
+            step=named.step if step is None else round(step),
+            tokens=_number(row, "tokens", where) or named.tokens,
         )
-        return replace(checkpoint, name=name, origin=uri, stated=stated)
+        state = row.get("state") or ""
+        if not isinstance(state, str):
+            raise SourceNotFound(f"{where}: expected keys as state, found {quoted(state)}")
+        return replace(checkpoint, name=name, origin=uri, stated=stated, state=state)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -156,7 +169,7 @@ def _check(path: Path, names: list[str], rows: int) -> None:
         raise SourceNotFound(
             f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
             f" {', '.join(map(quoted, names[:6]))}",
-            "columns: uri, and if known name, step, tokens",
+            "columns: uri, and if known name, step, tokens, state",
         )
 
 

@@ -10,13 +10,16 @@ import obstore
 
 from pipeline.checkpoint.layouts import (
     Folder,
+    Layout,
     checkpoint_files,
     discover,
-    is_checkpoint,
+    is_whole,
     name_alone,
 )
+from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound
-from pipeline.sources.base import Candidate, File
+from pipeline.sources.base import ROOT, Candidate, File
+from pipeline.sources.beside import Beside, beside
 from pipeline.transport import objects
 from pipeline.transport.access import ObjectKey
 
@@ -27,8 +30,13 @@ class ObjectStorage:
     is_remote = True
     requests: Mapping[str, int] = {}
 
-    def __init__(self, url: str, file: str = "") -> None:
-        """`file`: the object below `url` that is meant, if not all that is there."""
+    def __init__(self, url: str, file: str = "", reading: Reading = BY_TABLES) -> None:
+        """Name the object below `url` that is meant as `file`, if it is not all that is there.
+
+        `reading`: what the user says of names and files.
+        """
+        self._reading = reading
+        self._layout: Layout[Any] = Layout()
         self._url = url.rstrip("/")
         self._object = file
         self.label = self.uri = f"{self._url}/{file}" if file else self._url
@@ -36,15 +44,21 @@ class ObjectStorage:
         self._listings: dict[str, Folder[Any]] = {}
 
     def candidates(self) -> list[Candidate]:
-        checkpoints = discover(self._list).checkpoints
-        return [Candidate(path, None, path, is_file) for path, is_file in checkpoints]
+        self._layout = discover(self._list, self._reading)
+        return [
+            Candidate(path or ROOT, None, path, is_file, stated=self._reading.stated(path))
+            for path, is_file in self._layout.checkpoints
+        ]
+
+    def beside(self) -> list[Beside]:
+        return beside(self._layout, self._reading)
 
     def whole(self) -> list[Candidate]:
         name = self.label.rpartition("/")[2]
         if self._object:
             exists = self._head(self._object) is not None
             return [Candidate(name, None, self._object, True)] if exists else []
-        return [Candidate(name, None)] if is_checkpoint(self._list, "") else []
+        return [Candidate(name, None)] if is_whole(self._list, self._reading) else []
 
     def files(self, candidate: Candidate) -> list[File]:
         if candidate.is_file:
@@ -52,7 +66,7 @@ class ObjectStorage:
             entry = self._head(name) if self._object else self._list(folder).files.get(name)
             files = {} if entry is None else {name_alone(name): entry}
         else:
-            files = checkpoint_files(self._list, candidate.path)
+            files = checkpoint_files(self._list, candidate.path, self._reading, everywhere=False)
         for entry in files.values():
             if not entry["e_tag"]:
                 raise SourceNotFound(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.statistics.parts import PartKey, Sums
-from pipeline.statistics.piece import Piece
+from pipeline.statistics.piece import Pieces
 from pipeline.statistics.statistic import Statistic, packed, specs
 
 
@@ -23,14 +23,20 @@ class Accumulator:
         self._specs = {spec.name: spec for spec in specs(statistics, num_checkpoints)}
         self._arrays = {name: spec.empty(len(keys)) for name, spec in self._specs.items()}
 
-    def add(self, key: PartKey, piece: Piece) -> None:
-        """Add a piece of a part; if this fails, nothing was added."""
-        row = self._rows[key]
-        contributions = [each.of_piece(piece) for each in self._statistics]
+    def add(self, pieces: Pieces) -> None:
+        """Add pieces to their parts, in order; if this fails, nothing was added."""
+        rows = [self._rows[place.key] for place in pieces.places]
+        contributions = [each.of_pieces(pieces) for each in self._statistics]
         # What may find no memory is done.
+        side_by_side = rows == list(range(rows[0], rows[0] + len(rows)))
         for contribution in contributions:
-            for name, value in contribution.items():
-                self._specs[name].merge(self._arrays[name][row, ...], value)
+            for name, values in contribution.items():
+                merge, array = self._specs[name].merge, self._arrays[name]
+                if side_by_side:
+                    merge(array[rows[0] : rows[0] + len(rows)], values)
+                else:
+                    for row, value in zip(rows, values, strict=True):
+                        merge(array[row, ...], value)
 
     def result(self, device: str) -> Sums:
         """Return the sums over everything added."""

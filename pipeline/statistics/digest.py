@@ -14,7 +14,7 @@ import xxhash
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 WORDS = 2  # 128 bits: among 10⁸ digests a false equality has a chance of about 1e-23
 
@@ -28,16 +28,17 @@ class Digest:
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (ArraySpec("digest.words", (num_checkpoints, WORDS), "u8"),)
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
-        seed = piece.number
-        digests = bytearray()
-        for first, *others in piece.stored_bytes():
-            if not others:
-                digests += xxhash.xxh3_128_digest(first, seed)
-                continue
-            hasher = xxhash.xxh3_128(first, seed)
-            for run in others:
-                hasher.update(run)
-            digests += hasher.digest()
-        words = np.frombuffer(digests, ">u8").astype("u8")
-        return {"digest.words": words.reshape(-1, WORDS)}
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        digests: list[bytes] = []
+        for number, place in enumerate(pieces.places):
+            seed = place.number
+            for first, *others in pieces.stored_bytes(number):
+                if not others:
+                    digests.append(xxhash.xxh3_128_digest(first, seed))
+                    continue
+                hasher = xxhash.xxh3_128(first, seed)
+                for run in others:
+                    hasher.update(run)
+                digests.append(hasher.digest())
+        words = np.frombuffer(b"".join(digests), ">u8").astype("u8")
+        return {"digest.words": words.reshape(len(pieces), -1, WORDS)}

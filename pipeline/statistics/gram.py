@@ -10,7 +10,7 @@ process-wide precision setting reaches it. Elsewhere it is torch's, with TF32 of
 weights, and pieces whose squares float32 cannot hold, are done in float64; float32 sums of weights
 stored in more than 16 bits are shorter.
 
-Letters: K checkpoints, M elements of a piece.
+Letters: K checkpoints, B pieces, M elements of each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.statistics.statistic import ArraySpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 LEAST_MEAN_SQUARE = 1e-30
 """Below it squares of single elements near float32's smallest normal number, 1.2e-38: the piece is
@@ -59,100 +59,123 @@ class Gram:
         shape = num_checkpoints, num_checkpoints
         return (ArraySpec("gram.increments", shape, "f8", symmetric=True),)
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
-        gram = None
-        if piece.facts.part_numel >= LEAST_IN_FLOAT32:
-            gram = _in_float32(piece, PIECE if piece.facts.half else SHORT_SUM)
-        if gram is None:
-            gram = _of_present(piece) if piece.values.device.type != "cpu" else _on_cpu(piece)
-        return {"gram.increments": gram}
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        if pieces.facts.part_numel >= LEAST_IN_FLOAT32:
+            return {"gram.increments": _in_float32(pieces)}
+        return {"gram.increments": _in_float64(pieces)}
 
 
-def _in_float32(piece: Piece, sum_length: int) -> NDArray[Any] | None:
-    """Return the (K, K) product in float32, or None where float32 cannot hold it.
+def _in_float32(pieces: Pieces) -> NDArray[Any]:
+    """Return the (B, K, K) products in float32, in float64 of pieces that float32 cannot hold.
 
-    That is where a diagonal entry is not finite (a value is not, or a square overflows) or so
-    small that squares underflow. Sums beyond `sum_length` elements are float64.
+    Those are where a diagonal entry is not finite (a value is not, or a square overflows) or so
+    small that squares underflow.
     """
     import torch
 
-    increments, product = piece.increments, piece.scratch.product(torch.float32)
+    increments = pieces.apart(pieces.increments)
     with np.errstate(all="ignore"):  # looked for below
-        if increments.shape[1] <= sum_length:
-            gram = _symmetric_product(increments, product)
+        if pieces.facts.half or pieces.length <= SHORT_SUM:
+            grams = _symmetric_products(increments, pieces)
         else:
-            gram = _sum_of_products(increments, product, sum_length)
-    diagonal = np.diagonal(gram)
-    if not np.isfinite(diagonal).all():
-        return None
-    piece.seen_finite()
-    tiny = np.flatnonzero(diagonal < LEAST_MEAN_SQUARE * increments.shape[1])
-    if tiny.size and bool(increments[torch.from_numpy(tiny).to(increments.device)].any()):
-        return None
-    return gram
+            grams = np.stack([_sum_of_products(rows, pieces) for rows in increments.unbind(1)])
+    diagonals = np.diagonal(grams, axis1=1, axis2=2)
+    unfit = {*np.flatnonzero(~np.isfinite(diagonals).all(axis=1)).tolist()}
+    if not unfit:
+        pieces.seen_finite()
+    for number, k in np.argwhere(diagonals < LEAST_MEAN_SQUARE * pieces.length).tolist():
+        if number not in unfit and bool(torch.any(increments[k, number])):
+            unfit.add(number)
+    if unfit:
+        grams = grams.astype(np.float64)
+        for number in unfit:
+            grams[number] = _in_float64(pieces.one(number))[0]
+    return grams
 
 
-def _symmetric_product(rows: Tensor, product: Tensor | None = None) -> NDArray[Any]:
-    """Return rows @ rows.T, (K, K), in the precision of the rows; `product` is memory for it."""
+def _symmetric_products(rows: Tensor, pieces: Pieces) -> NDArray[Any]:
+    """Return the product of each piece's rows, given (K, B, M), with their transpose."""
     import torch
 
-    if rows.device.type != "cpu":
-        return torch.mm(rows, rows.T, out=product).cpu().numpy()
+    products = pieces.scratch.products("products", rows.dtype, rows.shape[1])
+    if rows.device.type != "cpu":  # one by one: how many there are must decide no bit
+        for product, of_piece in zip(products, rows.unbind(1), strict=True):
+            torch.mm(of_piece, of_piece.T, out=product)
+        return products.cpu().numpy()
     values = rows.numpy()
-    return np.matmul(values, values.T, out=None if product is None else product.numpy())
+    return np.matmul(values.transpose(1, 0, 2), values.transpose(1, 2, 0), out=products.numpy())
 
 
-def _sum_of_products(rows: Tensor, product: Tensor, length: int) -> NDArray[Any]:
-    """Return the float64 sum of the products of so many columns each."""
+def _sum_of_products(rows: Tensor, pieces: Pieces) -> NDArray[np.float64]:
+    """Return the float64 sum of the products of SHORT_SUM columns each, (K, K), given (K, M)."""
     import torch
 
-    whole = rows.shape[1] // length * length
+    whole = rows.shape[1] // SHORT_SUM * SHORT_SUM
+    product = pieces.scratch.products("product", rows.dtype, 1)[0]
     if rows.device.type != "cpu":  # one call for all: a launch takes longer than such a product
-        parts = rows[:, :whole].unflatten(1, (-1, length)).transpose(0, 1)
+        parts = rows[:, :whole].unflatten(1, (-1, SHORT_SUM)).transpose(0, 1)
         total = torch.bmm(parts, parts.transpose(1, 2)).sum(0, dtype=torch.float64)
         if whole < rows.shape[1]:
             total += torch.mm(rows[:, whole:], rows[:, whole:].T, out=product)
         return total.cpu().numpy()
+    values, out = rows.numpy(), product.numpy()
     total = np.zeros(product.shape)
-    for start in range(0, rows.shape[1], length):
-        total += _symmetric_product(rows[:, start : start + length], product)
+    for start in range(0, rows.shape[1], SHORT_SUM):
+        columns = values[:, start : start + SHORT_SUM]
+        total += np.matmul(columns, columns.T, out=out)
     return total
 
 
-def _on_cpu(piece: Piece) -> NDArray[np.float64]:
-    """Return the (K, K) product in float64, in memory that stays.
+def _in_float64(pieces: Pieces) -> NDArray[np.float64]:
+    """Return the (B, K, K) products in float64.
 
-    A diagonal that is finite shows that all values are: each row adds its increment to the row
-    that it starts from.
+    On the CPU in memory that stays. A diagonal that is finite shows that all values are: each row
+    adds its increment to the row that it starts from.
     """
+    if pieces.values.device.type != "cpu":
+        return np.stack([_of_present(pieces.one(number)) for number in range(len(pieces))])
     import torch
 
-    values, scratch = piece.values, piece.scratch
-    total = scratch.table("sum", torch.float64, scratch.num_checkpoints, scratch.num_checkpoints)
-    gram, product = total.numpy(), scratch.product(torch.float64).numpy()
+    grams = pieces.scratch.products("sums", torch.float64, len(pieces)).numpy()
+    at_once = max(1, EXACT_COLUMNS // pieces.length)
     with np.errstate(all="ignore"):  # looked for below
-        for start in range(0, values.shape[1], EXACT_COLUMNS):
-            length = min(EXACT_COLUMNS, values.shape[1] - start)
-            wide = scratch.table("wide", torch.float64, length, EXACT_COLUMNS)
-            wide.copy_(values[:, start : start + length])
-            theta = wide.numpy()
-            rows = scratch.table("wide increments", torch.float64, length, EXACT_COLUMNS).numpy()
-            rows[0] = theta[0]
-            np.subtract(theta[1:], theta[:-1], out=rows[1:])
-            for first in piece.facts.firsts[1:]:
-                np.subtract(theta[first], theta[0], out=rows[first])
-            if start:
-                gram += np.matmul(rows, rows.T, out=product)
-            else:
-                np.matmul(rows, rows.T, out=gram)
-    if np.isfinite(np.diagonal(gram)).all():
-        piece.seen_finite()
-        return gram
-    return _of_present(piece)
+        for first in range(0, len(pieces), at_once):
+            stop = min(first + at_once, len(pieces))
+            _multiply_in_float64(pieces, first, stop, grams[first:stop])
+    finite = np.isfinite(np.diagonal(grams, axis1=1, axis2=2)).all(axis=1)
+    if finite.all():
+        pieces.seen_finite()
+    for number in np.flatnonzero(~finite).tolist():
+        grams[number] = _of_present(pieces.one(number))
+    return grams
 
 
-def _of_present(piece: Piece) -> NDArray[np.float64]:
-    """Return the (K, K) product in float64 where values may not be finite.
+def _multiply_in_float64(pieces: Pieces, first: int, stop: int, grams: NDArray[np.float64]) -> None:
+    """Fill in the products of pieces [first, stop): of one, or of as many as EXACT_COLUMNS columns hold."""
+    import torch
+
+    scratch = pieces.scratch
+    begin, end = first * pieces.length, stop * pieces.length
+    for start in range(begin, end, EXACT_COLUMNS):
+        columns = min(start + EXACT_COLUMNS, end) - start
+        wide = scratch.table("wide", torch.float64, columns, EXACT_COLUMNS)
+        wide.copy_(pieces.values[:, start : start + columns])
+        theta = wide.numpy()
+        table = scratch.table("wide increments", torch.float64, columns, EXACT_COLUMNS).numpy()
+        table[0] = theta[0]
+        np.subtract(theta[1:], theta[:-1], out=table[1:])
+        for origin in pieces.facts.firsts[1:]:
+            np.subtract(theta[origin], theta[0], out=table[origin])
+        rows = table.reshape(len(table), stop - first, -1).transpose(1, 0, 2)
+        if start == begin:
+            np.matmul(rows, rows.transpose(0, 2, 1), out=grams)
+        else:
+            product = scratch.products("product", torch.float64, 1).numpy()
+            grams += np.matmul(rows, rows.transpose(0, 2, 1), out=product)
+
+
+def _of_present(piece: Pieces) -> NDArray[np.float64]:
+    """Return the (K, K) product of one piece in float64, where values may not be finite.
 
     A checkpoint with a value that is not finite is absent: its row is zero, and the next
     increment is taken from the last finite checkpoint (docs/method.md, §3, `non_finite`).
@@ -160,7 +183,7 @@ def _of_present(piece: Piece) -> NDArray[np.float64]:
     import torch
 
     values = piece.values
-    present = np.flatnonzero(piece.non_finite == 0)
+    present = np.flatnonzero(piece.non_finite[0] == 0)
     gram = np.zeros((len(values), len(values)))
     if present.size:
         rows = torch.from_numpy(present).to(values.device)
@@ -173,6 +196,16 @@ def _of_present(piece: Piece) -> NDArray[np.float64]:
             inner += _symmetric_product(theta)
         gram[np.ix_(present, present)] = inner
     return gram
+
+
+def _symmetric_product(rows: Tensor) -> NDArray[np.float64]:
+    """Return rows @ rows.T, by NumPy on the CPU: it does half the work."""
+    import torch
+
+    if rows.device.type != "cpu":
+        return torch.mm(rows, rows.T).cpu().numpy()
+    values = rows.numpy()
+    return np.matmul(values, values.T)
 
 
 def _before(parent: NDArray[np.int64], present: NDArray[np.int64]) -> NDArray[np.int64]:

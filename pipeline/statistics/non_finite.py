@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 
 class NonFinite:
@@ -19,5 +19,5 @@ class NonFinite:
     def arrays(self, num_checkpoints: int) -> tuple[ArraySpec, ...]:
         return (ArraySpec("non_finite.count", (num_checkpoints,), "i8"),)
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
-        return {"non_finite.count": piece.non_finite}
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        return {"non_finite.count": pieces.non_finite}

@@ -20,6 +20,14 @@ CHUNK = 16 * PIECE
 """Tiles divide tensors at multiples of it only: at whole pieces, and in reads of half a megabyte or
 more."""
 
+BATCH_VALUES = 1 << 20
+"""Of all checkpoints, that are decoded at once where a piece has fewer: calls cost as much as the work on 2¹⁸
+values (16 checkpoints of 250 M on two cores: 6.5 s in batches of one piece; 4.5 with 2¹⁹ values, 4.2 with 2²⁰,
+4.5 with 2²¹)."""
+
+PRODUCT_VALUES = 1 << 18
+"""Of the products of pieces that are made in one call, at most, unless one has more."""
+
 SAMPLED_EVERY = 16
 MIN_SAMPLED = 1 << 18
 """Parts of fewer elements are not sampled but taken whole: a sixteenth of them would leave more
@@ -28,7 +36,7 @@ than 1 % of error, and they cost nothing."""
 _STRIDE = 10_125
 """Odd, so that positions in a piece differ; near PIECE / golden ratio, so that they spread evenly and
 fall into columns of every width (docs/method-2.md, §6.2)."""
-_OFFSETS = (_STRIDE * np.arange(PIECE // SAMPLED_EVERY, dtype=np.int64)) % PIECE
+_OFFSETS = np.sort((_STRIDE * np.arange(PIECE // SAMPLED_EVERY, dtype=np.int64)) % PIECE)
 _MASK = (1 << 64) - 1
 
 
@@ -38,16 +46,26 @@ def piece_bounds(first: int, stop: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts)) if first < stop else []
 
 
-def sampled_offsets(part_numel: int, number: int) -> NDArray[np.int64] | None:
-    """Return the places in a piece that stand for it, from its begin; None: all of them.
+def batch_elements(num_checkpoints: int) -> int:
+    """Return the elements of each checkpoint that are decoded at once, at most: whole pieces."""
+    return max(PIECE, BATCH_VALUES // num_checkpoints // PIECE * PIECE)
+
+
+def products_at_once(num_checkpoints: int) -> int:
+    """Return how many products of pieces are made in one call, at most."""
+    return max(1, PRODUCT_VALUES // num_checkpoints**2)
+
+
+def sampled_offsets(number: int) -> NDArray[np.int64]:
+    """Return the places in a piece that stand for it, from its begin, given its number in its tensor.
 
     Every sixteenth element would see only columns that are multiples of gcd(16, width); these see
     all: (10125 j + splitmix64(number)) mod 16,384, j < 1,024. Source: docs/method-2.md, §6.2.
     """
-    if part_numel < MIN_SAMPLED:
-        return None
-    # sorted, a gather takes a third of the time
-    return np.sort((_OFFSETS + splitmix64(number) % PIECE) % PIECE)
+    # in ascending order, with which a gather takes a third of the time
+    moved = splitmix64(number) % PIECE
+    wrapped = np.searchsorted(_OFFSETS, PIECE - moved)
+    return np.concatenate((_OFFSETS[wrapped:] + (moved - PIECE), _OFFSETS[:wrapped] + moved))
 
 
 def splitmix64(value: int) -> int:

@@ -6,7 +6,7 @@ bf16 values saved as fp32 count as bf16. Source: docs/method.md, "Noise floor".
 While a tile is worked through only sums are kept, one per range of exponents; which format
 counts is known once all tiles of a tensor are in.
 
-Letters: K checkpoints, S sampled elements.
+Letters: K checkpoints, B pieces, S sampled elements of each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 
 NUM_SUMS = 2
@@ -50,26 +50,41 @@ class Rounding:
             ArraySpec("rounding.sampled", (), "i8"),
         )
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
-        sample = piece.sample.cpu().numpy()
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        sample = pieces.sample.cpu().numpy()
+        dtypes, stored = pieces.facts.dtypes, pieces.facts.stored
+        spacing = pieces.sample_spacing
+        powers = powers_of_two(sample) if spacing is None else spacing.cpu().numpy()
+        leasts = [
+            0.0 if k in pieces.facts.scales else _least_power(d) for k, d in enumerate(dtypes)
+        ]
+        sums, represented = _squares(powers, leasts), _represented(sample, dtypes, stored)
         return {
-            "rounding.sums": exponent_sums(sample, piece.facts.dtypes),
-            "rounding.represented": _represented(sample, piece.facts.dtypes, piece.facts.stored),
-            "rounding.numel": piece.values.shape[1],
-            "rounding.sampled": sample.shape[1],
+            "rounding.sums": sums.swapaxes(0, 1),
+            "rounding.represented": represented.swapaxes(0, 1),
+            "rounding.numel": np.full(len(pieces), pieces.length),
+            "rounding.sampled": np.full(len(pieces), sample.shape[2]),
         }
 
 
 def exponent_sums(sample: NDArray[Any], dtypes: Sequence[str]) -> NDArray[np.float64]:
-    """Return (K, NUM_SUMS) sums of squared powers of two of (K, S) finite values, stored in `dtypes`."""
+    """Return (K, B, NUM_SUMS) sums of squared powers of two of (K, B, S) finite values, stored in `dtypes`."""
+    return _squares(powers_of_two(sample), [_least_power(dtype) for dtype in dtypes])
+
+
+def powers_of_two(sample: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the powers of two at or below values."""
     bits = sample.astype(np.float32, copy=False).view(np.int32)
-    power = (bits & np.int32(0x7F80_0000)).view(np.float32)
-    least = np.array([_least_power(dtype) for dtype in dtypes], np.float32)
+    return (bits & np.int32(0x7F80_0000)).view(np.float32)
+
+
+def _squares(power: NDArray[np.float32], leasts: Sequence[float]) -> NDArray[np.float64]:
+    least = np.array(leasts, np.float32)
     with np.errstate(over="ignore"):  # beyond 2⁶⁴: rounding then says nothing of the angle
         wide = np.vecdot(power, power)
-        np.maximum(power, least[:, None], out=power)
+        np.maximum(power, least[:, None, None], out=power)
         half = np.vecdot(power, power)
-    return np.stack((wide, half), axis=1).astype(np.float64)
+    return np.stack((wide, half), axis=2).astype(np.float64)
 
 
 @cache
@@ -80,18 +95,19 @@ def _least_power(dtype: str) -> float:
 def _represented(
     sample: NDArray[Any], dtypes: Sequence[str], stored: str | None
 ) -> NDArray[np.bool_]:
-    """Return (K, 4): which formats of COARSEST_FIRST represent a row's values exactly."""
+    """Return (K, B, 4): which formats of COARSEST_FIRST represent the (K, B, S) values exactly."""
     if stored is not None:
-        return represented(sample, stored)
-    return np.concatenate(
-        [represented(row[None], dtype) for row, dtype in zip(sample, dtypes, strict=True)]
-    )
+        checkpoints, pieces, sampled = sample.shape
+        rows = represented(sample.reshape(checkpoints * pieces, sampled), stored)
+        return rows.reshape(checkpoints, pieces, len(COARSEST_FIRST))
+    return np.stack([represented(rows, dtype) for rows, dtype in zip(sample, dtypes, strict=True)])
 
 
 def represented(sample: NDArray[Any], stored: str) -> NDArray[np.bool_]:
-    """Return (K, 4): whether each format of COARSEST_FIRST represents a row's values exactly.
+    """Return (R, 4): whether each format of COARSEST_FIRST represents a row's values exactly.
 
     Args:
+        sample: (R, S).
         stored: the format that all rows are stored in.
     """
     possible = np.ones((len(sample), len(COARSEST_FIRST)), bool)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.rounding import coarsest
-from pipeline.statistics.statistic import ArraySpec, Rule
+from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
 from pipeline.statistics.values import (
     LEAST_EXPONENT,
     NUM_EXPONENTS,
@@ -27,7 +27,7 @@ from pipeline.statistics.values import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 TOLERANCE = np.float32(1e-5)
 """Of `beyond_1e5`: that of arXiv 2505.11711."""
@@ -60,7 +60,10 @@ class Sparsity:
         of_exponents = ArraySpec("sparsity.exponents", (num_checkpoints, NUM_EXPONENTS), "u4")
         return (*counts, of_exponents)
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        return one_by_one(pieces, self._of_piece)
+
+    def _of_piece(self, piece: Pieces) -> dict[str, Any]:
         import torch
 
         values, firsts = piece.values, piece.facts.firsts
@@ -77,7 +80,7 @@ class Sparsity:
             for name, numbers in of_counts.items():
                 counts[f"sparsity.{name}"][of_path] = numbers
         return counts | {
-            "sparsity.exponents": exponents(size_histogram(piece.sample)).astype(np.uint32)
+            "sparsity.exponents": exponents(size_histogram(piece.sample[:, 0])).astype(np.uint32)
         }
 
     def of_parts(self, stack: PartStack) -> dict[str, NDArray[Any]]:

@@ -5,12 +5,12 @@ which rule arrays of two sets of elements become those of their union. From that
 accumulators of a tile, the bytes that they take, the result files, and the reduction: none of these
 knows what it carries.
 
-Declarations do without torch, so that planning does, too; `of_piece` imports it where it needs it.
+Declarations do without torch, so that planning does, too; `of_pieces` imports it where it needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pipeline.statistics.groups import PartStack
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 Array = NDArray[Any]
 Rule = Literal["add", "and", "max"]
@@ -72,11 +72,11 @@ class Statistic(Protocol):
         """Return what is kept of one part."""
         ...
 
-    def of_piece(self, piece: Piece) -> Mapping[str, Any]:
-        """Return what a piece adds to each array, by name.
+    def of_pieces(self, pieces: Pieces) -> Mapping[str, Any]:
+        """Return what each of B pieces adds to each array, by name: (B, …), in their order.
 
-        Called once a piece and part, in ascending order of elements. What it returns may be scratch
-        memory: it is merged before the statistic is asked again.
+        Called once for a piece and its part, in ascending order of elements. What it returns may be
+        scratch memory: it is merged before the statistic is asked again.
         """
         ...
 
@@ -130,3 +130,9 @@ def unpacked(triangles: Array) -> Array:
     matrices[..., rows, columns] = triangles
     matrices[..., columns, rows] = triangles
     return matrices
+
+
+def one_by_one(pieces: Pieces, of_piece: Callable[[Pieces], Mapping[str, Any]]) -> dict[str, Array]:
+    """Return the contributions of pieces, given what makes that of one alone."""
+    each = [of_piece(pieces.one(number)) for number in range(len(pieces))]
+    return {name: np.stack([contribution[name] for contribution in each]) for name in each[0]}

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.statistics.gram import LEAST_IN_FLOAT32
 from pipeline.statistics.groups import PartStack
-from pipeline.statistics.statistic import ArraySpec, Rule
+from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
 
 if TYPE_CHECKING:
-    from pipeline.statistics.piece import Piece
+    from pipeline.statistics.piece import Pieces
 
 LEAST_EXPONENT, MOST_EXPONENT = -40, 15
 """Exponents of sizes are clamped to these: trained weights lie far inside (docs/method-2.md, §6.2)."""
@@ -61,10 +61,13 @@ class Values:
             ArraySpec("values.histogram", (k, NUM_BINS), "u4"),
         )
 
-    def of_piece(self, piece: Piece) -> dict[str, Any]:
+    def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
+        return one_by_one(pieces, self._of_piece)
+
+    def _of_piece(self, piece: Pieces) -> dict[str, Any]:
         import torch
 
-        values = piece.present_values
+        values = piece.present_values[:, 0]
         if piece.facts.part_numel < LEAST_IN_FLOAT32:
             values = values.double()
         squares = values * values
@@ -79,7 +82,7 @@ class Values:
             "values.zeros": (values == 0).sum(1).cpu().numpy(),
             "values.sign_changes": _sign_changes(values, np.maximum(previous, 0)),
             "values.sign_changes_since_first": _sign_changes(values, first),
-            "values.histogram": size_histogram(piece.sample),
+            "values.histogram": size_histogram(piece.sample[:, 0]),
         }
 
     def of_parts(self, stack: PartStack) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Key
+from pipeline.reduce.memory import MOST_FILE
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
@@ -33,8 +35,9 @@ from pipeline.store.tables import TableWriter, parquet
 class RunWriter:
     """Writes one attempt of one run. Nothing of it shows before `commit`."""
 
-    def __init__(self, folder: Folder, run: str, attempt: str) -> None:
-        self._folder, self._run, self._attempt = folder, run, attempt
+    def __init__(self, folder: Folder, run: str, attempt: str, file: int = MOST_FILE) -> None:
+        """`file`: bytes of a file at which the next of its table begins."""
+        self._folder, self._run, self._attempt, self._file_bytes = folder, run, attempt, file
         self._files: dict[str, list[dict[str, Any]]] = {}
         """Of each table, as the row of `runs` names them."""
         self._tables = {table: self._table(table) for table in SCHEMAS if table != "runs"}
@@ -45,9 +48,9 @@ class RunWriter:
         numbers = batch.numbers
         keys = {name: [getattr(key, name) for key in batch.keys] for name in Key.__slots__}
         self._tables["groups"].add({"group_id": numbers, **keys})
-        figures, rows = batch.figures, batch.rows
+        figures, rows = batch.figures, batch.rows_or_all
         count = figures.projection.shape[1]
-        i, j = np.triu_indices(count)
+        i, j, places = _pairs(count)
         matrices = {
             "dot": figures.dots,
             "relative_dot": figures.relative_dots,
@@ -55,7 +58,7 @@ class RunWriter:
             "cosine_stderr": figures.cosine_errors,
             "relative_cosine_stderr": figures.relative_cosine_errors,
         }
-        upper = {name: _upper(values, i * count + j)[rows] for name, values in matrices.items()}
+        upper = {name: _upper(values, places)[rows] for name, values in matrices.items()}
         self._add("similarity", numbers, {"i": i, "j": j}, upper)
         checkpoints = {"k": np.arange(count)}
         columns = {name: values[rows] for name, values in figures.path.items()}
@@ -75,7 +78,7 @@ class RunWriter:
 
     def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
         """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
-        figures, rows = batch.figures, batch.rows
+        figures, rows = batch.figures, batch.rows_or_all
         values = np.concatenate(list(figures.eigenvalues.values()), axis=1)[rows]
         shares = np.concatenate(list(figures.shares.values()), axis=1)[rows]
         bases = [(basis, column.shape[1]) for basis, column in figures.eigenvalues.items()]
@@ -141,17 +144,19 @@ class RunWriter:
             existing: (R, P), which of the rows there are; all, if not given.
         """
         width = len(next(iter(shared.values())))
-        place = np.tile(np.arange(width, dtype=np.int32), len(numbers))
         group = np.repeat(numbers, width)
+        common = {name: _tiled(values, len(numbers)) for name, values in shared.items()}
         chosen = {name: values.reshape(-1) for name, values in columns.items()}
-        if existing is not None:
+        if existing is not None and not existing.all():
             kept = existing.reshape(-1)
-            place, group = place[kept], group[kept]
+            group = group[kept]
             chosen = {name: values[kept] for name, values in chosen.items()}
-        common = {
-            name: values.take(pa.array(place)) if isinstance(values, pa.Array) else values[place]
-            for name, values in shared.items()
-        }
+            common = {
+                name: values[kept]
+                if isinstance(values, np.ndarray)
+                else values.filter(pa.array(kept))
+                for name, values in common.items()
+            }
         self._tables[table].add({"group_id": group, **common, **chosen})
 
     def _table(self, table: str) -> TableWriter:
@@ -162,7 +167,23 @@ class RunWriter:
             self._folder.replace(path, data)
             files.append({"table": table, "size": len(data), "digest": digest(data)})
 
-        return TableWriter(table, self._attempt, store)
+        return TableWriter(table, self._attempt, store, self._file_bytes)
+
+
+@lru_cache(maxsize=1)
+def _pairs(count: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Return i, j and the place in a matrix of each pair i <= j of checkpoints."""
+    i, j = np.triu_indices(count)
+    return i.astype(np.int32), j.astype(np.int32), i * count + j
+
+
+def _tiled(
+    values: NDArray[Any] | pa.DictionaryArray, times: int
+) -> NDArray[Any] | pa.DictionaryArray:
+    if isinstance(values, np.ndarray):
+        return np.tile(values, times)
+    indices = np.tile(values.indices.to_numpy(), times)
+    return pa.DictionaryArray.from_arrays(indices, values.dictionary)
 
 
 def _upper(matrices: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -116,7 +116,7 @@ class Evil:
 def test_nothing_is_executed(folder: Path) -> None:
     with pytest.raises(FormatError, match="posix.system"):
         read(folder, pickle.dumps(Evil()))
-    with pytest.raises(FormatError, match="torch.FloatStorage"):
+    with pytest.raises(FormatError, match="expected the metadata"):
         read(folder, pickle.dumps(torch.FloatStorage))
     assert not Path("/tmp/hallmarks-was-here").exists()
 

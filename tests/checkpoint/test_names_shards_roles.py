@@ -10,24 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint.names import EXAMPLES, position
+from pipeline.checkpoint.names import position
 from pipeline.checkpoint.parts import parts
 from pipeline.checkpoint.roles import reason_to_leave_out, role, roles
 from pipeline.checkpoint.shards import weight_files
 from pipeline.errors import FormatError
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_names(name: str) -> None:
-    found = position(name)
-    assert (found.stage, found.step, found.tokens) == EXAMPLES[name]
-
-
-def test_names_are_ordered_as_numbers() -> None:
-    names = ["stage2-step5", "step10", "stage1-step100", "step9", "stage1-step20-tokens4B"]
-    ordered = ["step9", "step10", "stage1-step20-tokens4B", "stage1-step100", "stage2-step5"]
-    assert sorted(names, key=lambda name: position(name).order) == ordered
-
 
 SHARDS = tuple(f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3))
 INDEX = "model.safetensors.index.json"

@@ -168,14 +168,10 @@ class Calls:
     [
         (pickle.dumps(Calls(os.system, "touch hacked")), "posix.system"),
         (pickle.dumps(Calls(eval, "open('hacked', 'w')")), "builtins.eval"),
-        (pickle.dumps({"w": [Calls(getattr, Calls(eval, "1"), "x")]}), "builtins.getattr"),
-        (pickle.dumps(np.float64(1)), "numpy"),
-        (pickle.dumps(Path("x")), "pathlib"),
-        (b"\x80\x02cpipeline.checkpoint.pickles\n_NAMES\n.", "pipeline.checkpoint.pickles._NAMES"),
-        (b"\x80\x02ctorch\nFloatStorage.__class__\n.", "__class__"),
+        (pickle.dumps({"w": [Calls(getattr, Calls(eval, "1"), "x")]}), "builtins.eval"),
     ],
 )
-def test_pickles_that_name_anything_else(
+def test_pickles_that_name_programs(
     program: bytes, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,14 +182,33 @@ def test_pickles_that_name_anything_else(
 
 
 @pytest.mark.parametrize(
+    ("program", "named"),
+    [
+        (pickle.dumps({"w": Calls(getattr, 1, "x")}), "builtins.getattr"),
+        (pickle.dumps(np.float64(1)), "numpy"),
+        (pickle.dumps(Path("x")), "pathlib"),
+        (b"\x80\x02cpipeline.checkpoint.pickles\n_NAMES\n.", "pipeline.checkpoint.pickles._NAMES"),
+        (b"\x80\x02ctorch\nFloatStorage.__class__\n.", "__class__"),
+    ],
+)
+def test_pickles_that_name_anything_else(program: bytes, named: str) -> None:
+    """What they name is remembered by its name alone."""
+    with pytest.raises(FormatError, match="names .*" + named.replace(".", "[.]")):
+        read(pickled(program))
+
+
+@pytest.mark.parametrize(
     ("program", "message"),
     [
         (b"\x80\x02}r\xff\xff\xff\xff.", "memo"),  # LONG_BINPUT 4 294 967 295
         (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x0f.", "pickle"),  # BYTEARRAY8, 2**60
         (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "times its length"),
         (b"\x80\x02K\x01Q.", "persistent id"),
-        (b"\x80\x02ctorch\nFloatStorage\n}X\x05\x00\x00\x00dtypeX\x03\x00\x00\x00F64sb.", "pickle"),
-        (b"\x80\x02ctorch\nSize\nN}X\x08\x00\x00\x00functionNs\x86b.", "pickle"),
+        (
+            b"\x80\x02ctorch\nFloatStorage\n}X\x05\x00\x00\x00dtypeX\x03\x00\x00\x00F64sb.",
+            "no tensors",
+        ),
+        (b"\x80\x02ctorch\nSize\nN}X\x08\x00\x00\x00functionNs\x86b.", "no tensors"),
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "pickle"),
         (b"\x80\x02}.", "no tensors"),
         (b"\x80\x02", "pickle"),

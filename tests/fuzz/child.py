@@ -259,9 +259,9 @@ def _limit_memory() -> None:
 
 
 def _inputs(names: list[str], seconds: float) -> Iterator[tuple[str, int]]:
-    """Give every reader as much time."""
+    """Give every reader as much time, and one input at least: a busy machine takes it all for a few."""
     taken, numbers = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    while sum(taken.values()) < seconds:
+    while sum(taken.values()) < seconds or not all(numbers.values()):
         name = min(taken, key=lambda name: taken[name])
         started = time.monotonic()
         yield name, numbers[name]

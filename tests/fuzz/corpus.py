@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import urllib.request
@@ -52,7 +53,9 @@ def write(folder: Path) -> None:
     weights = _weights()
     plain = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
     linear = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
-    state = {"model": linear.state_dict(), "step": 7, "args": {"lr": [0.1, 0.2], "name": "x"}}
+    beside = [argparse.Namespace(lr=[0.1]), Path("x"), np.arange(3), {1, 2}, torch.eye(2).to_sparse(),
+              torch.nn.Buffer(torch.ones(2)), frozenset({1}), 1j, b"x"]  # fmt: skip
+    state = {"model": linear.state_dict(), "step": 7, "args": {"lr": beside, "name": "x"}}
     (folder / "x.safetensors").write_bytes(save(plain, {"format": "pt"}))
     (folder / "zip.bin").write_bytes(_torch(weights, True))
     (folder / "legacy.bin").write_bytes(_torch(state, False))

@@ -141,7 +141,7 @@ def test_selection() -> None:
     found = select(candidates, Request("s", steps=StepRange.parse("1:10")))
     assert [c.candidate.name for c in found.checkpoints] == ["step1", "step2", "step10"]
     reasons = {entry.name: entry.reason for entry in found.left_out}
-    assert reasons["main"] == "its name states no step"
+    assert reasons["main"] == "outside --steps"
     assert "same step as step2" in reasons["v0-step2"]
     assert reasons["step0"] == "outside --steps"
     found = select(candidates, Request("s", revisions=("step?",)))

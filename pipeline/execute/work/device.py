@@ -1,9 +1,9 @@
 """The blocks of tiles on the device that computes them: how their bytes get there, how many at once.
 
-A GPU gets a block in transfers of whole pieces: while one is computed the next is copied, on a
+A GPU gets a block in transfers of whole batches: while one is computed the next is copied, on a
 stream of its own, from pinned memory. Where the GPU's memory runs out transfers are halved, and the
-work goes on with the pieces that are not in yet. A piece is one product wherever a transfer begins, so
-no bit depends on it. The processor uses a block where it lies, by the same functions.
+work goes on with the pieces that are not in yet. The processor uses a block where it lies, by the same
+functions.
 
 Letters: K checkpoints.
 """
@@ -12,34 +12,26 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from queue import LifoQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
+from pipeline.execute.work.batches import Batch, Transfer, transfers
 from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, PlacedRange, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, width
 from pipeline.planning.memory import scratch_bytes, show_size
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.gram import SHORT_SUM
-from pipeline.statistics.parts import PartKey
-from pipeline.statistics.piece import (
-    TORCH_DTYPES,
-    Piece,
-    Scratch,
-    TensorFacts,
-    columns_of,
-    decoded,
-)
-from pipeline.statistics.pieces import PIECE, piece_bounds
+from pipeline.statistics.piece import PiecePlace, Pieces, Scratch, decoded
+from pipeline.statistics.pieces import PIECE, batch_elements
+from pipeline.statistics.scaling import scaled
 from pipeline.statistics.statistic import Statistic
 from pipeline.statistics.table import ALWAYS
 
@@ -55,112 +47,6 @@ THREADS_OF_A_GPU = 4
 """Without --threads: each holds memory on the GPU, and all launch what it does under one lock."""
 
 _PAGE = 4096
-
-
-class Lacking(NamedTuple):
-    """One piece of one part that has yet to be added."""
-
-    key: PartKey
-    facts: TensorFacts
-    start: int
-    stop: int
-    """Elements [start, stop) of the tensor."""
-    offset: int
-    """Elements of the batch before it."""
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """Pieces that lie side by side in a block and are decoded at once: PIECE elements at most."""
-
-    place: PlacedRange
-    """Where the first of them lies."""
-    dtypes: tuple[str, ...]
-    begins: NDArray[np.int64]
-    """(K,) columns of the first byte; rows differ where formats do."""
-    ends: NDArray[np.int64]
-    numel: int
-    lacking: list[Lacking]
-    """In order; the last one is added first."""
-
-
-def batches(
-    ranges: Iterable[tuple[PlacedRange, Sequence[tuple[PartKey, TensorFacts]]]],
-) -> Iterator[Batch]:
-    """Yield the pieces of a block, each to be added to the parts that come with its range.
-
-    Small tensors of one format that lie side by side share a batch.
-    """
-    batch: Batch | None = None
-    for place, parts in ranges:
-        dtypes = parts[0][1].dtypes
-        sizes = parts[0][1].sizes
-        uniform = parts[0][1].stored is not None
-        first = place.range.first
-        for start, stop in piece_bounds(first, place.range.stop):
-            begins = place.column + (start - first) * sizes
-            joins = (
-                batch is not None
-                and uniform
-                and batch.dtypes[0] == dtypes[0]
-                and batch.dtypes == dtypes
-                and batch.numel + stop - start <= PIECE
-                and batch.ends[0] == begins[0]
-            )
-            if batch is None or not joins:
-                if batch is not None:
-                    batch.lacking.reverse()
-                    yield batch
-                batch = Batch(place, dtypes, begins, begins, 0, [])
-            batch.lacking += (Lacking(key, facts, start, stop, batch.numel) for key, facts in parts)
-            batch.numel += stop - start
-            batch.ends = place.column + (stop - first) * sizes
-    if batch is not None:
-        batch.lacking.reverse()
-        yield batch
-
-
-@dataclass(eq=False, slots=True)
-class Transfer:
-    """Batches that lie side by side, and the columns that hold them."""
-
-    batches: list[Batch]
-    begins: NDArray[np.int64]
-    """(K,) of ROW_ALIGNMENT, so that what is aligned in the block is aligned in a copy."""
-    ends: NDArray[np.int64]
-
-    def takes(self, batch: Batch, room: int) -> bool:
-        """Return whether a batch may come last and every row still fits into `room` bytes."""
-        # From where rows differ, a tensor that is alike in all of them would lie in no table.
-        level = bool((self.begins == self.begins[0]).all())
-        return (level or batch.place is self.batches[0].place) and int(
-            (batch.ends - self.begins).max()
-        ) <= room
-
-    def stored(self, batch: Batch, table: Tensor) -> Tensor | list[Tensor]:
-        """Return a batch's values as stored, given the transfer's bytes: (M,) rows or (K, M)."""
-        begins, ends = batch.begins - self.begins, batch.ends - self.begins
-        if batch.lacking[0].facts.stored is not None:
-            return table[:, begins[0] : ends[0]].view(TORCH_DTYPES[batch.dtypes[0]])
-        return [
-            row[begin:end].view(TORCH_DTYPES[dtype])
-            for row, begin, end, dtype in zip(table, begins, ends, batch.dtypes, strict=True)
-        ]
-
-
-def transfers(pieces: Sequence[Batch], room: int) -> Iterator[Transfer]:
-    """Divide batches, in order, into transfers of at most `room` bytes a row; a batch must fit."""
-    transfer: Transfer | None = None
-    for batch in pieces:
-        if transfer is not None and transfer.takes(batch, room):
-            transfer.batches.append(batch)
-            transfer.ends = batch.ends
-        else:
-            if transfer is not None:
-                yield transfer
-            transfer = Transfer([batch], batch.begins // ROW_ALIGNMENT * ROW_ALIGNMENT, batch.ends)
-    if transfer is not None:
-        yield transfer
 
 
 def affordable_transfer(free: int, lanes: int, num_checkpoints: int, beside: int) -> int:
@@ -200,9 +86,10 @@ class Device:
         """
         self.torch = torch.device(kind)
         self.transfer = transfer
-        self.least = PIECE * max(map(width, tensors)) + ROW_ALIGNMENT
-        """Bytes of a row that hold any piece, wherever it begins."""
         self._num_checkpoints = len(tensors[0].dtypes)
+        longest = batch_elements(self._num_checkpoints)
+        self.least = longest * max(map(width, tensors)) + ROW_ALIGNMENT
+        """Bytes of a row that hold any batch, wherever it begins."""
         # as in a host's memory, and the batch of products of short sums
         self._beside = (
             scratch_bytes(tensors, statistics) + 4 * (PIECE // SHORT_SUM) * self._num_checkpoints**2
@@ -314,7 +201,7 @@ class Lane:
         """
         # it is only read; from_numpy warns where it may not be written
         table = torch.from_dlpack(block)
-        rows = [row.data for row in block]
+        rows = Rows(table, [row.data for row in block])
         while pieces := [batch for batch in pieces if batch.lacking]:
             transfer = self._device.transfer
             if not self._added(table, rows, pieces, accumulator, transfer):
@@ -325,7 +212,7 @@ class Lane:
     def _added(
         self,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         pieces: Sequence[Batch],
         accumulator: Accumulator,
         transfer: int | None,
@@ -346,7 +233,7 @@ class Lane:
     def _work_through(
         self,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         pieces: Sequence[Batch],
         accumulator: Accumulator,
         size: int | None,
@@ -385,38 +272,43 @@ class Lane:
         self,
         transfer: Transfer,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         accumulator: Accumulator,
     ) -> None:
         if self._scratch is None:
             self._scratch = Scratch(len(table), self._device.torch)
         for batch in transfer.batches:
-            values = decoded(transfer.stored(batch, table), self._scratch)
+            values, spacing = decoded(transfer.stored(batch, table), self._scratch), None
+            if batch.facts.scales:
+                given = {
+                    k: scales.to(values.device) for k, scales in batch.scales(rows.table).items()
+                }
+                values, spacing = scaled(values, batch.facts, batch.start, given, self._scratch)
             while batch.lacking:
-                self._add_piece(batch, batch.lacking[-1], values, rows, accumulator)
+                places = batch.lacking[-1]
+                apart = None if spacing is None else _columns(spacing, places)
+                of_places = _columns(values, places)
+                accumulator.add(
+                    Pieces(places, of_places, rows.stored, batch.begins, self._scratch, apart)
+                )
                 batch.lacking.pop()
 
-    def _add_piece(
-        self,
-        batch: Batch,
-        lacking: Lacking,
-        values: Tensor,
-        rows: Sequence[memoryview],
-        accumulator: Accumulator,
-    ) -> None:
-        key, facts, start, stop, offset = lacking
-        columns = columns_of(facts.part, start, stop)
-        if columns is None:
-            return
-        if isinstance(columns, slice):
-            values = values[:, offset + columns.start : offset + columns.stop]
-        else:
-            gathered = torch.from_numpy(columns + offset).to(values.device)
-            values = values.index_select(1, gathered)
-        assert self._scratch is not None
-        begins = batch.begins + offset * facts.sizes
-        piece = Piece(facts, start, stop, values, columns, rows, begins, self._scratch)
-        accumulator.add(key, piece)
+
+class Rows(NamedTuple):
+    """The rows of a block, in the host's memory."""
+
+    table: Tensor
+    stored: Sequence[memoryview]
+
+
+def _columns(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
+    """Return the elements of pieces, of those that were decoded with them."""
+    first, last = places[0].columns, places[-1].columns
+    if isinstance(first, slice) and isinstance(last, slice):
+        return table[:, places[0].offset + first.start : places[-1].offset + last.stop]
+    if isinstance(first, slice):
+        return table
+    return table.index_select(1, torch.from_numpy(first + places[0].offset).to(table.device))
 
 
 def choose_device(wanted: str) -> str:

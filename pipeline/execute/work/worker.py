@@ -14,7 +14,8 @@ from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.device import Device, Lane, batches
+from pipeline.execute.work.batches import batches
+from pipeline.execute.work.device import Device, Lane
 from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Place, Verifier
@@ -229,6 +230,7 @@ class Worker:
                 tensor.dtypes,
                 self._plan.firsts,
                 self._parents,
+                tensor.scales,
             )
             self._known_facts[key[:2]] = facts
         return facts
