@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from itertools import chain
 from typing import Any
@@ -239,6 +240,16 @@ class Store:
         relation = self.sql(query, parameters)
         return relation.columns, _fetched(relation)
 
+    def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
+        """Return an answer as one Arrow table.
+
+        Raises:
+            QueryError: DuckDB refused the query, or failed in it.
+        """
+        relation = self.sql(query, parameters)
+        with _told():
+            return relation.to_arrow_reader(_ROWS_AT_ONCE).read_all()
+
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return the rows of the view `runs`."""
         return self.sql("FROM runs ORDER BY run")
@@ -283,9 +294,16 @@ class Store:
 
 def _fetched(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
     # through Arrow: DuckDB's own rows want another package for times with a zone
-    try:
+    with _told():
         for batch in relation.to_arrow_reader(_ROWS_AT_ONCE):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in one line what fails while an answer is made."""
+    try:
+        yield
     except (duckdb.Error, pa.ArrowException, ValueError, OverflowError, ImportError) as error:
         raise QueryError(f"query failed: {_one_line(error)}") from None
 
