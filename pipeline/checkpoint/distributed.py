@@ -22,7 +22,7 @@ from pipeline.checkpoint.pickles import NESTED_UNDER, load
 from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
 from pipeline.checkpoint.weight_file import WeightFile
-from pipeline.errors import FormatError, HallmarksError, quoted
+from pipeline.errors import FormatError, HallmarksError, printable, quoted
 
 METADATA = ".metadata"
 _CHUNKS = ".distcp"
@@ -160,7 +160,13 @@ def _tensor(
     if not isinstance(dtype, str):
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     if dtype not in DTYPES:
-        return StoredTensor(dtype, shape, 0, 0, unreadable=f"not a weight: stored as {dtype[:80]}")
+        return StoredTensor(
+            printable(dtype[:80]),
+            shape,
+            0,
+            0,
+            unreadable=f"not a weight: stored as {printable(dtype[:80])}",
+        )
     chunks: list[Chunk] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
