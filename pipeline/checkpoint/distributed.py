@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from pipeline.checkpoint.chunks import Chunk, joined, slices
+from pipeline.checkpoint.chunks import Chunk, joined, one_by_one
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
@@ -131,8 +131,8 @@ def _weights(described: Any, state: str) -> dict[str, tuple[str, Record]]:
     if state:
         prefix = f"{state}."
         whole = {key: ".".join(path) for key, path in names.items()}
-        found = {n.removeprefix(prefix): k for k, n in whole.items() if n.startswith(prefix)}
-        return {name: (key, entries[key]) for name, key in found.items()}
+        under = {n.removeprefix(prefix): k for k, n in whole.items() if n.startswith(prefix)}
+        return {name: (key, entries[key]) for name, key in under.items()}
     if nested:
         top = next(key for key in NESTED_UNDER if key in nested)
         kept = {key: path[1:] for key, path in names.items() if path[0] == top}
@@ -183,13 +183,13 @@ def _by_layer(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     together = {n: t for n, t in stored.items() if _ALL_LAYERS.match(n) and t.shape and t.numel}
     if len({tensor.shape[0] for tensor in together.values()}) != 1:
         return stored
-    found: dict[str, StoredTensor] = {}
+    by_layer: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         if name in together and not tensor.unreadable:
             prefix = _ALL_LAYERS.match(name)
             begin = prefix[0] if prefix else ""
-            for layer, one in enumerate(slices(tensor)):
-                found[f"{begin}{layer}.{name.removeprefix(begin)}"] = one
+            for layer, one in enumerate(one_by_one(tensor)):
+                by_layer[f"{begin}{layer}.{name.removeprefix(begin)}"] = one
         else:
-            found[name] = tensor
-    return found
+            by_layer[name] = tensor
+    return by_layer

@@ -47,6 +47,8 @@ class Folder(Generic[Entry]):
     folders: tuple[str, ...] = ()
     files: Mapping[str, Entry] = field(default_factory=dict)
     """What the source knows of each file: its size, and what a change would change."""
+    broken: tuple[str, ...] = ()
+    """Links that lead nowhere, as an incomplete download leaves them."""
 
 
 ListFolder = Callable[[str], Folder[Entry]]

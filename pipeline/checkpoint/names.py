@@ -34,7 +34,7 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
             rf"(?:checkpoints?|ckpts?|chkpts?|chck|snapshot){_GAP}",
             r"^model[-_]?(?=\d+[kmbt]?$)",
         ),
-        "epoch": (rf"(?:epochs?|ep){_GAP}",),
+        "epoch": (rf"(?:epochs?|ep){_GAP}", r"checkpoint[-_](?=\d{1,6}[-_]\d)"),
         "tokens": (rf"tok(?:en)?s?{_GAP}", r"steps?[-_]?\d+[kmb]?[-_](?=\d+(?:\.\d+)?[kmbt])"),
     }.items()
 }
@@ -65,6 +65,10 @@ _PARALLEL = re.compile(
 _SOUPED = re.compile(r"(?<![a-z])soup(?:ed)?(?![a-z])", re.IGNORECASE)
 LAST_BRANCH = 1_000_000  # an average of branches counts as a branch after all others
 
+MOST_STAGES = 2**30
+"""The column holds twice as many: stages that are words are numbered behind those that have numbers."""
+_LONGEST = 4096
+"""Characters of a path, where there are file systems: a longer name says nothing."""
 _SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar))+$", re.IGNORECASE)
 _BEING_WRITTEN = re.compile(
     r"\..*|(?:tmp|incomplete)[-_.].*"
@@ -139,7 +143,7 @@ EXAMPLES: dict[str, Position] = {
     "epoch=3-step=1000": Position(step=1000, epoch=3),
     "epoch_0_step_10": Position(step=10, epoch=0),
     "ep2-ba160": Position(step=160, epoch=2),
-    "checkpoint_1_6000.pt": Position(step=6000),
+    "checkpoint_1_6000.pt": Position(step=6000, epoch=1),
     "step1000-unsharded": Position(step=1000),
     "step0.5k": Position(step=500),
     "step1000-tokens4B": Position(step=1000, tokens=4e9),
@@ -188,7 +192,7 @@ EXAMPLES: dict[str, Position] = {
 
 def position(name: str) -> Position:
     """Return what a checkpoint's name states."""
-    if is_being_written(name):
+    if len(name) > _LONGEST or is_being_written(name):
         return Position()
     name = _SUFFIX.sub("", name)
     matches = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
@@ -216,7 +220,7 @@ def position(name: str) -> Position:
     time = stated["epoch"] if stated["step"] is None else stated["step"]
     is_whole = time is not None and time == round(time)
     return Position(
-        _whole(stated["stage"], 2**31),
+        _whole(stated["stage"], MOST_STAGES),
         _whole(time, 2**63) if is_whole else None,
         stated["tokens"],
         LAST_BRANCH if _SOUPED.search(name) else _whole(stated["branch"], 2**31),
@@ -229,11 +233,13 @@ def position(name: str) -> Position:
 
 def is_being_written(name: str) -> bool:
     """Return whether a name says that what it names is hidden, or not finished."""
-    return any(_BEING_WRITTEN.fullmatch(part) for part in name.split("/"))
+    return any(_BEING_WRITTEN.fullmatch(part) for part in name[:_LONGEST].split("/"))
 
 
 def unplaced(name: str) -> str | None:
     """Return `final` or `best` for a name without a step that says only this of itself."""
+    if len(name) > _LONGEST:
+        return None
     last = _SUFFIX.sub("", name).rpartition("/")[2]
     kinds = (kind for kind, pattern in _UNPLACED.items() if pattern.fullmatch(last))
     return None if position(name).is_known else next(kinds, None)

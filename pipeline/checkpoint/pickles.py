@@ -336,10 +336,10 @@ def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRec
     """
     flat = _Flat(loaded, where)
     if key:
-        found = next((f for f in map(flat.tensors, _at(loaded.value, key)) if f), {})
+        records = next((f for f in map(flat.tensors, _at(loaded.value, key)) if f), {})
     else:
-        found = _usual(loaded.value, flat)
-    if not found:
+        records = _usual(loaded.value, flat)
+    if not records:
         named = f" in a pickle that names {', '.join(map(quoted, loaded.unknown))}"
         what = f" under {quoted(key)}" if key else ""
         raise FormatError(
@@ -347,25 +347,25 @@ def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRec
             + (named if loaded.unknown else ""),
             _where_else(loaded.value, flat),
         )
-    for name, record in found.items():
+    for name, record in records.items():
         if record.unknown:
             raise FormatError(
                 f"{where}: expected plain tensors, found {quoted(name)} of the class"
                 f" {quoted(record.unknown)}",
                 "nothing of it was executed; save the tensors as plain ones",
             )
-    return found
+    return records
 
 
 def _usual(state: Any, flat: _Flat) -> dict[str, TensorRecord]:
     entries = _entries(state)
     for key in NESTED_UNDER:
-        if found := flat.paths(entries.get(key)):
-            while all(len(path) > 1 and path[0] in NESTED_UNDER for path in found) and (
-                len({path[0] for path in found}) == 1
+        if records := flat.paths(entries.get(key)):
+            while all(len(path) > 1 and path[0] in NESTED_UNDER for path in records) and (
+                len({path[0] for path in records}) == 1
             ):
-                found = {path[1:]: record for path, record in found.items()}
-            return {".".join(path): record for path, record in found.items()}
+                records = {path[1:]: record for path, record in records.items()}
+            return {".".join(path): record for path, record in records.items()}
     return {
         name: record
         for name, value in entries.items()
@@ -393,14 +393,14 @@ def _at(state: Any, key: str, depth: int = 0) -> list[Any]:
         return [state]
     if depth == _MOST_NESTED:
         return []
-    found: list[Any] = []
+    values: list[Any] = []
     parts = key.split(".")
     entries = _entries(state)
     for count in range(len(parts), 0, -1):
         value = entries.get(".".join(parts[:count]))
         if value is not None:
-            found += _at(value, ".".join(parts[count:]), depth + 1)
-    return found
+            values += _at(value, ".".join(parts[count:]), depth + 1)
+    return values
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
@@ -435,7 +435,7 @@ class _Flat:
 
     def paths(self, value: Any) -> dict[tuple[str, ...], TensorRecord]:
         """Return them by the keys that lead to them."""
-        found: dict[tuple[str, ...], TensorRecord] = {}
+        records: dict[tuple[str, ...], TensorRecord] = {}
         pending: list[tuple[tuple[str, ...], Any]] = [((), value)]
         while pending:
             path, inner = pending.pop()
@@ -446,10 +446,10 @@ class _Flat:
                 if type(key) is not str:
                     continue
                 if record := _as_tensor(entry):
-                    found[*path, key] = record
+                    records[*path, key] = record
                 elif len(path) < _MOST_NESTED and _entries(entry):
                     pending.append(((*path, key), entry))
-        return found
+        return records
 
 
 def element_span(record: TensorRecord) -> int:

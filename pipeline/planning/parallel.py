@@ -91,7 +91,9 @@ def _of_one_seed(
     reasons: Reasons = []
     for candidate in candidates:
         where = candidate.position
-        if _seed(where) == taken or not (where.seed or where.is_known):
+        # a last checkpoint without a seed is of the run that is called nothing, or of the longest
+        is_end = not (where.seed or where.is_known) and _NO_SEED not in seeds
+        if (seeds[0] if is_end else _seed(where)) == taken:
             kept.append(candidate)
         else:
             why = f"of a parallel run, {_seed(where)}: {taken} is taken"

@@ -282,7 +282,7 @@ class Pieces:
         )
         values = rows.flatten(1)
         sample = values.index_select(1, chosen.to(values.device))
-        return sample.unflatten(1, (len(self), -1))
+        return sample.unflatten(1, (len(self), len(chosen) // len(self)))
 
     @_Lazy
     def increments(self) -> Tensor:

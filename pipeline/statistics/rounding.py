@@ -97,8 +97,9 @@ def _represented(
 ) -> NDArray[np.bool_]:
     """Return (K, B, 4): which formats of COARSEST_FIRST represent the (K, B, S) values exactly."""
     if stored is not None:
-        rows = represented(sample.reshape(-1, sample.shape[2]), stored)
-        return rows.reshape(*sample.shape[:2], -1)
+        checkpoints, pieces, sampled = sample.shape
+        rows = represented(sample.reshape(checkpoints * pieces, sampled), stored)
+        return rows.reshape(checkpoints, pieces, len(COARSEST_FIRST))
     return np.stack([represented(rows, dtype) for rows, dtype in zip(sample, dtypes, strict=True)])
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.api import analyze_joint
 from pipeline.planning.plan import make_plan
 from pipeline.planning.request import Request
 from tests.planning.test_bridge import COUNT, states, write
@@ -151,8 +152,7 @@ def test_a_second_run_says_the_same(tmp_path: Path) -> None:
     assert again.checkpoints == COUNT
     other = write(tmp_path / "other", states({EMBED: (ROWS, 8), HEAD: (ROWS, 8), LAYER: (16, 8)}))
     assert json.loads((tmp_path / "run" / "step0" / "config.json").read_text()) == TIED
-    joint = pipeline.analyze(
-        [str(tmp_path / "run"), str(other)], str(tmp_path / "joint"), executor="local", joint=True,
-        run="both",
-    )  # fmt: skip
+    joint = analyze_joint(
+        [str(tmp_path / "run"), str(other)], tmp_path / "joint", executor="local", run="both"
+    )
     assert [each.tensors for each in joint] == [3, 3, 3]
