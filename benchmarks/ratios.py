@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.report import table
+from benchmarks.markdown import table
 from benchmarks.shapes import compared
 from benchmarks.suites import SUITES, Suite, experts
 

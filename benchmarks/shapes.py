@@ -40,7 +40,7 @@ import numpy as np
 
 from benchmarks import contestants
 from benchmarks.bound import Bound, decomposition_seconds, product_seconds, read_seconds
-from benchmarks.report import markdown
+from benchmarks.markdown import markdown
 from benchmarks.suites import SUITES, Suite, llama
 
 CORES = len(os.sched_getaffinity(0))

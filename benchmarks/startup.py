@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import contestants
-from benchmarks.report import table
+from benchmarks.markdown import table
 from benchmarks.suites import SUITES
 
 _LAYER = (

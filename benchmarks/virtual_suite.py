@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import Measured, kind_of, measured
-from benchmarks.report import table
+from benchmarks.markdown import table
 from benchmarks.truth import compared
 from benchmarks.virtual import NETWORKS, STEPS, Blocks, File, Network, shards, tensors
 from tests.hub import Hub, Record

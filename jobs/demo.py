@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,19 @@ from jobs.analyze import analyze
 from jobs.console import console, run, say
 from jobs.language_model import train
 from jobs.options import debug_option
+from jobs.report import report
+from pipeline.errors import RequestError, quoted
+from pipeline.store.folder import Folder
+
+DEMO = "hallmarks-demo"
+_MADE_HERE = "made-by-hallmarks-demo"
+"""A file in the demo's folder of checkpoints: only such a folder is emptied."""
 
 
 @click.command()
 @click.option(
     "--store",
-    default="hallmarks-demo",
+    default=DEMO,
     show_default=True,
     metavar="STORE",
     help="Where results are stored; by default in a store of the demo's own.",
@@ -27,18 +35,58 @@ from jobs.options import debug_option
 @debug_option
 @click.pass_context
 def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
-    """Train a small language model for about 40 checkpoints and analyse how its weights moved."""
+    """Train a small language model for about 40 checkpoints and analyse how its weights moved.
+
+    The checkpoints stay in STORE/checkpoints (hallmarks-demo/checkpoints for a remote store).
+    """
     del debug
     screen = console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="hallmarks-demo-") as folder:
-        checkpoints = Path(folder) / "demo"
-        say(screen, "training a small language model on the Python language reference …")
-        train(checkpoints, on_checkpoint=partial(_told, screen))
-        arguments = [str(checkpoints), "--run", "demo", "--store", store, "--executor", executor]
-        # its checkpoints lie elsewhere each time
-        arguments += ["--fresh", "--replace"]
-        analyzing = analyze.make_context("analyze", arguments, parent=context)
-        return context.invoke(analyze, **analyzing.params)
+    folder = Folder(store)
+    checkpoints = Path(DEMO if folder.remote else folder.root) / "checkpoints"
+    _empty(checkpoints)
+    say(screen, "training a small language model on the Python language reference …")
+    started = time.monotonic()
+    train(checkpoints, on_checkpoint=partial(_told, screen))
+    trained = time.monotonic()
+    # its checkpoints are new each time
+    options = ("--run", "demo", "--store", store, "--executor", executor, "--fresh", "--replace")
+    code = _run(context, analyze, str(checkpoints), *options)
+    analyzed = time.monotonic()
+    if code:
+        return code
+    code = _run(context, report, "--store", store, "--run", "demo")
+    say(
+        console(),
+        f"trained in {trained - started:.0f} s, analyzed in {analyzed - trained:.0f} s;"
+        f" checkpoints: {checkpoints}",
+    )
+    return code
+
+
+def _run(context: click.Context, command: click.Command, *arguments: str) -> int:
+    assert command.name is not None
+    made = command.make_context(command.name, list(arguments), parent=context)
+    return context.invoke(command, **made.params)
+
+
+def _empty(checkpoints: Path) -> None:
+    """Remove the checkpoints of an earlier demo, and nothing else."""
+    marker = checkpoints / _MADE_HERE
+    earlier = [*checkpoints.glob("step-*"), *checkpoints.glob("saving-*")]
+    if earlier and not marker.exists():
+        raise RequestError(
+            f"{quoted(checkpoints)} holds checkpoints that are not the demo's",
+            "choose another --store",
+        )
+    for folder in earlier:
+        shutil.rmtree(folder)
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise RequestError(
+            f"{quoted(checkpoints)} cannot be written: {error.strerror}", "choose another --store"
+        ) from None
 
 
 def _told(screen: Console, step: int, loss: float) -> None:

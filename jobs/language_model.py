@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
@@ -57,6 +58,19 @@ def saved_steps(steps: int) -> list[int]:
     return sorted({*early, *range(every, steps + 1, every), steps})
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: a network this small gains nothing by two, and on a machine that has
+    something else to do their waiting for each other took five times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def train(
     directory: Path,
     *,

@@ -24,9 +24,7 @@ from pipeline.planning.request import (
 )
 from pipeline.statistics.table import NAMES
 
-_SELECTION = [
-    click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
-    click.option("--run", metavar="NAME", help="Name of the run in the store."),
+_CHECKPOINTS = [
     click.option(
         "--revisions",
         multiple=True,
@@ -62,10 +60,20 @@ _SELECTION = [
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
     ),
+]
+_SELECTION = [
+    click.argument("sources", metavar="SOURCE...", nargs=-1, required=True),
+    click.option("--run", metavar="NAME", help="Name of the run in the store."),
+    *_CHECKPOINTS,
     click.option(
         "--joint",
         is_flag=True,
         help="Add a run over all SOURCEs (named by --run), from the same read.",
+    ),
+    click.option(
+        "--roles",
+        metavar="FILE.toml",
+        help="What tensors are whose names are not known: regex → component, layer, stack, ….",
     ),
     click.option("--by-head", is_flag=True, help="Also analyze every attention head separately."),
     click.option(
@@ -174,6 +182,14 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def checkpoints_of_a_source(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a SOURCE, which may be left out, and the options that say which of its checkpoints count."""
+    sources = click.argument("sources", metavar="[SOURCE...]", nargs=-1)
+    for option in reversed([sources, *_CHECKPOINTS]):
+        command = option(command)
+    return command
+
+
 def requests_from(options: dict[str, Any]) -> list[Request]:
     """Return what decides the figures, a request for each source: each becomes a run of its own.
 
@@ -182,14 +198,14 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
     # planning takes a sixth of a second to import: not for those who ask a store
     from pipeline.planning.plan import check_distinct, one_for_each_run, run_name
 
-    sources, joint, run = options["sources"], options["joint"], options["run"]
+    sources, joint, run = options["sources"], options.get("joint"), options["run"]
     if len(sources) > 1 and run and not joint:
         raise RequestError(
             f"--run {run} cannot name {len(sources)} runs",
             "leave it out: runs are named after their sources; with --joint it names the one"
             " over all",
         )
-    selection = {name: options[name] for name in SELECTION if name != "run"}
+    selection = {name: options[name] for name in SELECTION if name in options and name != "run"}
     single_run = None if joint else run
     requests = [
         request

@@ -14,7 +14,9 @@ from jobs.console import Result, console, one_object, run
 from jobs.console import say as print_line
 from jobs.options import requests_from, resources_from, selection_and_resources
 from pipeline.checkpoint.file_kinds import NOT_UNDERSTOOD, FileKind
+from pipeline.findings.listings import findings_of_listings
 from pipeline.job.memory import worker_memory
+from pipeline.planning.listings import listings_of
 from pipeline.planning.machine import available_cores
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan, make_joint_plan, make_plan
@@ -145,6 +147,11 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
     if first.step is not None:
         say("", f"displacements are measured from step {first.step:,}")
     _stages(say, made, most)
+    worst = [f for f in findings_of_listings(listings_of(made)) if f.severity == "error"]
+    for finding in worst[:most]:
+        say("", f"error: {finding.kind}: {finding.message}")
+    if len(worst) > most:
+        say("", f"… and {len(worst) - most} more (hallmarks audit {made.source})")
     for gap in made.gaps[:most]:
         say("", f"gap: {gap.missing} missing between step {gap.after} and step {gap.before}")
     if len(made.gaps) > most:
@@ -249,7 +256,8 @@ def _account(say: _Say, made: Plan, most: int) -> None:
     if made.account.unplaced:
         say("", f"no step, but no copy either: {', '.join(made.account.unplaced[:most])}")
     kinds: dict[FileKind, Counter[str]] = {}
-    for each in made.account.beside:
+    lacking = {f"{entry.name}/" for entry in made.account.lacking}
+    for each in (each for each in made.account.beside if each.path not in lacking):
         kinds.setdefault(each.kind, Counter())[each.path] += 1
     for unread in made.unread:
         for path, kind in unread.items():

@@ -52,7 +52,7 @@ def suites(draw: st.DrawFn) -> list[AlignedTensor]:
                 dtypes,
                 tuple(files),
                 tuple(starts),
-                scattered,
+                scattered=scattered,
             )
         )
     return draw(st.permutations(tensors))

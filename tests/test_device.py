@@ -383,7 +383,7 @@ def test_every_element_arrives_once_and_in_order(
     chosen: list[tuple[int, int, tuple[str, ...]]], times: float, at: set[int]
 ) -> None:
     """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
-    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=()) for _, _, dtypes in chosen]
+    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=(), scales={}) for _, _, dtypes in chosen]
     whole = Part("", "other", 1, 0, 1)
     facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
     parts = tuple(TensorRange(n, a, a + length) for n, (a, length, _) in enumerate(chosen))
@@ -447,7 +447,7 @@ def test_no_card() -> None:
         assert choose_device("auto") == "cuda"
         return
     assert choose_device("auto") == "cpu"
-    tensors: Any = [SimpleNamespace(dtypes=("F16",))]
+    tensors: Any = [SimpleNamespace(dtypes=("F16",), scales={})]
     for attempt in (lambda: choose_device("cuda"), Device("cuda", tensors, 1 << 20, 1).open):
         with pytest.raises(RequestError, match="no CUDA device"):
             attempt()

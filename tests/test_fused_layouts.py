@@ -272,3 +272,15 @@ def test_parts_add_up(network: Any, tmp_path: Path) -> None:
         assert dot == pytest.approx(rows[0][mask] @ rows[2][mask], rel=1e-6, abs=1e-6)
     total = sum(dots[f"{name}[{part.label}]"] for part in found)
     assert total == pytest.approx(rows[0] @ rows[2], rel=1e-6, abs=1e-6)
+
+
+def test_a_configuration_within_another_says_how_many_heads() -> None:
+    from pipeline.checkpoint.config import of_part
+
+    text = {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 2}
+    vision = {"model_type": "vit", "num_attention_heads": 8}
+    config = {"vision_config": vision, "thinker": {"text_config": text}, "hidden_size": 3}
+    assert of_part(config, "vision") == vision
+    assert of_part(config, "text") == of_part(config, None) == of_part(config, "model") == text
+    assert of_part({**config, "n_head": 2}, "vision")["n_head"] == 2
+    assert of_part({}, "text") == {}

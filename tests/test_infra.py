@@ -364,7 +364,8 @@ def sources(root: Path) -> set[str]:
         found |= {
             name_of(path)
             for path in (root / package).rglob("*")
-            if path.suffix in (".py", ".sql") and "__pycache__" not in path.parts
+            if path.suffix in (".py", ".sql", ".html", ".css", ".js")
+            and "__pycache__" not in path.parts
         }
     return found
 

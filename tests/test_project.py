@@ -47,6 +47,8 @@ def test_imports_go_one_way() -> None:
         ("pipeline/planning/contents.py", "from pipeline.checkpoint import safetensors"),
         ("pipeline/numerics/path.py", "from pipeline.store import folder"),
         ("pipeline/checkpoint/names.py", "from pipeline.numerics import path"),
+        ("pipeline/report/maps.py", "from pipeline.store import folder"),
+        ("pipeline/store/query.py", "from pipeline.report import page"),
         ("pipeline/execute/drive/loop.py", "from pipeline.execute.ray import session"),
         ("pipeline/execute/drive/local.py", "from pipeline.execute.work import worker"),
         (
@@ -56,7 +58,7 @@ def test_imports_go_one_way() -> None:
     ],
 )
 def test_the_import_rules_can_fail(module: str, line: str, tmp_path: Path) -> None:
-    for name in ("pipeline", "jobs"):
+    for name in ("hallmarks", "pipeline", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     broken = tmp_path / module
@@ -89,6 +91,7 @@ def test_errors_cross_processes(error: type[HallmarksError]) -> None:
         ("sql --store {store} FROM(runs)", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
         ("status --store {store}", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
         ("audit --store {store}", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
+        ("report --store {store}", {"torch", "huggingface_hub", "pipeline.planning.plan"}),
         ("plan {suite}", {"torch", "huggingface_hub", "pyarrow", "duckdb", "obstore"}),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
@@ -221,8 +224,10 @@ def test_commands(suite: Path, tmp_path: Path) -> None:
         done = hallmarks(*ask, bad)
         assert done.returncode == 2 and message in done.stderr
     listed = hallmarks("--help").stdout
-    assert all(name in listed for name in ("plan", "analyze", "status", "audit", "sql", "demo"))
-    assert not any(name in listed for name in ("report", "sweep"))
+    assert all(
+        name in listed for name in ("plan", "analyze", "status", "audit", "sql", "report", "demo")
+    )
+    assert "sweep" not in listed
 
 
 def test_left_out_tensors_are_named(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from pipeline.store.schema import SCHEMAS
 from pipeline.store.tables import TableWriter
 
 
-def written(batches: list[int], monkeypatch: pytest.MonkeyPatch) -> list[pq.ParquetFile]:
-    """Files of 2 row groups of 10 rows, from batches of so many rows."""
+def written(batches: list[int], monkeypatch: pytest.MonkeyPatch, file: int) -> list[pq.ParquetFile]:
+    """Files of row groups of 10 rows, from batches of so many rows; `file` bytes end one."""
     monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 10)
-    monkeypatch.setattr(tables, "ROW_GROUPS_PER_FILE", 2)
     files: list[bytes] = []
-    writer = TableWriter("indicators", "7", files.append)
+    writer = TableWriter("indicators", "7", files.append, file)
     first = 0
     for count in batches:
         number = np.arange(first, first + count)
@@ -36,16 +35,19 @@ def written(batches: list[int], monkeypatch: pytest.MonkeyPatch) -> list[pq.Parq
     return [pq.ParquetFile(pa.BufferReader(data)) for data in files]
 
 
+@pytest.mark.parametrize("file", [1, 1 << 20])
 @pytest.mark.parametrize("batches", [[45], [3] * 15, [1, 29, 0, 15], [20, 20], [10] * 5, [7]])
-def test_rows_are_those_that_came(batches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    files = written(batches, monkeypatch)
+def test_rows_are_those_that_came(
+    batches: list[int], file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = written(batches, monkeypatch, file)
     total = sum(batches)
     groups = [
-        file.metadata.row_group(n).num_rows for file in files for n in range(file.num_row_groups)
+        each.metadata.row_group(n).num_rows for each in files for n in range(each.num_row_groups)
     ]
     assert groups == [10] * (total // 10) + [total % 10] * (total % 10 > 0)
-    assert all(file.num_row_groups == 2 for file in files[:-1])
-    rows = pa.concat_tables([file.read() for file in files])
+    assert len(files) == (len(groups) if file == 1 else 1)
+    rows = pa.concat_tables([each.read() for each in files])
     assert rows.column_names == SCHEMAS["indicators"].names
     found = rows.to_pydict()
     assert found["attempt"] == ["7"] * total
@@ -61,6 +63,6 @@ def test_rows_are_those_that_came(batches: list[int], monkeypatch: pytest.Monkey
 def test_a_table_without_rows_has_a_file(
     batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (file,) = written(batches, monkeypatch)
+    (file,) = written(batches, monkeypatch, 1)
     assert file.metadata.num_rows == 0
     assert file.schema_arrow.names == SCHEMAS["indicators"].names

@@ -311,6 +311,8 @@ def test_seeds_are_never_mixed(tmp_path: Path) -> None:
     assert all("--seeds" in reason for reason in reasons.values())
     other = pipeline.plan(str(root), seeds="default")
     assert names(other) == ["step0-seed-default", "step10-seed-default"]
+    chosen = pipeline.plan(str(root), revisions="*default")
+    assert names(chosen) == names(other)
     with pytest.raises(NothingMatches, match="'aux-2', 'default'"):
         pipeline.plan(str(root), seeds="none")
     with pytest.raises(RequestError, match="2 runs"):
@@ -329,6 +331,15 @@ def test_a_run_each(tmp_path: Path) -> None:
     expected = [float(weights(n)[NAME].double().square().sum()) for n in (5, 7)]
     rows = pipeline.open_store(str(store)).sql(dots).fetchall()
     assert [dot for _, dot in rows] == pytest.approx(expected)
+
+
+def test_a_run_without_a_seed_beside_others(tmp_path: Path) -> None:
+    for name in ("step1", "step2", "step1-seed-2", "step2-seed-2", "step3-seed-2", "final"):
+        written(tmp_path / name / "model.safetensors", len(name))
+    assert names(pipeline.plan(str(tmp_path)))[:3] == [f"step{n}-seed-2" for n in (1, 2, 3)]
+    assert names(pipeline.plan(str(tmp_path), seeds="none"))[:2] == ["step1", "step2"]
+    lines = hallmarks("plan", tmp_path, "--seeds", "all").stdout.splitlines()
+    assert sum(line.startswith("run ") for line in lines) == 2
 
 
 def test_seeds_in_folders_and_ingredients(tmp_path: Path) -> None:
@@ -369,6 +380,41 @@ def test_copies_of_a_step_are_no_checkpoints(tmp_path: Path, suffix: str) -> Non
     changed["layers.1.weight"][20, 25] += 1
     write(changed, tmp_path / f"last{suffix}")
     assert names(pipeline.plan(str(tmp_path)))[-1] == f"last{suffix}"
+
+
+def test_numbers_that_are_epochs_beside_updates(tmp_path: Path) -> None:
+    for step, name in enumerate(("checkpoint_1_6000.pt", "checkpoint_2_12000.pt", "checkpoint1.pt",
+                                 "checkpoint2.pt")):  # fmt: skip
+        written(tmp_path / name, step)
+    plan = pipeline.plan(str(tmp_path))
+    assert [checkpoint.step for checkpoint in plan.checkpoints] == [6000, 12_000]
+    assert {entry.name for entry in plan.left_out_checkpoints} == {
+        "checkpoint1.pt",
+        "checkpoint2.pt",
+    }
+
+
+def test_the_last_checkpoint_of_one_seed_is_not_another_ones(tmp_path: Path) -> None:
+    root = parallel(tmp_path / "run")
+    written(root / "final" / "model.safetensors", 99)
+    assert names(pipeline.plan(str(root)))[-1] == "final"
+    assert "final" not in names(pipeline.plan(str(root), seeds="default"))
+
+
+def test_the_last_checkpoint_of_a_stage(served_hub: Hub) -> None:
+    repository = served_hub.repository("org/stages")
+    series = {"base_0010": 1, "base_0020": 2, "mid_1_0005": 3, "mid_1_0010": 4, "base_final": 2,
+              "mid_1_final": 5}  # fmt: skip
+    for name, step in series.items():
+        repository.commit({"model.safetensors": save(weights(step))}, name)
+    plan = pipeline.plan("org/stages")
+    assert names(plan) == ["base_0010", "base_0020", "mid_1_0005", "mid_1_0010", "mid_1_final"]
+    reasons = {entry.name: entry.reason for entry in plan.left_out_checkpoints}
+    assert reasons["base_final"] == "the same commit as base_0020"
+    repository.commit({"model.safetensors": save(weights(2)), "README.md": b""}, "base_final")
+    assert "base_final" not in names(pipeline.plan("org/stages"))
+    repository.commit({"model.safetensors": save(weights(2.5))}, "base_final")
+    assert names(pipeline.plan("org/stages"))[2] == "base_final"
 
 
 def test_another_network_is_not_the_last_checkpoint(tmp_path: Path) -> None:
@@ -518,6 +564,24 @@ def test_a_folder_of_the_hub_cache(tmp_path: Path) -> None:
         assert plan.run == "org--run"
         assert "no branch or tag" in plan.account.beside[0].kind.what
     assert first_values(root, tmp_path / "store") == norms(1, 2, 3)
+
+
+def test_incomplete_downloads_are_named(tmp_path: Path) -> None:
+    commits = {f"c{n}": {"model.safetensors": save(weights(n))} for n in (1, 2, 3)}
+    refs = ["step1", "step2", "step3"]
+    root = hub_cache(tmp_path / "models--org--run", commits, refs)
+    (root / "blobs" / hashlib.sha256(save(weights(2))).hexdigest()).unlink()
+    plan = pipeline.plan(str(root))
+    assert names(plan) == ["step1", "step3"]
+    assert [entry.name for entry in plan.account.lacking] == ["step2"]
+    for step in (1, 2, 3):
+        link = tmp_path / "links" / f"step{step}" / "model.safetensors"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(root / "blobs" / hashlib.sha256(save(weights(step))).hexdigest())
+    plan = pipeline.plan(str(tmp_path / "links"))
+    assert names(plan) == ["step1", "step3"]
+    (lacking,) = plan.account.lacking
+    assert lacking.name == "step2" and "leads nowhere" in lacking.reason
 
 
 def test_one_revision_in_the_hub_cache_whose_folders_are_checkpoints(tmp_path: Path) -> None:

@@ -92,19 +92,19 @@ def places(names: Iterable[str], is_end: Callable[[Path], bool]) -> dict[str, Pl
         is_end: whether a path is that of an embedding or an output head: it holds no blocks.
     """
     paths = {name: split(name) for name in names}
-    found: dict[str, _Block] = {}
+    in_blocks: dict[str, _Block] = {}
     for find in (_in_a_list, _in_a_numbered_part, lambda path: _at_the_first_index(path, is_end)):
-        found = {name: block for name, path in paths.items() if (block := find(path))}
-        if found:
+        in_blocks = {name: block for name, path in paths.items() if (block := find(path))}
+        if in_blocks:
             break
-    found = _within_stages(found)
-    numbers = _numbers(found)
-    stacks = _stacks({(found[name].blocks, number) for name, number in numbers.items()})
+    in_blocks = _within_stages(in_blocks)
+    numbers = _numbers(in_blocks)
+    stacks = _stacks({(in_blocks[name].blocks, number) for name, number in numbers.items()})
     return {
         name: Place(
-            _stack_of(found[name].blocks if name in found else path, stacks),
+            _stack_of(in_blocks[name].blocks if name in in_blocks else path, stacks),
             numbers.get(name),
-            found[name].inside if name in found else path,
+            in_blocks[name].inside if name in in_blocks else path,
         )
         for name, path in paths.items()
     }
@@ -158,14 +158,14 @@ def _block(blocks: Path, index: int, inside: Path) -> _Block:
     return _Block(blocks, (), index, inner, inside, deeper)
 
 
-def _within_stages(found: Mapping[str, _Block]) -> dict[str, _Block]:
+def _within_stages(in_blocks: Mapping[str, _Block]) -> dict[str, _Block]:
     """Return the blocks; those of stages, where lists of blocks hold lists of blocks.
 
     That is where an inner list holds the same modules again and again. Its entries are no mere
     parameters: `features.0.0` is a convolution, `features.1.0` a block.
     """
     held: dict[tuple[Path, Order, int], dict[int, set[Path]]] = defaultdict(dict)
-    for block in found.values():
+    for block in in_blocks.values():
         if block.inner is not None:
             stage = held[block.blocks, block.order, block.index]
             stage.setdefault(block.inner, set()).add(block.deeper)
@@ -181,7 +181,7 @@ def _within_stages(found: Mapping[str, _Block]) -> dict[str, _Block]:
         and (block.blocks, block.order) in staged
         and (block.blocks, block.order, block.index) in stages
         else replace(block, inner=None)
-        for name, block in found.items()
+        for name, block in in_blocks.items()
     }
 
 
@@ -191,10 +191,10 @@ def _repeat(blocks: Sequence[set[Path]]) -> bool:
     return 2 * len(set[Path]().union(*blocks)) < sum(sizes) + max(sizes)
 
 
-def _numbers(found: Mapping[str, _Block]) -> dict[str, int]:
+def _numbers(in_blocks: Mapping[str, _Block]) -> dict[str, int]:
     """Return the number of each tensor's block: as it is written, or through all stages."""
     lists: dict[Path, set[_Key]] = defaultdict(set)
-    for block in found.values():
+    for block in in_blocks.values():
         lists[block.blocks].add(_key(block))
     numbers: dict[tuple[Path, _Key], int] = {}
     for blocks, keys in lists.items():
@@ -205,7 +205,7 @@ def _numbers(found: Mapping[str, _Block]) -> dict[str, int]:
                 number += 1
             before = order, index, inner
             numbers[blocks, before] = index if written else number
-    return {name: numbers[block.blocks, _key(block)] for name, block in found.items()}
+    return {name: numbers[block.blocks, _key(block)] for name, block in in_blocks.items()}
 
 
 def _key(block: _Block) -> _Key:

@@ -14,6 +14,11 @@ from pipeline.checkpoint.blocks import Path
 
 ENDS = frozenset({"embed", "position", "unembed"})
 OTHER = "other"
+COMPONENTS = (
+    "embed", "position", "unembed", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "cross_q",
+    "cross_k", "cross_v", "cross_out", "mlp_gate", "mlp_up", "mlp_down", "router", "norm", "conv", OTHER,
+)  # fmt: skip
+"""All that there are (docs/contract.md, §4)."""
 
 _LONGEST_WORD = 64
 """Longer ones say nothing: what a word takes to read is bounded, whatever a header holds."""
@@ -87,6 +92,19 @@ _IN = {
     "": _table(mlp_down="output"),
 }
 
+_WITHOUT_HEADS = frozenset(
+    [
+        "q_a_proj",
+        "wq_a",
+        "input_linear",
+        "receptance",
+        "r",
+        "r_kernel",
+        "r_proj",
+        "relative_pos_embeddings",
+    ]
+)
+
 _OUTSIDE: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (component, re.compile(rf"(?:^|\.)(?:{pattern})"))
     for component, pattern in (
@@ -126,6 +144,13 @@ def outside(path: Path) -> str:
 def is_inner(path: Sequence[str]) -> bool:
     """Return whether a path leads through attention, an MLP or experts."""
     return any(_means(part) in ("mixer", "cross", "mlp", "experts") for part in path)
+
+
+def has_heads(path: Path) -> bool:
+    """Return whether rows of a projection are its heads': not of maps to a few dimensions or from
+    positions, nor of those that only choose what is attended to."""
+    words = _words(path)
+    return bool(words) and words[-1] not in _WITHOUT_HEADS and "indexer" not in words
 
 
 def is_expert(path: Sequence[str]) -> bool:

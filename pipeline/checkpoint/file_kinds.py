@@ -21,6 +21,8 @@ class FileKind(NamedTuple):
 NOT_UNDERSTOOD = FileKind("not understood")
 UNREAD_WEIGHTS = FileKind("weights that are not read", "--weights GLOB says which are")
 """A second network's, or the same ones in another format."""
+_LONGEST = 255
+"""Characters of a file's name, where there are file systems."""
 PARTS_OF_DISTRIBUTED = "part of a torch distributed checkpoint"
 _SAFETENSORS = "convert the checkpoints to safetensors"
 
@@ -75,4 +77,6 @@ _KINDS: tuple[tuple[re.Pattern[str], FileKind], ...] = tuple(
 def file_kind(path: str) -> FileKind | None:
     """Return what a file is, by its name; None: weights, perhaps, or something not understood."""
     name = path.rpartition("/")[2]
+    if len(name) > _LONGEST:  # a listing may state any: patterns take their time with each
+        return None
     return next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)

@@ -20,6 +20,7 @@ WEIGHT_FOLDERS = ("model_and_optim", "pytorch_model_fsdp_0")
 """Where the weights lie below a checkpoint's folder, as OLMo-core and accelerate write it."""
 MODULE_FOLDERS = (
     *WEIGHT_FOLDERS, "model", "actor", "policy", "huggingface", "hf", "unet", "transformer", "prior",
+    "student", "generator", "net", "network", "weights",
 )  # fmt: skip
 """Which of several folders in a checkpoint's holds what is trained: verl's and SkyRL's actor, not its
 critic; the network of diffusers, not the averaged `unet_ema`."""
@@ -46,6 +47,8 @@ class Folder(Generic[Entry]):
     folders: tuple[str, ...] = ()
     files: Mapping[str, Entry] = field(default_factory=dict)
     """What the source knows of each file: its size, and what a change would change."""
+    broken: tuple[str, ...] = ()
+    """Links that lead nowhere, as an incomplete download leaves them."""
 
 
 ListFolder = Callable[[str], Folder[Entry]]

@@ -27,14 +27,14 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         "branch": (r"ingredient[-_]?",),
         "step": (
             rf"(?:global[-_]?)?steps?{_GAP}",
-            rf"(?:iter(?:ation)?s?|updates?|batch(?:es)?|ba|it){_GAP}",
+            rf"(?:iter(?:ation)?s?|updates?|ba|it){_GAP}",
             r"checkpoint[-_]\d{1,6}[-_](?=\d)",  # fairseq: epoch, then update
         ),
         "save": (
             rf"(?:checkpoints?|ckpts?|chkpts?|chck|snapshot){_GAP}",
             r"^model[-_]?(?=\d+[kmbt]?$)",
         ),
-        "epoch": (rf"(?:epochs?|ep){_GAP}",),
+        "epoch": (rf"(?:epochs?|ep){_GAP}", r"checkpoint[-_](?=\d{1,6}[-_]\d)"),
         "tokens": (rf"tok(?:en)?s?{_GAP}", r"steps?[-_]?\d+[kmb]?[-_](?=\d+(?:\.\d+)?[kmbt])"),
     }.items()
 }
@@ -55,6 +55,8 @@ STAGE_WORDS = (
 """Stages that are called by a word, in the order in which trainings have them."""
 _WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(STAGE_WORDS)})(?![a-z])", re.IGNORECASE)
 _COUNT_OF_WORD = re.compile(rf"[-_=]?(?:\d{{1,3}}[-_](?=\d))?{_COUNT}(?![-_][a-z])", re.IGNORECASE)
+_HAS_TOKENS = re.compile("|".join(STAGE_WORDS[1:3]), re.IGNORECASE)
+"""Stages that are named with their tokens, like `anneal-50B`; behind `sft` such a number is a network's."""
 _END_OF_STAGE = re.compile(r"[-_](?:final|latest|last|best)(?![a-z])", re.IGNORECASE)
 _PARALLEL = re.compile(
     r"(?<![a-z])(?:seed[-_=]?(?=[a-z0-9])|(?=(?:run|trial|fold|replica|rep|member)[-_=]?\d))",
@@ -63,10 +65,14 @@ _PARALLEL = re.compile(
 _SOUPED = re.compile(r"(?<![a-z])soup(?:ed)?(?![a-z])", re.IGNORECASE)
 LAST_BRANCH = 1_000_000  # an average of branches counts as a branch after all others
 
+MOST_STAGES = 2**30
+"""The column holds twice as many: stages that are words are numbered behind those that have numbers."""
+_LONGEST = 4096
+"""Characters of a path, where there are file systems: a longer name says nothing."""
 _SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar))+$", re.IGNORECASE)
 _BEING_WRITTEN = re.compile(
-    r"\..*|(?:tmp|temp|staging|partial|incomplete)[-_.].*"
-    r"|.*[-_.](?:tmp|temp|staging|partial|incomplete|orbax-checkpoint-tmp[-_.].*)",
+    r"\..*|(?:tmp|incomplete)[-_.].*"
+    r"|.*[-_.](?:tmp|temp|partial|incomplete|orbax-checkpoint-tmp[-_.].*)",
     re.IGNORECASE,
 )
 _UNPLACED = {
@@ -137,7 +143,7 @@ EXAMPLES: dict[str, Position] = {
     "epoch=3-step=1000": Position(step=1000, epoch=3),
     "epoch_0_step_10": Position(step=10, epoch=0),
     "ep2-ba160": Position(step=160, epoch=2),
-    "checkpoint_1_6000.pt": Position(step=6000),
+    "checkpoint_1_6000.pt": Position(step=6000, epoch=1),
     "step1000-unsharded": Position(step=1000),
     "step0.5k": Position(step=500),
     "step1000-tokens4B": Position(step=1000, tokens=4e9),
@@ -173,6 +179,9 @@ EXAMPLES: dict[str, Position] = {
     "tmp-checkpoint-1500": Position(),
     "checkpoint-1500.tmp": Position(),
     ".cache/step100": Position(),
+    "llama-base-7b": Position(word="base"),
+    "sft-7B": Position(word="sft"),
+    "temp-0.7-step100": Position(step=100),
     "main": Position(),
     "mid_4_final": Position(word="mid_4"),
     "model-00001-of-00002": Position(),
@@ -183,7 +192,7 @@ EXAMPLES: dict[str, Position] = {
 
 def position(name: str) -> Position:
     """Return what a checkpoint's name states."""
-    if is_being_written(name):
+    if len(name) > _LONGEST or is_being_written(name):
         return Position()
     name = _SUFFIX.sub("", name)
     matches = {field: _first(patterns, name) for field, patterns in _PATTERNS.items()}
@@ -201,13 +210,17 @@ def position(name: str) -> Position:
         word = name[m.start() : end.start()] if end else m[0]
         if after := [start for start in starts if start >= m.end()]:
             word = name[m.start() : min(after)]
-        elif not starts and (count := _COUNT_OF_WORD.match(name, m.end())):
+        elif (
+            not starts
+            and (count := _COUNT_OF_WORD.match(name, m.end()))
+            and (not count[2] or _HAS_TOKENS.match(word))
+        ):
             _count(count, stated)
             word = name[m.start() : count.start(1)]
     time = stated["epoch"] if stated["step"] is None else stated["step"]
     is_whole = time is not None and time == round(time)
     return Position(
-        _whole(stated["stage"], 2**31),
+        _whole(stated["stage"], MOST_STAGES),
         _whole(time, 2**63) if is_whole else None,
         stated["tokens"],
         LAST_BRANCH if _SOUPED.search(name) else _whole(stated["branch"], 2**31),
@@ -220,11 +233,13 @@ def position(name: str) -> Position:
 
 def is_being_written(name: str) -> bool:
     """Return whether a name says that what it names is hidden, or not finished."""
-    return any(_BEING_WRITTEN.fullmatch(part) for part in name.split("/"))
+    return any(_BEING_WRITTEN.fullmatch(part) for part in name[:_LONGEST].split("/"))
 
 
 def unplaced(name: str) -> str | None:
     """Return `final` or `best` for a name without a step that says only this of itself."""
+    if len(name) > _LONGEST:
+        return None
     last = _SUFFIX.sub("", name).rpartition("/")[2]
     kinds = (kind for kind, pattern in _UNPLACED.items() if pattern.fullmatch(last))
     return None if position(name).is_known else next(kinds, None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.checkpoint.config import HEADS
 from pipeline.checkpoint.roles import MOST_EXPERTS
 
 
@@ -28,32 +29,34 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fused:
-    """How rows (outputs) of a fused projection follow each other: `groups` times, each label's
-    units in this order."""
+class Fused:
+    """How outputs of a fused projection follow each other: `groups` times, each label's units in this
+    order."""
 
     groups: int
     units: tuple[tuple[str, int], ...]
+    columns: bool = False
+    """Outputs are columns of the stored matrix, not rows."""
 
 
-def _grouped(heads: int, kv_heads: int) -> _Fused:
+def _grouped(heads: int, kv_heads: int) -> Fused:
     """A key and a value after the queries that look at them; one query where heads are not shared."""
-    return _Fused(kv_heads, (("q", heads // kv_heads), ("k", 1), ("v", 1)))
+    return Fused(kv_heads, (("q", heads // kv_heads), ("k", 1), ("v", 1)))
 
 
-def _contiguous(heads: int, kv_heads: int) -> _Fused:
+def _contiguous(heads: int, kv_heads: int) -> Fused:
     """All queries, all keys, all values."""
-    return _Fused(1, (("q", heads), ("k", kv_heads), ("v", kv_heads)))
+    return Fused(1, (("q", heads), ("k", kv_heads), ("v", kv_heads)))
 
 
-def _in_four_blocks(heads: int, kv_heads: int) -> _Fused:
+def _in_four_blocks(heads: int, kv_heads: int) -> Fused:
     """One block for each core of the machine that CodeGen was trained on; values before keys."""
-    return _Fused(4, (("q", heads), ("v", kv_heads), ("k", kv_heads)))
+    return Fused(4, (("q", heads), ("v", kv_heads), ("k", kv_heads)))
 
 
 # Sources: the attention modules of transformers 5 (their `view` and `split` calls); OLMo's own
 # `fused_dims` for `hf_olmo`. tests/test_fused_layouts.py holds them against the modules' gradients.
-_ATTENTION: dict[str, Callable[[int, int], _Fused]] = {
+_ATTENTION: dict[str, Callable[[int, int], Fused]] = {
     "gpt_neox": _grouped,
     "bloom": _grouped,
     "persimmon": _grouped,
@@ -76,6 +79,8 @@ _MLP: dict[str, tuple[str, str]] = {
 # Rows of all experts one after the other, in two dimensions (DBRX).
 _STACKED_EXPERTS = re.compile(r"(?:^|\.)experts\.mlp\.(?:w1|v1|w2)$")
 _MOST_HEADS = 4096  # far above any network; a part each must not be what a config says
+LABELS = {"q": "attn", "k": "attn", "v": "attn", "gate": "mlp", "up": "mlp", "down": "mlp"}
+"""What is fused, and the module that it is of."""
 _GATE_UP = re.compile(r"(?:^|\.)(?:gate_up_proj|ff_proj)\.")
 
 
@@ -85,6 +90,7 @@ def parts(
     shape: tuple[int, ...],
     config: dict[str, Any],
     experts: int = 0,
+    fused: Fused | None = None,
 ) -> tuple[Part, ...]:
     """Return the slices of a tensor by role: several if it is fused in a known layout, else one.
 
@@ -92,35 +98,46 @@ def parts(
         component: what the whole tensor is.
         config: the checkpoint's `config.json`; empty where there is none.
         experts: of how many experts it holds the weights, one after the other; 0: not of several.
+        fused: how it is stated to be fused; default: what is known of its network.
     """
-    numel = math.prod(shape)
-    whole = (Part("", component, numel, 0, numel),)
     if len(shape) == 2 and _STACKED_EXPERTS.search(name):
         experts = _stated_experts(config)
-    if experts:
-        return _by_expert(component, shape, experts) or whole
-    model = _model_type(config)
-    if _GATE_UP.search(name) and model in _MLP:
-        prefix, fused = "mlp", _Fused(1, tuple((label, 1) for label in _MLP[model]))
-    elif component == "attn_qkv" and model in _ATTENTION:
-        heads, kv_heads = _head_counts(config)
-        if not heads or not kv_heads or heads % kv_heads:
-            return whole
-        prefix, fused = "attn", _ATTENTION[model](heads, kv_heads)
-    else:
+    if experts and fused is None:
+        return _by_expert(component, shape, experts) or divided(shape, component, None)
+    return divided(shape, component, fused or _layout(name, component, config))
+
+
+def divided(shape: tuple[int, ...], component: str, fused: Fused | None) -> tuple[Part, ...]:
+    """Return the slices of a fused tensor; all of it where it is not fused, or does not fit."""
+    numel = math.prod(shape)
+    whole = (Part("", component, numel, 0, numel),)
+    if fused is None:
         return whole
-    outputs = shape[-1:] if model in _COLUMNS else shape[:1]
+    outputs = shape[-1:] if fused.columns else shape[:1]
     units = sum(count for _, count in fused.units)
-    if not outputs or outputs[0] % (fused.groups * units):
+    if not outputs or not numel or outputs[0] % (fused.groups * units):
         return whole
-    groups = numel // outputs[0] if model in _COLUMNS else fused.groups
-    period = numel // groups
+    period = numel // fused.groups
+    if fused.columns:
+        period = outputs[0] // fused.groups
     made, start = [], 0
     for label, count in fused.units:
         stop = start + period // units * count
-        made.append(Part(label, f"{prefix}_{label}", period, start, stop))
+        made.append(Part(label, f"{LABELS[label]}_{label}", period, start, stop))
         start = stop
     return tuple(made)
+
+
+def _layout(name: str, component: str, config: dict[str, Any]) -> Fused | None:
+    model = _model_type(config)
+    if _GATE_UP.search(name) and model in _MLP:
+        return Fused(1, tuple((label, 1) for label in _MLP[model]))
+    heads, kv_heads = _head_counts(config)
+    if component != "attn_qkv" or model not in _ATTENTION or not heads or not kv_heads:
+        return None
+    if heads % kv_heads:
+        return None
+    return replace(_ATTENTION[model](heads, kv_heads), columns=model in _COLUMNS)
 
 
 def _by_expert(component: str, shape: tuple[int, ...], experts: int) -> tuple[Part, ...]:
@@ -180,7 +197,7 @@ def _head_counts(config: dict[str, Any]) -> tuple[int | None, int | None]:
         values = (config.get(name) for name in names)
         return next((v for v in values if type(v) is int and 0 < v <= _MOST_HEADS), None)
 
-    heads = first("num_attention_heads", "n_head", "n_heads")
+    heads = first(*HEADS)
     model = _model_type(config)
     if model == "gpt_bigcode" or (model == "falcon" and not config.get("new_decoder_architecture")):
         return heads, 1 if config.get("multi_query", True) else heads

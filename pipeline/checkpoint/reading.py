@@ -6,7 +6,7 @@ import fnmatch
 import re
 from dataclasses import dataclass
 
-from pipeline.checkpoint.names import Position, position
+from pipeline.checkpoint.names import MOST_STAGES, Position, position
 
 GROUPS = ("stage", "step", "tokens", "seed", "branch")
 """Of the regular expression for names."""
@@ -37,7 +37,7 @@ class Reading:
         is_whole = step is not None and step == round(step)
         side = "" if branch is not None else texts["branch"]
         return Position(
-            None if stage is None or stage >= 2**31 else round(stage),
+            None if stage is None or stage >= MOST_STAGES else round(stage),
             round(step) if step is not None and is_whole and step < 2**63 else None,
             tokens,
             None if branch is None or branch >= 2**31 else round(branch),

@@ -72,16 +72,16 @@ def roles(shapes: Mapping[str, Shape], config: Mapping[str, Any] | None = None) 
         shapes: in the order in which the network has them, or a file.
         config: the checkpoint's `config.json`, for the size of the vocabulary.
     """
-    found = places(shapes, lambda path: outside((*path, "weight")) in ENDS)
+    located = places(shapes, lambda path: outside((*path, "weight")) in ENDS)
     components = {
         name: outside(split(name))
         if place.layer is None
         else in_a_block(place.inside, shapes[name])
-        for name, place in found.items()
+        for name, place in located.items()
     }
-    components |= _ends(shapes, found, components, vocabularies(config or {}))
+    components |= _ends(shapes, located, components, vocabularies(config or {}))
     components |= _by_dimensions(shapes, components)
-    counts = _experts(shapes, found, components)
+    counts = _experts(shapes, located, components)
     return {
         name: Role(
             stack=place.stack,
@@ -91,7 +91,7 @@ def roles(shapes: Mapping[str, Shape], config: Mapping[str, Any] | None = None) 
             kind="bias" if name.endswith("bias") else "weight",
             experts=counts.get(name, 0),
         )
-        for name, place in found.items()
+        for name, place in located.items()
     }
 
 
@@ -101,28 +101,28 @@ def _by_dimensions(shapes: Mapping[str, Shape], components: Mapping[str, str]) -
     A module whose weight has one dimension scales what it gets; one with three or more, but no
     expert, is a convolution. Biases go with their weights.
     """
-    found: dict[str, str] = {}
+    known: dict[str, str] = {}
     for name, component in components.items():
         path, _, leaf = name.rpartition(".")
         weight = shapes.get(f"{path}.weight", shapes[name]) if leaf == "bias" else shapes[name]
         if component != OTHER or is_expert(name.split(".")):
             continue
         if len(weight) == 1 and leaf in ("weight", "bias") and f"{path}.weight" in shapes:
-            found[name] = "norm"
+            known[name] = "norm"
         elif len(weight) >= 3:
-            found[name] = "conv"
-    return found
+            known[name] = "conv"
+    return known
 
 
 def _experts(
-    shapes: Mapping[str, Shape], found: Mapping[str, Place], components: Mapping[str, str]
+    shapes: Mapping[str, Shape], located: Mapping[str, Place], components: Mapping[str, str]
 ) -> dict[str, int]:
     """Return of how many experts a tensor holds the weights, where it holds several's.
 
     Those are its first dimension: of three, or of two in their biases.
     """
     counts: dict[str, int] = {}
-    for name, place in found.items():
+    for name, place in located.items():
         shape, component = shapes[name], components[name]
         several = len(shape) == 3 or (len(shape) == 2 and name.endswith("bias"))
         named = is_expert(place.inside) and _EXPERT.search(name) is None
@@ -133,7 +133,7 @@ def _experts(
 
 def _ends(
     shapes: Mapping[str, Shape],
-    found: Mapping[str, Place],
+    located: Mapping[str, Place],
     components: Mapping[str, str],
     stated: Sequence[int],
 ) -> dict[str, str]:
@@ -144,14 +144,14 @@ def _ends(
     """
     ends = [
         name
-        for name, place in found.items()
+        for name, place in located.items()
         if place.layer is None
         and len(shapes[name]) == 2
         and (components[name] in ENDS or (components[name] == OTHER and not is_inner(place.inside)))
     ]
     inner = {
         size
-        for name, place in found.items()
+        for name, place in located.items()
         if place.layer is not None and len(shapes[name]) >= 2
         for size in shapes[name]
     }
@@ -165,7 +165,7 @@ def _ends(
             known.add(made[name])
     vectors = {
         name: "unembed"
-        for name, place in found.items()
+        for name, place in located.items()
         if place.layer is None
         and components[name] == OTHER
         and len(shapes[name]) == 1

@@ -93,6 +93,21 @@ def weight_files(
     return WeightFiles(tuple(preferred))
 
 
+def likely_weights(paths: Collection[str]) -> tuple[str, ...]:
+    """Return which files of a folder are its weights, as far as names alone tell: no index is read."""
+    whole = next((f.whole for f in formats.FORMATS if f.whole and f.whole in paths), None)
+    if whole is not None:
+        return (whole,)
+    preferred = _of_preferred_format(sorted(path for path in paths if may_be_weights(path)))
+    several = None if preferred else _several(paths)
+    return several.paths if several else tuple(preferred)
+
+
+def absent_shards(paths: Collection[str]) -> list[str]:
+    """Return the numbered shards that a set among the paths lacks."""
+    return sorted({*_numbered(list(paths))} - {*paths})
+
+
 def weight_files_in(
     folder: str, paths: Collection[str], read_text: Callable[[str], bytes], where: str
 ) -> WeightFiles:

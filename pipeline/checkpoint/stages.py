@@ -44,6 +44,20 @@ def staged(positions: Sequence[Position]) -> tuple[list[Position], str]:
     ], f"stages ordered by {how}: {shown}"
 
 
+def counting_epochs(positions: Sequence[Position]) -> list[Position]:
+    """Return those whose step is an epoch, where others state both: fairseq's `checkpoint2.pt` beside
+    `checkpoint_2_12000.pt`."""
+    last = max(
+        (p.epoch for p in positions if p.epoch is not None and p.step is not None), default=-1
+    )
+    return [
+        where
+        for where in positions
+        if where.epoch is None and not where.word and where.stage is None
+        if where.tokens is None and where.time is not None and where.time <= last
+    ]
+
+
 def _ordered(stages: dict[Stage, list[Position]]) -> tuple[list[Stage], str]:
     """Return the stages in order, and by what."""
     steps = _bounds(stages, lambda where: where.time)

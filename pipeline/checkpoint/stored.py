@@ -22,6 +22,22 @@ class Extent(NamedTuple):
     """Absolute offset of its first byte."""
 
 
+class Scales(NamedTuple):
+    """What a tensor's codes are multiplied with, and where it lies."""
+
+    file: int
+    """As of `Extent`."""
+    dtype: str
+    start: int
+    """Absolute offset of the first byte."""
+    extents: tuple[Extent, ...]
+    """Where there are several."""
+    shape: tuple[int, ...]
+    """One scale for each block, in as many dimensions as the tensor has."""
+    blocks: tuple[int, ...]
+    """Elements of each dimension that share a scale; the last ones may be fewer."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor lies in its file."""
@@ -41,6 +57,8 @@ class StoredTensor:
     """Why its values are no weights."""
     lost: bool = False
     """It holds weights all the same, in a form that is not decoded."""
+    scales: Scales | None = None
+    """What its values are to be multiplied with."""
 
     @property
     def numel(self) -> int:

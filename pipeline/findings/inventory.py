@@ -141,18 +141,18 @@ def _left_out(plan: Plan, kind: str) -> Iterator[Finding]:
 
 
 def _unknown_roles(plan: Plan) -> Iterator[Finding]:
-    found = unknown(plan)
-    if not found.worth_a_warning:
+    roles = unknown(plan)
+    if not roles.worth_a_warning:
         return
     yield Finding(
         "warning",
         "unknown_roles",
-        f"{found.share_of_layers:.1%} of the weights of layers have no known role and count as other:"
-        f" {found}; --roles FILE.toml says what they are",
+        f"{roles.share_of_layers:.1%} of the weights of layers have no known role and count as other:"
+        f" {roles}; --roles FILE.toml says what they are",
         evidence={
-            "share": found.share,
-            "share_of_layers": found.share_of_layers,
-            "patterns": dict(found.patterns),
+            "share": roles.share,
+            "share_of_layers": roles.share_of_layers,
+            "patterns": dict(roles.patterns),
         },
     )
 

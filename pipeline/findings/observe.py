@@ -185,7 +185,7 @@ class Observations:
             biases=np.array([role.kind == "bias" for role in roles], bool),
             weights=weights,
             matrices=weights & np.array(wide, bool),
-            first_squared_norms=dots[:, 0, 0],
+            first_squared_norms=dots[:, 0, 0].copy(),  # a view would hold all of the matrices
             labels=labels,
             absent=absent,
             misfits=misfits,

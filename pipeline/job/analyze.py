@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
+from pipeline.job.memory import reduction_buffers
 from pipeline.job.outcome import Outcome
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
@@ -92,9 +93,10 @@ def _analyze(
     plan = runs.whole
     if not may_replace:
         refuse_to_replace(folder, list(runs))
-    sums = SumFolder(folder, plan.run, plan.digest, plan.specs)
+    buffers = reduction_buffers(plan, resources)
+    sums = SumFolder(folder, plan.run, plan.digest, plan.specs, buffers.held)
     tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
-    nothing = Execution(store, resources.executor, 0, started)
+    nothing = Execution(store, resources.executor, 0, started, buffers)
     if resources.verify and plan.sampled:
         raise RequestError(
             "--verify needs whole files and cannot be combined with --fraction or --budget",
@@ -125,7 +127,7 @@ def _analyze(
             sums.discard()
         elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        execution = Execution(store, chosen.name, chosen.workers, started)
+        execution = Execution(store, chosen.name, chosen.workers, started, buffers)
         job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
         return job.run(chosen)
 
@@ -152,7 +154,7 @@ def _recomputed(
         Runs.of(plan),
         [final(token) for token in leases.tokens],
         grouped,
-        group_sums(plan, grouped, sums.read),
+        group_sums(plan, grouped, sums.read, nothing.buffers.stack),
         folder,
         nothing,
         outcome,

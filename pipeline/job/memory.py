@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from dataclasses import replace
 
 from pipeline.errors import PlanDoesNotFit
-from pipeline.planning.machine import total_memory
+from pipeline.planning.machine import available_cores, total_memory
 from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Resources
+from pipeline.reduce.groups import grouping
+from pipeline.reduce.memory import Buffers, buffers, projected
 
 
 def worker_memory(
@@ -38,7 +41,17 @@ def worker_memory(
             f" has {show_size(total)}",
             "leave --memory out, or raise the limit",
         )
-    return memory
+    if on_ray:  # the driver makes figures and tables, and holds no tiles
+        return memory
+    reduction = projected(plan, grouping(plan), buffers(plan, budget, available_cores()))
+    return replace(memory, projected=max(memory.projected, reduction))
+
+
+def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
+    """Return what figures and tables are made with: of as much as a worker has for tiles."""
+    on_ray = resources.executor == "ray"
+    budget = resources.memory or default_budget(total_memory(), 1, on_ray)
+    return buffers(plan, budget, available_cores())
 
 
 def give_back() -> None:

@@ -217,7 +217,9 @@ class Job:
             Runs.of(plan),
             [final(token) for token in self._leases.tokens],
             grouped,
-            group_sums(plan, grouped, self._sums.read, frozenset(lost)),
+            group_sums(
+                plan, grouped, self._sums.read, self._execution.buffers.stack, frozenset(lost)
+            ),
             self._folder,
             self._execution,
             outcome,

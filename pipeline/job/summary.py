@@ -12,6 +12,7 @@ from pipeline.findings.finding import Finding, counts
 from pipeline.findings.observe import SeenModel
 from pipeline.job.outcome import Outcome
 from pipeline.planning.plan import Plan
+from pipeline.reduce.memory import Buffers
 from pipeline.store.attempts import counting
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store
@@ -71,6 +72,8 @@ class Execution:
     workers: int
     started: float
     """By the monotonic clock."""
+    buffers: Buffers
+    """What figures and tables are made with."""
 
 
 def summary(

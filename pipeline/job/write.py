@@ -12,10 +12,10 @@ from pipeline.findings.observe import Observations
 from pipeline.job.outcome import Outcome
 from pipeline.job.runs import Runs
 from pipeline.job.summary import Execution, Summary, run_row, summary
-from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import OfGroups
 from pipeline.reduce.groups import Grouping
+from pipeline.reduce.memory import Buffers
 from pipeline.reduce.reduce import reduce
 from pipeline.reduce.tables import rows
 from pipeline.signals import uninterrupted
@@ -70,12 +70,13 @@ def write_runs(
         ready: called when all is written; what either raises ends the attempt, and nothing stays.
     """
     writers = [
-        RunWriter(folder, plan.run, attempt) for plan, attempt in zip(runs, attempts, strict=True)
+        RunWriter(folder, plan.run, attempt, execution.buffers.file)
+        for plan, attempt in zip(runs, attempts, strict=True)
     ]
     summaries: list[Summary] = []
     findings_of_runs: list[list[Finding]] = []
     try:
-        observed = _write_figures(runs, grouped, sums, writers, check)
+        observed = _write_figures(runs, grouped, sums, writers, execution.buffers, check)
         folder.replace("views.sql", views_sql(folder).encode())
         for plan, writer, seen in zip(runs, writers, observed, strict=True):
             fraction = _fraction(plan, outcome)
@@ -96,13 +97,14 @@ def _write_figures(
     grouped: Grouping,
     sums: Iterable[OfGroups],
     writers: Sequence[RunWriter],
+    buffers: Buffers,
     check: Callable[[], None],
 ) -> list[Observations]:
     """Write the figures of every group of every run; return what findings are judged from."""
     observed = [Observations(plan) for plan in runs]
     with one_thread_products():
         tapped = _with_statistics(runs, sums, writers)
-        for batch in reduce(runs.whole, grouped, tapped, available_cores()):
+        for batch in reduce(runs.whole, grouped, tapped, buffers):
             for writer, seen, of_run in zip(writers, observed, (*batch.paths, batch), strict=True):
                 writer.add(of_run, grouped.parameters)
                 seen.add(of_run)

@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
+from pipeline.checkpoint.blocks import split
+from pipeline.checkpoint.components import has_heads
+from pipeline.checkpoint.config import of_part
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.parts import Part, by_head, parts
@@ -42,6 +46,8 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
+    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
+    """What its values are multiplied with, at the checkpoints that store codes."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
     rows: tuple[int, ...] = ()
@@ -62,6 +68,7 @@ class AlignedTensor:
         return {
             *self.files,
             *(extent.file for extents in self.scattered.values() for extent in extents),
+            *(extent.file for scales in self.scales.values() for extent in scales.extents),
         }
 
     def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
@@ -145,6 +152,8 @@ def align(
     names = _names_in_storage_order(contents)
     samples = {name: next(each[name][1] for each in tensors_of if name in each) for name in names}
     known = roles({name: place.shape for name, place in samples.items()}, configs[0])
+    if request.roles:
+        known = request.roles.applied(known)
     tied = one_place(tensors_of, names)
     single = [name for name in names if name not in tied and not _unwanted(name, request)]
     may_be_tied = twins(tensors_of, single, known, configs)
@@ -188,6 +197,11 @@ def align(
                 },
                 rows=rows,
                 twin=twin,
+                scales={
+                    k: aligned_scales(place.scales, place.shape, numbers[k], file)
+                    for k, (file, place) in enumerate(present)
+                    if place.scales
+                },
             )
         )
     if not tensors:
@@ -205,9 +219,14 @@ def _parts(
     configs: Sequence[dict[str, Any]],
     request: Request,
 ) -> tuple[Part, ...]:
-    def by(config: dict[str, Any]) -> tuple[Part, ...]:
-        divided = parts(name, role.component, place.shape, config, role.experts)
-        return by_head(divided, place.numel, config) if request.by_head else divided
+    fused = request.roles.fused(name) if request.roles else None
+
+    def by(config: Mapping[str, Any]) -> tuple[Part, ...]:
+        section = dict(of_part(config, role.stack))
+        whole = parts(name, role.component, place.shape, section, role.experts, fused)
+        if not request.by_head or not has_heads(split(name)):
+            return whole
+        return by_head(whole, place.numel, section)
 
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may

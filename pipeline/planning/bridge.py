@@ -33,8 +33,8 @@ def bridged(contents: Sequence[Stored]) -> list[Stored]:
     best, shared = list(contents), _shared(contents)
     for rename in (_without_wrappers, _without_holders):
         tried = _renamed(contents, rename)
-        if tried is not None and (found := _shared(tried)) > shared:
-            best, shared = tried, found
+        if tried is not None and (common := _shared(tried)) > shared:
+            best, shared = tried, common
     apart = _experts_apart(best)
     return apart if _shared(apart) > shared else best
 

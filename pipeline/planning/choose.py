@@ -75,31 +75,32 @@ class _Looking:
         for entry in selection.checkpoints:
             if entry.is_placed:
                 continue
-            why = self._why_not(entry, kept)
+            before = selection.checkpoints[: selection.checkpoints.index(entry)]
+            place = sum(other in before for other in kept)
+            why = self._why_not(entry, kept, kept[max(0, place - 1)])
             if why is None:
-                after = selection.checkpoints[: selection.checkpoints.index(entry)]
-                kept.insert(sum(other in after for other in kept), entry)
+                kept.insert(place, entry)
             else:
                 left_out.append(LeftOut(entry.candidate.name, why))
         return replace(selection, checkpoints=tuple(kept), left_out=tuple(left_out))
 
-    def _why_not(self, entry: Selected, others: Sequence[Selected]) -> str | None:
+    def _why_not(self, entry: Selected, others: Sequence[Selected], before: Selected) -> str | None:
         """Return why a last or best checkpoint is none of its own.
 
         In a repository a last one is compared with the one before it alone: each costs a request.
         """
         if entry.candidate.commit is not None and not entry.candidate.path:
             files = self._weight_files(entry)
-            if files <= self._weight_files(others[-1]):
-                return f"the same files as {others[-1].candidate.name}"
+            if files <= self._weight_files(before):
+                return f"the same files as {before.candidate.name}"
             return None
         try:
             contents = self._contents(entry)
-            near = self._contents(others[-1])
+            near = self._contents(before)
         except FormatError as error:
             return f"cannot be read: {error.message}"
         if len(contents.tensors.keys() & near.tensors.keys()) * 2 < len(near.tensors):
-            return f"other tensors than those of {others[-1].candidate.name}"
+            return f"other tensors than those of {before.candidate.name}"
         for other in reversed(others):
             if self._are_copies(contents, self._contents(other)):
                 return f"the same weights as {other.candidate.name}"

@@ -22,6 +22,7 @@ from pipeline.checkpoint.file_kinds import (
 from pipeline.checkpoint.formats import Format, read_header
 from pipeline.checkpoint.layouts import listed, weights_folder
 from pipeline.checkpoint.reading import BY_TABLES, Reading
+from pipeline.checkpoint.scales import with_scales
 from pipeline.checkpoint.shards import chosen_files, weight_files_in, weight_suffix
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.checkpoint.weight_file import WeightFile
@@ -96,7 +97,7 @@ def read_contents(
                 )
             tensors[name] = (index, tensor)
     unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}
-    return Contents(files, tensors, _config(listing, base), unread)
+    return Contents(files, with_scales(tensors), _config(listing, base), unread)
 
 
 def _unread_kind(path: str) -> FileKind:

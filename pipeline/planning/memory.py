@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, most_scale_bytes, width
 from pipeline.planning.tiles import Tile, results
 from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
@@ -85,12 +85,15 @@ def project(
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
         sum(
-            (range_.stop - range_.first) * width(tensors[range_.tensor]) + widest
+            (range_.stop - range_.first) * width(tensors[range_.tensor])
+            + widest
+            + most_scale_bytes(tensors[range_.tensor], range_.stop - range_.first)
             for range_ in tile.ranges
         )
         for tile in tiles
     )
-    least_row = _aligned(min(PIECE * widest, longest))
+    beside = max(most_scale_bytes(tensor, PIECE) for tensor in tensors)
+    least_row = _aligned(min(PIECE * widest + beside, longest))
     least = fixed + calls * num_checkpoints * least_row
     if budget < least:
         raise PlanDoesNotFit(
@@ -123,6 +126,8 @@ def scratch_bytes(
     # values and gathered part as stored or in float32, increments in float32, what the rounding
     # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
     per_element = 2 * value + 4 + 2 * 4 + 2 + scratch_per_value(statistics)
+    if any(tensor.scales for tensor in tensors):
+        per_element += 3 * 4  # factors, what they make of codes, and how far apart these are
     # float32 products; in float64 those of pieces, that over present checkpoints, and one product
     products = products_at_once(num_checkpoints) * (4 + 8) + 2 * 8
     return num_checkpoints * (

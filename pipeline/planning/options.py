@@ -6,19 +6,20 @@ for it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from pipeline.checkpoint.reading import GROUPS
+from pipeline.checkpoint.stated_roles import StatedRoles, parse
 from pipeline.errors import RequestError, quoted
 
+_LONGEST_FILE = 1 << 20
 Reader = Callable[[str, Any], Any]
 """From an option's name and what was stated to its value."""
 
@@ -71,6 +72,23 @@ def steps(option: str, value: Any) -> StepRange:
     """Return a range of steps."""
     del option
     return value if isinstance(value, StepRange) else StepRange.parse(value)
+
+
+def stated_roles(option: str, value: Any) -> StatedRoles:
+    """Return what a file of roles states."""
+    if isinstance(value, StatedRoles):
+        return value
+    name = text(option, value)
+    try:
+        with open(name, "rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+        if len(data) > _LONGEST_FILE:
+            raise RequestError(f"{option} {quoted(name)}: expected at most 1 MiB")
+        return parse(data.decode())
+    except OSError as error:
+        raise RequestError(f"{option} {quoted(name)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{option} {quoted(name)}: expected UTF-8") from None
 
 
 def path(option: str, value: Any) -> str:
@@ -226,15 +244,6 @@ def settle(stated: Any, readers: Mapping[str, Reader]) -> None:
     for name, read in readers.items():
         option = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
         object.__setattr__(stated, name, read(option, getattr(stated, name)))
-
-
-def check_known(options: Iterable[str], known: Collection[str]) -> None:
-    """Refuse an option that there is not."""
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise RequestError(f"no such option: {quoted(name)}", hint)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {

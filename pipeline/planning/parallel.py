@@ -13,6 +13,8 @@ from pipeline.sources.base import Candidate
 Reasons = list[tuple[str, str]]
 """Name and reason of each candidate that is not of the run."""
 _NAMES_SHOWN = 6
+_NO_SEED = "none"
+"""What the run is called whose checkpoints name no seed, where others do."""
 
 
 def of_one_run(
@@ -43,24 +45,16 @@ def of_one_run(
             f"{request.source}: --seeds: no run {quoted(asked)}: there is {shown}",
             "name one of these, or say how names are read: --names REGEX with a group seed",
         )
-    kept, reasons = _of_one_seed(candidates, names, asked)
+    kept, reasons = _of_one_seed(candidates, wanted, asked)
     kept, of_branches = _of_one_branch(kept, wanted, asked)
     return kept, reasons + of_branches
 
 
 def run_names(candidates: Sequence[Candidate]) -> list[str]:
     """Return what the runs in a source are called, the one that is taken first; one or none: no choice."""
-    seeds: dict[str, list[Position]] = {}
-    for candidate in candidates:
-        where = candidate.position
-        if where.is_known:
-            seeds.setdefault(where.seed, []).append(where)
+    seeds = _seeds(candidates)
     if len(seeds) > 1:
-
-        def longest(seed: str) -> tuple[tuple[float, float, float], int]:
-            return max(where.order for where in seeds[seed]), len(seeds[seed])
-
-        return sorted(sorted(seeds), key=longest, reverse=True)
+        return seeds
     numbers = {c.position.branch for c in candidates if c.position.branch is not None}
     return [_branch(number) for number in sorted(numbers)]
 
@@ -70,28 +64,39 @@ def one_request_each(request: Request, candidates: Sequence[Candidate], run: str
     names = run_names(candidates)
     if len(names) < 2:
         return [replace(request, seeds="first")]
-    return [
-        replace(request, seeds=name, run=run_name_from(f"{run}--{name or 'none'}"))
-        for name in names
-    ]
+    return [replace(request, seeds=name, run=run_name_from(f"{run}--{name}")) for name in names]
+
+
+def _seeds(candidates: Sequence[Candidate]) -> list[str]:
+    """Return the seeds that steps are of, the one that comes furthest first."""
+    seeds: dict[str, list[Position]] = {}
+    for candidate in candidates:
+        if candidate.position.is_known:
+            seeds.setdefault(_seed(candidate.position), []).append(candidate.position)
+
+    def length(seed: str) -> tuple[tuple[float, float, float], int]:
+        return max(where.order for where in seeds[seed]), len(seeds[seed])
+
+    return sorted(sorted(seeds), key=length, reverse=True)
 
 
 def _of_one_seed(
-    candidates: Sequence[Candidate], names: Sequence[str], asked: str
+    candidates: Sequence[Candidate], wanted: Sequence[Candidate], asked: str
 ) -> tuple[list[Candidate], Reasons]:
-    seeds = {candidate.position.seed for candidate in candidates if candidate.position.is_known}
-    if len(seeds) < 2 or not names:
+    seeds = _seeds(wanted)
+    if not seeds:
         return list(candidates), []
-    taken = asked if asked in names else names[0]
+    taken = asked if asked in seeds else seeds[0]
     kept: list[Candidate] = []
     reasons: Reasons = []
     for candidate in candidates:
-        seed = candidate.position.seed
-        if seed == taken or not (seed or candidate.position.is_known):
+        where = candidate.position
+        # a last checkpoint without a seed is of the run that is called nothing, or of the longest
+        is_end = not (where.seed or where.is_known) and _NO_SEED not in seeds
+        if (seeds[0] if is_end else _seed(where)) == taken:
             kept.append(candidate)
         else:
-            called = f"seed {seed}" if seed else "without a seed"
-            why = f"of a parallel run, {called}: {taken or 'the one without a seed'} is taken"
+            why = f"of a parallel run, {_seed(where)}: {taken} is taken"
             reasons.append((candidate.name, f"{why} (--seeds chooses, or all)"))
     return kept, reasons
 
@@ -121,6 +126,10 @@ def _of_one_branch(
             )
             reasons.append((candidate.name, f"{why} (--revisions or --seeds chooses)"))
     return kept, reasons
+
+
+def _seed(where: Position) -> str:
+    return where.seed or _NO_SEED
 
 
 def _branch(number: int) -> str:

@@ -144,6 +144,7 @@ class Plan:
                     starts=t.starts[checkpoints],
                     scattered={k - first: r for k, r in t.scattered.items() if first <= k < stop},
                     twin=t.twin and t.twin.seen_from(first, stop),
+                    scales={k - first: s for k, s in t.scales.items() if first <= k < stop},
                 )
                 for t in self.tensors
             )
@@ -185,7 +186,7 @@ class Plan:
         What is said to be one counts as one until its values have been looked at. One that some
         checkpoints lack, and that is no other one where it is, is missing in them.
         """
-        found: dict[int, LeftOutTensor] = {}
+        second_names: dict[int, LeftOutTensor] = {}
         for number, tensor in enumerate(self.tensors):
             twin = tensor.twin
             if twin is None or (self.apart is None and not twin.stated):
@@ -198,10 +199,10 @@ class Plan:
                 reason = (
                     f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
                 )
-            found[number] = LeftOutTensor(
+            second_names[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k
             )
-        return found
+        return second_names
 
     @property
     def counted(self) -> list[tuple[int, AlignedTensor]]:
@@ -374,7 +375,7 @@ def _made(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
-        content=_digest(checkpoints, alignment, tiles, firsts, draws),
+        content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
         draws=draws,
@@ -490,6 +491,7 @@ def _digest(
     tiles: tuple[Tile, ...],
     firsts: tuple[int, ...],
     draws: tuple[tuple[Draw, ...], ...],
+    request: Request,
 ) -> str:
     """Return the digest of all that decides the figures; what is in files by their identities.
 
@@ -502,6 +504,8 @@ def _digest(
         digest.update(json.dumps(value).encode() + b"\n")
 
     add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    if request.roles:
+        add(request.roles.text)
     for selected in checkpoints:
         add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
     for file in alignment.files:
@@ -513,6 +517,8 @@ def _digest(
         ]
         add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
         add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
     for tile in tiles:
         add(tile.name)
     for drawn in draws:

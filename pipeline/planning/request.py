@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.checkpoint.reading import Reading
+from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
@@ -22,6 +23,7 @@ from pipeline.planning.options import (
     several_of,
     share,
     size,
+    stated_roles,
     steps,
     text,
     texts,
@@ -59,6 +61,8 @@ class Request:
     """Regular expressions too; they win over `include`."""
     state: str | None = None
     """Where in a file of nested dictionaries the weights lie: keys joined by dots."""
+    roles: StatedRoles | None = None
+    """What the user states of tensors by their names."""
     by_head: bool = False
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
@@ -128,6 +132,7 @@ _READERS = {
     "include": texts,
     "exclude": texts,
     "state": optional(text),
+    "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(*NAMES),
     "layout": one_of(*LAYOUTS),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.checkpoint.names import Position, is_being_written, unplaced
-from pipeline.checkpoint.stages import staged
+from pipeline.checkpoint.stages import counting_epochs, staged
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.gaps import Gap, gaps
 from pipeline.planning.parallel import of_one_run
@@ -75,6 +75,10 @@ def select(
     one_run, reasons = of_one_run(written, wanted or written, request)
     left_out += [LeftOut(*reason) for reason in reasons]
     unplaced, one_run = _unplaced(one_run)
+    epochs = counting_epochs([candidate.position for candidate in one_run])
+    why = "its number is an epoch, where others state their step"
+    left_out += [LeftOut(c.name, why) for c in one_run if c.position in epochs]
+    one_run = [c for c in one_run if c.position not in epochs]
     positions, ordering = staged([candidate.position for candidate in one_run])
     ordered, unordered = _ordered(list(zip(one_run, positions, strict=True)))
     left_out += unordered
@@ -173,9 +177,12 @@ def _ordered(
 ) -> tuple[list[Selected], list[LeftOut]]:
     left_out: list[LeftOut] = []
     at: dict[tuple[float, float, float], tuple[Candidate, Position]] = {}
+    commits = {c.commit: c.name for c, p in candidates if p.is_known and c.commit and not c.path}
     for candidate, where in sorted(candidates, key=lambda each: each[0].name):
         if not where.is_known:
-            left_out.append(LeftOut(candidate.name, "its name states no step"))
+            same = None if candidate.path else commits.get(candidate.commit or "")
+            why = f"the same commit as {same}" if same else "its name states no step"
+            left_out.append(LeftOut(candidate.name, why))
         elif where.order in at:
             first = at[where.order][0]
             same = first.commit is not None and first.commit == candidate.commit

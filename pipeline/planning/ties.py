@@ -70,13 +70,13 @@ def twins(
         for name in matrices
         if known[name].component == "embed" and all(name in stored for stored in contents)
     ]
-    found: dict[str, Twin] = {}
+    made: dict[str, Twin] = {}
     for name in matrices:
         first = next((each for each in firsts if _alike(each, name, contents)), name)
         if first != name:
             absent = tuple(k for k, stored in enumerate(contents) if name not in stored)
-            found[name] = Twin(first, stated, absent)
-    return found
+            made[name] = Twin(first, stated, absent)
+    return made
 
 
 def _is_matrix(name: str, contents: Sequence[Stored]) -> bool:

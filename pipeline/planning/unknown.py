@@ -22,7 +22,7 @@ class Unknown:
     share: float
     """Of all weights."""
     share_of_layers: float
-    """Of those of numbered layers; 0 where there are none."""
+    """Of those of numbered layers of several matrices; 0 where there are none."""
     patterns: tuple[tuple[str, int], ...]
     """Names with N for each number, and their weights, the most first: of layers, where there are."""
 
@@ -39,11 +39,19 @@ class Unknown:
 
 def unknown(plan: Plan) -> Unknown:
     """Return the weights of a plan whose role is not known."""
+    matrices = Counter(
+        (tensor.role.stack, tensor.role.layer)
+        for _, tensor in plan.counted
+        if len(tensor.shape) > 1
+    )
     whole: Counter[bool] = Counter()
     other: Counter[bool] = Counter()
     patterns: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for _, tensor in plan.counted:
-        in_layer = tensor.role.layer is not None
+        # a layer of one matrix has no roles to tell apart: a plain perceptron is understood
+        in_layer = (
+            tensor.role.layer is not None and matrices[tensor.role.stack, tensor.role.layer] > 1
+        )
         whole[in_layer] += tensor.numel
         if tensor.role.component == OTHER:
             other[in_layer] += tensor.numel

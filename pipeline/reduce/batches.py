@@ -47,7 +47,12 @@ class FigureBatch:
 
 
 def figure_batches(
-    sums: Iterable[OfGroups], keys: Sequence[Key], times: Times, basis: Basis, threads: int
+    sums: Iterable[OfGroups],
+    keys: Sequence[Key],
+    times: Times,
+    basis: Basis,
+    threads: int,
+    batch_bytes: int = STACK_BYTES,
 ) -> Iterator[FigureBatch]:
     """Yield the figures of every group, in the order of the sums.
 
@@ -56,11 +61,12 @@ def figure_batches(
     Args:
         sums: the groups of the same weights, and the sums over these; None if they were lost.
         keys: what each group is, by its number.
-        threads: batches worked on side by side; decides nothing about the figures.
+        threads: batches worked on side by side; decides nothing about the figures, like the next.
+        batch_bytes: of the sums of groups whose figures are made together.
     """
     pending: deque[tuple[list[OfGroups], Future[Figures]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
-        for batch in _batches(sums, basis.count):
+        for batch in _batches(sums, basis.count, batch_bytes):
             groups = [group_sums for _, group_sums in batch]
             pending.append((batch, pool.submit(figures, groups, times, basis)))
             if len(pending) >= 2 * threads:
@@ -76,7 +82,7 @@ def _batch(keys: Sequence[Key], sums: Sequence[OfGroups], future: Future[Figures
     return FigureBatch(np.array(numbers, np.int32), of_groups, rows, future.result())
 
 
-def _batches(sums: Iterable[OfGroups], count: int) -> Iterator[list[OfGroups]]:
+def _batches(sums: Iterable[OfGroups], count: int, batch_bytes: int) -> Iterator[list[OfGroups]]:
     batch: list[OfGroups] = []
     size = 0
     for groups, group_sums in sums:
@@ -84,7 +90,7 @@ def _batches(sums: Iterable[OfGroups], count: int) -> Iterator[list[OfGroups]]:
             continue
         batch.append((groups, group_sums))
         size += 8 * count**2 * (1 if group_sums is None else 1 + len(group_sums.changes))
-        if size >= STACK_BYTES:
+        if size >= batch_bytes:
             yield batch
             batch, size = [], 0
     if batch:

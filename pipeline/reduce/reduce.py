@@ -24,46 +24,47 @@ from pipeline.reduce.batches import FigureBatch, OfGroups, figure_batches
 from pipeline.reduce.estimate import Estimate, Stratum
 from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Grouping, Member
+from pipeline.reduce.memory import MOST_STACK, Buffers
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.rounding import energies
 from pipeline.statistics.statistic import MERGES, Rule, specs, unpacked
 from pipeline.statistics.table import on_request
 
-STACK_BYTES = 16 << 20
-"""Of Gram matrices that are added up at once: enough that the calls cost little beside them."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
 
 
 def reduce(
-    plan: Plan, grouped: Grouping, sums: Iterable[OfGroups], threads: int
+    plan: Plan, grouped: Grouping, sums: Iterable[OfGroups], buffers: Buffers
 ) -> Iterator[FigureBatch]:
     """Yield the figures of every group, many at a time, as their sums become complete.
 
     Args:
         sums: of `group_sums` or `estimated_sums`.
-        threads: batches worked on side by side; decides nothing about the figures.
+        buffers: decide nothing about the figures.
     """
     basis = Basis(plan.firsts, len(plan.checkpoints))
-    return figure_batches(sums, grouped.keys, _times(plan), basis, threads)
+    return figure_batches(sums, grouped.keys, _times(plan), basis, buffers.threads, buffers.batch)
 
 
 def group_sums(
     plan: Plan,
     grouped: Grouping,
     parts: Callable[[Sequence[tuple[int, int]]], Sums],
+    stack_bytes: int = MOST_STACK,
     lost: frozenset[int] = frozenset(),
 ) -> Iterator[OfGroups]:
     """Yield the sums of every group; groups of the same single part come together, as one.
 
     Args:
         parts: gives the sums of some parts, in their order.
+        stack_bytes: of Gram matrices that are added up at once; decides nothing about the sums.
         lost: tensors of which some weights could not be read: their groups have no sums.
     """
     totals: dict[int, _Total] = {}
     left = list(grouped.sizes)
     unknown = {g for member in grouped.members if member.tensor in lost for g in member.groups}
-    for members in _stacks(plan, grouped.members):
+    for members in _stacks(plan, grouped.members, stack_bytes):
         present = [member for member in members if member.tensor not in lost]
         stack = _Stack(plan, present, parts([(m.tensor, m.part) for m in present]))
         rows: dict[int, list[int]] = defaultdict(list)
@@ -257,8 +258,8 @@ def _mixed(total: NDArray[np.uint64] | None, rows: NDArray[np.uint64]) -> NDArra
     return np.add.reduce(rows * powers[:, None, None], axis=0)
 
 
-def _stacks(plan: Plan, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
-    size = max(1, STACK_BYTES // (8 * len(plan.checkpoints) ** 2))
+def _stacks(plan: Plan, members: Sequence[Member], stack_bytes: int) -> Iterator[Sequence[Member]]:
+    size = max(1, stack_bytes // (8 * len(plan.checkpoints) ** 2))
     for first in range(0, len(members), size):
         yield members[first : first + size]
 

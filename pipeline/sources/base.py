@@ -86,6 +86,14 @@ class File:
             return checkpoint.path
         return f"{checkpoint.path}/{self.path}" if checkpoint.path else self.path
 
+    @property
+    def content(self) -> str | None:
+        """What files of the same contents have in common; None where that is not published."""
+        if self.checkpoint.commit is not None:
+            return self.identity if is_hash(self.identity) else None
+        _, separator, etag = self.identity.rpartition("\n")
+        return f"{self.size} {etag}" if separator and "://" in self.where else None
+
     def digest(self) -> Any:
         """Return an empty digest of the kind that its repository publishes of it, or None."""
         if self.checkpoint.commit is None or not is_hash(self.identity):

@@ -12,6 +12,9 @@ from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import quoted
 
 _NAMES_SHOWN = 3
+BROKEN_LINK = FileKind(
+    "a link that leads nowhere", "fetch the file again: its download is incomplete"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ def beside(layout: Layout[Any], reading: Reading = BY_TABLES) -> list[Beside]:
         for path in (above + name for name in held.files):
             if path not in taken:
                 others.append(Beside(path, file_kind(path) or NOT_UNDERSTOOD))
+        others += [Beside(above + name, BROKEN_LINK) for name in held.broken]
         for path in (above + name for name in held.folders):
             if path not in taken and not any(each.startswith(f"{path}/") for each in inside):
                 others.append(_folder(path, layout, reading))
@@ -54,8 +58,9 @@ def _folder(path: str, layout: Layout[Any], reading: Reading) -> Beside:
         what = "not looked into"
     else:
         held = layout.listed[path]
-        names = sorted((*held.files, *(f"{name}/" for name in held.folders)))
-        shown = ", ".join(quoted(name, 40) for name in names[:_NAMES_SHOWN])
+        links = (f"{name} (a link that leads nowhere)" for name in held.broken)
+        names = sorted((*held.files, *(f"{name}/" for name in held.folders), *links))
+        shown = ", ".join(quoted(name, 60) for name in names[:_NAMES_SHOWN])
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         what = f"no weights in it, only {shown}{more}" if names else "empty"
         where = reading.position(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.checkpoint.file_kinds import FileKind
+from pipeline.checkpoint.layouts import is_whole
 from pipeline.checkpoint.reading import Reading
 from pipeline.sources.base import Candidate
 from pipeline.sources.beside import Beside
@@ -28,12 +29,23 @@ class CacheFolder(Directory):
         return [
             Candidate(name, None, f"snapshots/{commit}", stated=self._reading.stated(name))
             for name, commit in self._commits.items()
+            if self._is_complete(commit)
         ]
 
     def beside(self) -> list[Beside]:
         kind = FileKind("a commit that no branch or tag in the cache names")
         unnamed = set(_snapshots(self._root)) - set(self._commits.values())
-        return [Beside(f"snapshots/{commit}/", kind) for commit in sorted(unnamed)]
+        lacking = [
+            Beside(
+                f"{name}/", FileKind("no weights of it in the cache"), self._reading.position(name)
+            )
+            for name, commit in self._commits.items()
+            if not self._is_complete(commit)
+        ]
+        return lacking + [Beside(f"snapshots/{commit}/", kind) for commit in sorted(unnamed)]
+
+    def _is_complete(self, commit: str) -> bool:
+        return is_whole(lambda path: self._list(f"snapshots/{commit}/{path}"), self._reading)
 
 
 def cache_folder(path: Path, reading: Reading) -> Directory | None:

@@ -86,6 +86,7 @@ class Directory:
         folder = self._root / path
         folders: list[str] = []
         files: dict[str, Path] = {}
+        broken: list[str] = []
         try:
             with os.scandir(folder) as entries:  # tells folders from files without a look at each
                 for entry in entries:
@@ -93,10 +94,12 @@ class Directory:
                         folders.append(entry.name)
                     elif entry.is_file():
                         files[entry.name] = folder / entry.name
+                    elif entry.is_symlink():
+                        broken.append(entry.name)
         except OSError as error:
             why = f"{folder}: {error.strerror}"
             raise SourceNotFound(why, "check its permissions") from None
-        return Folder(tuple(folders), files)
+        return Folder(tuple(folders), files, tuple(broken))
 
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())

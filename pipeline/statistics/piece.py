@@ -5,7 +5,7 @@ Letters: K checkpoints, B pieces, M elements of each piece that belong to its pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from pipeline.checkpoint.aligned_scales import AlignedScales
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.parts import Part
 from pipeline.numerics import joint
@@ -91,12 +92,14 @@ class TensorFacts:
         dtypes: tuple[str, ...],
         firsts: tuple[int, ...] = (0,),
         parents: NDArray[np.int64] | None = None,
+        scales: Mapping[int, AlignedScales] | None = None,
     ) -> None:
-        """`numel` and `dtypes` are the tensor's; `firsts`: where each path begins."""
-        self.part, self.dtypes = part, dtypes
+        """`numel`, `dtypes` and `scales` are the tensor's; `firsts`: where each path begins."""
+        self.part, self.dtypes, self.scales = part, dtypes, scales or {}
         self.part_numel = numel // part.period * (part.stop - part.start)
         # the format of all checkpoints, or None; whether all have 16 bits or fewer; (K,) bytes each
         self.stored, self.half, self.sizes = _of_formats(dtypes)
+        self.half = self.half and not self.scales  # a code times its scale has more bits
         self.firsts = firsts
         """Where each path begins among the checkpoints."""
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
@@ -173,14 +176,16 @@ class Pieces:
         rows: Sequence[memoryview],
         begins: NDArray[np.int64],
         scratch: Scratch,
+        spacing: Tensor | None = None,
     ) -> None:
         """`values`: (K, B M), decoded.
 
+        `spacing`: of codes with scales, (K, B M), the power of two at each value's code times its scale.
         `rows`: the stored bytes of each checkpoint, in which what is decoded with them begins at
         `begins`, (K,).
         """
         self.places, self.facts = places, places[0].facts
-        self.values, self.scratch = values, scratch
+        self.values, self.scratch, self.spacing = values, scratch, spacing
         self.length = values.shape[1] // len(places)
         self._rows, self._begins = rows, begins
         self._finite = False
@@ -193,12 +198,24 @@ class Pieces:
         """Return one of them alone."""
         first = number * self.length
         values = self.values[:, first : first + self.length]
-        alone = Pieces([self.places[number]], values, self._rows, self._begins, self.scratch)
+        spacing = self.spacing
+        if spacing is not None:
+            spacing = spacing[:, first : first + self.length]
+        place = self.places[number]
+        alone = Pieces([place], values, self._rows, self._begins, self.scratch, spacing)
         alone._finite = self._finite
         return alone
 
     def stored_bytes(self, number: int) -> Iterator[list[memoryview]]:
-        """Yield each checkpoint's bytes of one of them, run after run."""
+        """Yield each checkpoint's bytes of one of them, run after run.
+
+        Codes say nothing without their scales: of these it is the values' bytes.
+        """
+        if self.facts.scales:
+            first = number * self.length
+            for row in self.values[:, first : first + self.length].cpu().numpy():
+                yield [np.ascontiguousarray(row).data.cast("B")]
+            return
         place = self.places[number]
         sizes = self.facts.sizes.tolist()
         begins = (self._begins + place.offset * self.facts.sizes).tolist()
@@ -245,16 +262,27 @@ class Pieces:
     @_Lazy
     def sample(self) -> Tensor:
         """(K, B, S) the sixteenth of `present_values` that stands for all; all of small parts."""
+        return self._sample_of(self.present_values)
+
+    @_Lazy
+    def sample_spacing(self) -> Tensor | None:
+        """(K, B, S) of the sample, zero where a checkpoint is absent; None where values are as stored."""
+        if self.spacing is None:
+            return None
+        present = torch.from_numpy(self.non_finite.T == 0)[..., None].to(self.spacing.device)
+        return self._sample_of(torch.where(present, self.apart(self.spacing), 0))
+
+    def _sample_of(self, rows: Tensor) -> Tensor:
         if self.facts.part_numel < MIN_SAMPLED:
-            return self.present_values
+            return rows
         chosen = torch.from_numpy(
             np.concatenate(
                 [number * self.length + _sampled(each) for number, each in enumerate(self.places)]
             )
         )
-        values = self.present_values.flatten(1)
+        values = rows.flatten(1)
         sample = values.index_select(1, chosen.to(values.device))
-        return sample.unflatten(1, (len(self), -1))
+        return sample.unflatten(1, (len(self), len(chosen) // len(self)))
 
     @_Lazy
     def increments(self) -> Tensor:

@@ -53,7 +53,12 @@ class Rounding:
     def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
         sample = pieces.sample.cpu().numpy()
         dtypes, stored = pieces.facts.dtypes, pieces.facts.stored
-        sums, represented = exponent_sums(sample, dtypes), _represented(sample, dtypes, stored)
+        spacing = pieces.sample_spacing
+        powers = powers_of_two(sample) if spacing is None else spacing.cpu().numpy()
+        leasts = [
+            0.0 if k in pieces.facts.scales else _least_power(d) for k, d in enumerate(dtypes)
+        ]
+        sums, represented = _squares(powers, leasts), _represented(sample, dtypes, stored)
         return {
             "rounding.sums": sums.swapaxes(0, 1),
             "rounding.represented": represented.swapaxes(0, 1),
@@ -64,9 +69,17 @@ class Rounding:
 
 def exponent_sums(sample: NDArray[Any], dtypes: Sequence[str]) -> NDArray[np.float64]:
     """Return (K, B, NUM_SUMS) sums of squared powers of two of (K, B, S) finite values, stored in `dtypes`."""
+    return _squares(powers_of_two(sample), [_least_power(dtype) for dtype in dtypes])
+
+
+def powers_of_two(sample: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the powers of two at or below values."""
     bits = sample.astype(np.float32, copy=False).view(np.int32)
-    power = (bits & np.int32(0x7F80_0000)).view(np.float32)
-    least = np.array([_least_power(dtype) for dtype in dtypes], np.float32)
+    return (bits & np.int32(0x7F80_0000)).view(np.float32)
+
+
+def _squares(power: NDArray[np.float32], leasts: Sequence[float]) -> NDArray[np.float64]:
+    least = np.array(leasts, np.float32)
     with np.errstate(over="ignore"):  # beyond 2⁶⁴: rounding then says nothing of the angle
         wide = np.vecdot(power, power)
         np.maximum(power, least[:, None, None], out=power)
@@ -84,8 +97,9 @@ def _represented(
 ) -> NDArray[np.bool_]:
     """Return (K, B, 4): which formats of COARSEST_FIRST represent the (K, B, S) values exactly."""
     if stored is not None:
-        rows = represented(sample.reshape(-1, sample.shape[2]), stored)
-        return rows.reshape(*sample.shape[:2], -1)
+        checkpoints, pieces, sampled = sample.shape
+        rows = represented(sample.reshape(checkpoints * pieces, sampled), stored)
+        return rows.reshape(checkpoints, pieces, len(COARSEST_FIRST))
     return np.stack([represented(rows, dtype) for rows, dtype in zip(sample, dtypes, strict=True)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from itertools import chain
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.errors import DamagedRun, QueryError, StoreUnusable, quoted
 from pipeline.store.confine import check, confine
 from pipeline.store.contents import Part, contents, trouble, trouble_by_listing
 from pipeline.store.folder import Folder
 from pipeline.store.glossary import comment, statement, terms
+from pipeline.store.maps import TrajectoryMap
 from pipeline.store.schema import SCHEMAS, with_run
 
 _ROWS_AT_ONCE = 10_000
@@ -260,6 +261,16 @@ class Store:
         relation = self.sql(query, parameters)
         return relation.columns, Rows(relation)
 
+    def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
+        """Return an answer as one Arrow table.
+
+        Raises:
+            QueryError: DuckDB refused the query, or failed in it.
+        """
+        relation = self.sql(query, parameters)
+        with _told():
+            return relation.to_arrow_reader(_ROWS_AT_ONCE).read_all()
+
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return the rows of the view `runs`."""
         return self.sql("FROM runs ORDER BY run")
@@ -273,15 +284,22 @@ class Store:
         component: str | None = None,
         tensor: str | None = None,
         relative: bool = False,
-    ) -> NDArray[np.float64]:
+    ) -> TrajectoryMap:
         """Return the cosines of all pairs of checkpoints, (K, K); NaN where undefined.
 
         Args:
+            scope: of the group, as are the keys that follow: `model`, `layer`, `tensor`, ….
             relative: of the displacements from checkpoint 0.
 
         Raises:
-            QueryError: there is no such group, or the keys leave several.
+            QueryError: there is no such run or group, or the keys leave several.
         """
+        checkpoints = self.sql(
+            "SELECT step, name FROM checkpoints WHERE run = ? ORDER BY k", [run]
+        ).fetchall()
+        if not checkpoints:
+            runs = ", ".join(name for (name,) in self.sql("SELECT run FROM runs").fetchall())
+            raise QueryError(f"no run {quoted(run)} in {self.path}", f"there are: {runs}")
         column = "relative_cosine" if relative else "cosine"
         rows = self.sql(
             f"SELECT i, j, {column} FROM similarity WHERE run = ? AND scope = ?"
@@ -289,17 +307,18 @@ class Store:
             " AND (? IS NULL OR tensor = ?)",
             [run, scope, layer, component, component, tensor, tensor],
         ).fetchnumpy()
-        count = int(rows["j"].max()) + 1 if len(rows["j"]) else 0
-        if count * (count + 1) // 2 != len(rows["i"]) or not count:
+        count = len(checkpoints)
+        if len(rows["i"]) != count * (count + 1) // 2:
             raise QueryError(
                 f"run {quoted(run)}: expected one group of scope {quoted(scope)}, found"
-                f" {'none' if not count else 'several'}",
+                f" {'several' if len(rows['i']) else 'none'}",
                 "name layer, component and tensor as the view `similarity` shows them",
             )
         square = np.full((count, count), np.nan)
         values = np.ma.filled(rows[column], np.nan)
         square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
-        return square
+        steps, names = zip(*checkpoints, strict=True)
+        return TrajectoryMap(square, run, steps, names)
 
 
 class Rows(Iterator[tuple[Any, ...]]):
@@ -319,7 +338,9 @@ class Rows(Iterator[tuple[Any, ...]]):
         while not self._left:
             batch = next(self._batches)
             self._left = batch.num_rows
-            self._rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            with _told():
+                columns = [column.to_pylist() for column in batch.columns]
+            self._rows = zip(*columns, strict=True)
         self._left -= 1
         return next(self._rows)
 
@@ -331,8 +352,15 @@ class Rows(Iterator[tuple[Any, ...]]):
 
 def _batches(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
     # Arrow's, since DuckDB's own rows want another package for times with a zone
-    try:
+    with _told():
         yield from relation.to_arrow_reader(_ROWS_AT_ONCE)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in one line what fails while an answer is made."""
+    try:
+        yield
     except (duckdb.Error, pa.ArrowException, ValueError, OverflowError, ImportError) as error:
         raise QueryError(f"query failed: {_one_line(error)}") from None
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline.errors import FormatError, StoreUnusable
+from pipeline.reduce.memory import MOST_HELD
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
@@ -20,18 +21,26 @@ from pipeline.store.tiles import decode, encode
 
 FILE_BYTES = 16 << 20
 """In one file, unless one tile leaves more: few files, little held."""
-HELD_BYTES = 128 << 20
-"""Of files that were read and may be asked for again: neighbours in a layer lie in few of them."""
 
 
 class SumFolder:
     """The sums of one plan."""
 
     def __init__(
-        self, folder: Folder, run: str, plan_digest: str, specs: Sequence[ArraySpec]
+        self,
+        folder: Folder,
+        run: str,
+        plan_digest: str,
+        specs: Sequence[ArraySpec],
+        held: int = MOST_HELD,
     ) -> None:
-        """`specs`: the arrays that are kept of each part."""
-        self._folder, self._specs = folder, tuple(specs)
+        """Of one plan.
+
+        Args:
+            specs: the arrays that are kept of each part.
+            held: bytes of files that were read and may be asked for again.
+        """
+        self._folder, self._specs, self._held_bytes = folder, tuple(specs), held
         self._run_prefix = f"_sums/run={run}"
         self._prefix = f"{self._run_prefix}/{plan_digest}"
         self._files: dict[tuple[int, int], int] = {}
@@ -134,7 +143,7 @@ class SumFolder:
     def _hold(self, number: int, sums: Sums) -> None:
         self._held[number] = sums
         self._held.move_to_end(number)
-        while len(self._held) > 1 and sum(map(_nbytes, self._held.values())) > HELD_BYTES:
+        while len(self._held) > 1 and sum(map(_nbytes, self._held.values())) > self._held_bytes:
             self._held.popitem(last=False)
 
     def _load(self, number: int) -> Sums:

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.reduce.memory import MOST_FILE
 from pipeline.store.schema import BYTE_STREAM_SPLIT, SCHEMAS
 
 ROW_GROUP_ROWS = 122_880  # DuckDB's own: point queries 2.4 ms, against 4.8-5.6 ms otherwise
-ROW_GROUPS_PER_FILE = 16  # 2 million rows, about 30 MB of similarities
 
 Columns = Mapping[str, NDArray[Any] | Sequence[Any] | pa.Array]
 """Column → its values: NaN, None and what is masked is NULL."""
@@ -25,9 +25,16 @@ Columns = Mapping[str, NDArray[Any] | Sequence[Any] | pa.Array]
 class TableWriter:
     """Encodes one table of one attempt; the last file is complete with `close`."""
 
-    def __init__(self, name: str, attempt: str, store: Callable[[bytes], None]) -> None:
-        """`store`: called with each file."""
-        self._name, self._attempt, self._store = name, attempt, store
+    def __init__(
+        self, name: str, attempt: str, store: Callable[[bytes], None], file: int = MOST_FILE
+    ) -> None:
+        """Of one table.
+
+        Args:
+            store: called with each file.
+            file: bytes of it at which another begins.
+        """
+        self._name, self._attempt, self._store, self._file_bytes = name, attempt, store, file
         self._pending: list[pa.Table] = []
         self._rows = 0
         self._file: tuple[pa.BufferOutputStream, pq.ParquetWriter] | None = None
@@ -63,9 +70,10 @@ class TableWriter:
         if self._file is None:
             sink = pa.BufferOutputStream()
             self._file = sink, pq.ParquetWriter(sink, rows.schema, **_options(self._name))
-        self._file[1].write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        sink, writer = self._file
+        writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         self._row_groups += 1
-        if self._row_groups % ROW_GROUPS_PER_FILE == 0:
+        if sink.tell() >= self._file_bytes:
             self._end_file()
 
     def _end_file(self) -> None:

@@ -24,6 +24,7 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Key
+from pipeline.reduce.memory import MOST_FILE
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
@@ -34,8 +35,9 @@ from pipeline.store.tables import TableWriter, parquet
 class RunWriter:
     """Writes one attempt of one run. Nothing of it shows before `commit`."""
 
-    def __init__(self, folder: Folder, run: str, attempt: str) -> None:
-        self._folder, self._run, self._attempt = folder, run, attempt
+    def __init__(self, folder: Folder, run: str, attempt: str, file: int = MOST_FILE) -> None:
+        """`file`: bytes of a file at which the next of its table begins."""
+        self._folder, self._run, self._attempt, self._file_bytes = folder, run, attempt, file
         self._files: dict[str, list[dict[str, Any]]] = {}
         """Of each table, as the row of `runs` names them."""
         self._tables = {table: self._table(table) for table in SCHEMAS if table != "runs"}
@@ -170,7 +172,7 @@ class RunWriter:
             self._folder.replace(path, data)
             files.append({"table": table, "size": len(data), "digest": digest(data)})
 
-        return TableWriter(table, self._attempt, store)
+        return TableWriter(table, self._attempt, store, self._file_bytes)
 
 
 @lru_cache(maxsize=1)

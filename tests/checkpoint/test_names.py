@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from pipeline.checkpoint.file_kinds import file_kind
 from pipeline.checkpoint.names import EXAMPLES, Position, position, unplaced
 from pipeline.checkpoint.reading import Reading
 from pipeline.checkpoint.stages import staged
@@ -116,3 +117,15 @@ def test_globs_of_weights_are_of_whole_paths() -> None:
         assert not reading.are_weights(path)
     assert reading.leads_to_weights("unet_ema")
     assert not reading.leads_to_weights("unet")
+
+
+@pytest.mark.parametrize("part", ["-last-v1", "_", "tmp.", "step", "9", "base_", "seed-", "/step1"])
+def test_names_longer_than_any_path_say_nothing(part: str) -> None:
+    name = part * 500_000
+    assert (position(name), unplaced(name), file_kind(name + ".json")) == (Position(), None, None)
+
+
+@pytest.mark.parametrize("stage", [2**31 - 1, 2**30 - 1])
+def test_stages_are_numbered_as_far_as_the_column_goes(stage: int) -> None:
+    positions, _ = staged([position(name) for name in (f"stage{stage}-step1", "sft-5", "step7")])
+    assert all(where.stage is None or where.stage < 2**31 for where in positions)

@@ -228,6 +228,9 @@ class Calls:
     def __reduce__(self) -> tuple:
         return self.call
 
+    def __repr__(self) -> str:
+        return getattr(self.call[0], "__name__", repr(self.call[0]))
+
 
 def test_a_tensor_made_by_an_unknown_function_is_refused() -> None:
     made = Calls(np.asarray, torch.ones(2))

@@ -18,6 +18,7 @@ from pipeline.planning.blocks import ROW_ALIGNMENT, PlacedRange
 from pipeline.statistics.parts import PartKey
 from pipeline.statistics.piece import TORCH_DTYPES, PiecePlace, TensorFacts, columns_of
 from pipeline.statistics.pieces import batch_elements, piece_bounds, products_at_once
+from pipeline.statistics.scaling import needed_scales
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +33,10 @@ class Batch:
     begins: NDArray[np.int64]
     """(K,) columns of the first byte; rows differ where formats do."""
     ends: NDArray[np.int64]
+    facts: TensorFacts
+    """Of the first piece; codes with scales of one range only share a batch."""
+    start: int
+    """The first element, of its tensor."""
     numel: int = 0
     lacking: list[list[PiecePlace]] = field(default_factory=list[list[PiecePlace]])
     """What has yet to be added, in order, the last one first; pieces of one list are worked on together."""
@@ -40,6 +45,7 @@ class Batch:
         """Return whether so many elements of a tensor may be decoded with these."""
         return (
             facts.stored is not None
+            and (self.facts is facts or not (facts.scales or self.facts.scales))
             and self.dtypes == facts.dtypes
             and self.numel + length <= batch_elements(len(self.dtypes))
             and bool(self.ends[0] == begins[0])
@@ -53,6 +59,18 @@ class Batch:
             last.append(piece)
         else:
             self.lacking.append([piece])
+
+    def scales(self, rows: Tensor) -> dict[int, Tensor]:
+        """Return the scales that its elements need, of each checkpoint that has some, on the CPU.
+
+        Args:
+            rows: the block, in the host's memory.
+        """
+        first, stop = self.place.range.first, self.start + self.numel
+        return {
+            k: needed_scales(scales, rows[k], self.place.scales, first, self.start, stop)
+            for k, scales in self.facts.scales.items()
+        }
 
     def complete(self) -> Batch:
         """Return it with the first pieces last."""
@@ -76,7 +94,7 @@ def batches(
             if batch is None or not batch.takes(facts, begins, stop - start):
                 if batch is not None:
                     yield batch.complete()
-                batch = Batch(place, facts.dtypes, facts.stored, begins, begins)
+                batch = Batch(place, facts.dtypes, facts.stored, begins, begins, facts, start)
             for key, of_part in parts:
                 columns = columns_of(of_part.part, start, stop)
                 if columns is not None:

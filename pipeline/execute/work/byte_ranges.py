@@ -42,7 +42,18 @@ def byte_ranges(layout: BlockLayout, tensors: Sequence[AlignedTensor]) -> list[B
         rows = range(first, min(first + step, num_rows))
         for row, of_row in zip(rows, _of_rows(layout.ranges, held, rows), strict=True):
             ranges += _joined(_by_extent(layout.ranges, held, row)) if row in scattered else of_row
+    for place, tensor in zip(layout.ranges, held, strict=True):
+        ranges += _of_scales(place, tensor)
     return ranges
+
+
+def _of_scales(place: PlacedRange, tensor: AlignedTensor) -> Iterator[ByteRange]:
+    """Yield the ranges of the scales that a tensor's elements need."""
+    for row, scales in tensor.scales.items():
+        size = DTYPES[scales.dtype].itemsize
+        needed = scales.needed(place.range.first, place.range.stop)
+        for file, start, stop, first in scales.places(*needed):
+            yield ByteRange(file, start, stop, row, place.scales + first * size)
 
 
 def _of_rows(

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import LifoQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.gram import SHORT_SUM
 from pipeline.statistics.piece import PiecePlace, Pieces, Scratch, decoded
 from pipeline.statistics.pieces import PIECE, batch_elements
+from pipeline.statistics.scaling import scaled
 from pipeline.statistics.statistic import Statistic
 from pipeline.statistics.table import ALWAYS
 
@@ -200,7 +201,7 @@ class Lane:
         """
         # it is only read; from_numpy warns where it may not be written
         table = torch.from_dlpack(block)
-        rows = [row.data for row in block]
+        rows = Rows(table, [row.data for row in block])
         while pieces := [batch for batch in pieces if batch.lacking]:
             transfer = self._device.transfer
             if not self._added(table, rows, pieces, accumulator, transfer):
@@ -211,7 +212,7 @@ class Lane:
     def _added(
         self,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         pieces: Sequence[Batch],
         accumulator: Accumulator,
         transfer: int | None,
@@ -232,7 +233,7 @@ class Lane:
     def _work_through(
         self,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         pieces: Sequence[Batch],
         accumulator: Accumulator,
         size: int | None,
@@ -271,33 +272,43 @@ class Lane:
         self,
         transfer: Transfer,
         table: Tensor,
-        rows: Sequence[memoryview],
+        rows: Rows,
         accumulator: Accumulator,
     ) -> None:
         if self._scratch is None:
             self._scratch = Scratch(len(table), self._device.torch)
         for batch in transfer.batches:
-            values = decoded(transfer.stored(batch, table), self._scratch)
+            values, spacing = decoded(transfer.stored(batch, table), self._scratch), None
+            if batch.facts.scales:
+                given = {
+                    k: scales.to(values.device) for k, scales in batch.scales(rows.table).items()
+                }
+                values, spacing = scaled(values, batch.facts, batch.start, given, self._scratch)
             while batch.lacking:
-                self._add_pieces(batch, batch.lacking[-1], values, rows, accumulator)
+                places = batch.lacking[-1]
+                apart = None if spacing is None else _columns(spacing, places)
+                of_places = _columns(values, places)
+                accumulator.add(
+                    Pieces(places, of_places, rows.stored, batch.begins, self._scratch, apart)
+                )
                 batch.lacking.pop()
 
-    def _add_pieces(
-        self,
-        batch: Batch,
-        places: Sequence[PiecePlace],
-        values: Tensor,
-        rows: Sequence[memoryview],
-        accumulator: Accumulator,
-    ) -> None:
-        first, last = places[0].columns, places[-1].columns
-        if isinstance(first, slice) and isinstance(last, slice):
-            values = values[:, places[0].offset + first.start : places[-1].offset + last.stop]
-        elif not isinstance(first, slice):
-            gathered = torch.from_numpy(first + places[0].offset).to(values.device)
-            values = values.index_select(1, gathered)
-        assert self._scratch is not None
-        accumulator.add(Pieces(places, values, rows, batch.begins, self._scratch))
+
+class Rows(NamedTuple):
+    """The rows of a block, in the host's memory."""
+
+    table: Tensor
+    stored: Sequence[memoryview]
+
+
+def _columns(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
+    """Return the elements of pieces, of those that were decoded with them."""
+    first, last = places[0].columns, places[-1].columns
+    if isinstance(first, slice) and isinstance(last, slice):
+        return table[:, places[0].offset + first.start : places[-1].offset + last.stop]
+    if isinstance(first, slice):
+        return table
+    return table.index_select(1, torch.from_numpy(first + places[0].offset).to(table.device))
 
 
 def choose_device(wanted: str) -> str:

@@ -230,6 +230,7 @@ class Worker:
                 tensor.dtypes,
                 self._plan.firsts,
                 self._parents,
+                tensor.scales,
             )
             self._known_facts[key[:2]] = facts
         return facts

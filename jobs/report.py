@@ -1,0 +1,62 @@
+"""`hallmarks report`: one page that shows the runs of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.console import EXIT_INCOMPLETE, console, run, say
+from jobs.options import debug_option, store_option
+from pipeline.errors import RequestError, quoted
+from pipeline.report.content import content
+from pipeline.report.page import page
+from pipeline.store.folder import Folder
+from pipeline.store.query import Store
+
+
+@click.command()
+@store_option
+@click.option(
+    "--run",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this run (repeatable; default: all runs).",
+)
+@click.option(
+    "--out",
+    metavar="FILE.html",
+    help="Where the page is written (default: STORE/report.html, or report.html for a remote store).",
+)
+@debug_option
+def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> int:
+    """Write one self-contained page: trajectory maps, curves, layers, findings.
+
+    It can be opened in any browser and sent to others; it makes no requests.
+    """
+    del debug
+    opened = Store(store)
+    runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
+    for name in names:
+        if name not in runs:
+            raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
+    target = Path(out) if out is not None else _default(store)
+    text = page(content(opened, store, list(dict.fromkeys(names)) or runs))
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(
+            f"{quoted(target)} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
+    say(console(), f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)")
+    return EXIT_INCOMPLETE if opened.damaged else 0
+
+
+def _default(store: str) -> Path:
+    folder = Folder(store)
+    return Path("report.html") if folder.remote else Path(folder.root) / "report.html"
+
+
+if __name__ == "__main__":
+    run(report)

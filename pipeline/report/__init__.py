@@ -1,0 +1,11 @@
+"""The report: one page that shows the runs of a store and needs nothing else.
+
+    content.py   what goes into the page: SQL over the store's views
+    maps.py      trajectory maps by scope, as many as the page may hold
+    paths.py     what stands beside a run: the random walk, the straight line
+    packing.py   arrays as text, in one to three bytes a value
+    page.py      the page: its content, styles and scripts in one file
+    page/        the styles and scripts themselves
+
+Source: docs/decisions/report.md.
+"""

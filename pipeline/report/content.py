@@ -1,0 +1,305 @@
+"""What goes into the page: the runs of a store, by SQL over its views, as JSON holds it.
+
+Everything that takes part is named in docs/decisions/report.md. Values of groups have eight digits;
+arrays are packed (packing.py). Undefined values are null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pipeline.findings.finding import SEVERITIES
+from pipeline.numerics.indicators import INDICATORS
+from pipeline.report.maps import KEYS, maps
+from pipeline.report.packing import FloatArray, pack
+from pipeline.report.paths import straight_values, walk
+from pipeline.store.query import Store
+from pipeline.version import VERSION
+
+Json = dict[str, Any]
+_Keys = tuple[Any, ...]
+
+SIZE = 4_600_000
+"""Characters that the groups of all runs may take: a page of 5 MB with all else."""
+_LARGE = 1000
+_SMALL = 160
+"""Checkpoints of a map: of one that is drawn large, and of those there are many of."""
+_SCOPES = {
+    "model": (True, _LARGE),
+    "body": (True, _SMALL),
+    "component": (True, _SMALL),
+    "layer": (True, _SMALL),
+    "layer_component": (False, _SMALL),
+    "tensor": (False, _SMALL),
+    "head": (False, _SMALL),
+}
+"""In the order in which they are taken: whether finely, and how many checkpoints a map has at most."""
+_CURVES = (
+    *("norm", "displacement", "increment", "path_length", "update_angle_deg"),
+    *("update_angle_stderr_deg", "noise_floor_deg"),
+)
+_RANKS = 10
+
+
+def content(store: Store, address: str, runs: Sequence[str]) -> Json:
+    """Return what a page about these runs shows.
+
+    Args:
+        address: of the store, as its user wrote it.
+    """
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    size = SIZE // max(1, len(runs))
+    return {
+        "version": VERSION,
+        "made": made,
+        "store": address,
+        "indicators": list(INDICATORS),
+        "runs": [_run(store, address, run, size) for run in runs],
+    }
+
+
+def _run(store: Store, address: str, run: str, size: int) -> Json:
+    facts = _records(
+        store,
+        "SELECT source, strftime(created_at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M UTC') AS created_at,"
+        " version, checkpoints, tensors, parameters, fraction, bytes_total, bytes_read, seconds,"
+        " device, complete, settings, selection, statistics FROM attempts WHERE run = ?",
+        [run],
+    )[0]
+    checkpoints = _columns(
+        store,
+        "SELECT name, source, commit, step, elapsed, tokens, dtype FROM checkpoints"
+        " WHERE run = ? ORDER BY k",
+        [run],
+    )
+    findings = _records(
+        store,
+        "SELECT severity, kind, k, tensor, message FROM findings WHERE run = ?"
+        " ORDER BY list_position(?, severity), kind, k NULLS LAST, message",
+        [run, list(SEVERITIES)],
+    )
+    groups, left_out = _groups(store, run, facts, checkpoints, size)
+    selection, statistics = facts.pop("selection"), facts.pop("statistics")
+    return {
+        "run": run,
+        **facts,
+        "command": command(address, run, facts["source"], selection, statistics),
+        "checkpoint": checkpoints,
+        "findings": findings,
+        "groups": groups,
+        "left_out": left_out,
+    }
+
+
+def command(
+    address: str, run: str, source: str, selection: str | None, statistics: Sequence[str] | None
+) -> str:
+    """Return the command that makes a run, as a shell takes it."""
+    chosen: Json = json.loads(selection or "{}")
+    words = ["hallmarks", "analyze", source, "--store", address, "--run", run]
+    for name in ("revisions", "include", "exclude"):
+        for pattern in chosen.get(name, ()):
+            words += [f"--{name}", pattern]
+    for name in ("steps", "layout"):
+        if name in chosen:
+            words += [f"--{name}", chosen[name]]
+    if chosen.get("by_head"):
+        words.append("--by-head")
+    for part in chosen.get("sample", "").split(", "):  # "fraction 0.02, seed 0"
+        words += [f"--{word}" if not at else word for at, word in enumerate(part.split())]
+    if statistics:
+        words += ["--statistics", ",".join(statistics)]
+    return shlex.join(words)
+
+
+def _groups(
+    store: Store, run: str, facts: Json, checkpoints: Json, size: int
+) -> tuple[list[Json], list[Json]]:
+    """Return the groups of all scopes that fit, and the scopes that do not."""
+    taken: list[Json] = []
+    left_out: list[Json] = []
+    counts = dict(
+        store.sql(
+            "SELECT scope, count(*) FROM groups WHERE run = ? GROUP BY scope", [run]
+        ).fetchall()
+    )
+    for scope, (fine, most) in _SCOPES.items():
+        if scope not in counts:
+            continue
+        groups, length = _scope(
+            store, run, scope, facts, checkpoints, fine, most, counts[scope], size
+        )
+        if groups is None:
+            left_out.append({"scope": scope, "groups": counts[scope], "size": length})
+        else:
+            taken += groups
+            size -= length
+    return taken, left_out
+
+
+def _scope(
+    store: Store,
+    run: str,
+    scope: str,
+    facts: Json,
+    checkpoints: Json,
+    fine: bool,
+    most: int,
+    count: int,
+    size: int,
+) -> tuple[list[Json] | None, int]:
+    """Return the groups of a scope, None if they do not fit, and the characters that they take."""
+    sampled = facts["fraction"] < 1
+    curves: dict[_Keys, Json] | None = None
+    groups: list[Json] = []
+    total = 0
+    drawn = maps(
+        store,
+        run,
+        scope,
+        sources=checkpoints["source"],
+        sampled=sampled,
+        fine=fine,
+        most=most,
+    )
+    for keys, packed in drawn:
+        if scope != "model" and not groups:
+            expected = count * (len(json.dumps(packed)) + _FIGURES_SIZE)
+            if expected > size:
+                return None, expected
+        if curves is None:
+            curves = _figures(store, run, scope, checkpoints, fine)
+        group = {
+            "scope": scope,
+            **{name: key for name, key in zip(KEYS, keys, strict=True) if key is not None},
+            "maps": packed,
+            **curves[keys],
+        }
+        groups.append(group)
+        total += len(json.dumps(group))
+    return sorted(groups, key=_order), total
+
+
+_FIGURES_SIZE = 3000
+"""Characters of a group's indicators and curves, about."""
+
+
+def _order(group: Json) -> tuple[Any, ...]:
+    """In the order of depth; numbers before names where some have none."""
+    return tuple((key in group, group.get(key, 0)) for key in KEYS)
+
+
+def _figures(
+    store: Store, run: str, scope: str, checkpoints: Json, fine: bool
+) -> dict[_Keys, Json]:
+    """Return what beside maps is shown of each group of a scope, by its keys."""
+    path = store.table(
+        f"SELECT {', '.join(KEYS)},"
+        + ", ".join(f"list({name} ORDER BY k) AS {name}" for name in _CURVES)
+        + " FROM path WHERE run = ? AND scope = ? GROUP BY ALL",
+        [run, scope],
+    ).to_pylist()
+    figures: dict[_Keys, Json] = {}
+    for row in path:
+        keys = tuple(row[key] for key in KEYS)
+        curves = {name: np.array(row[name], float) for name in _CURVES}
+        straight = _straight(curves, checkpoints)
+        figures[keys] = {
+            "curves": {
+                name: pack(values, 4 if fine else 2)
+                for name, values in curves.items()
+                if name != "update_angle_stderr_deg" or np.any(values > 0)
+            },
+            "straight": [_short(straight.get(name)) for name in INDICATORS],
+        }
+        if fine:
+            figures[keys] |= _walk(curves["increment"], checkpoints)
+    _add_indicators(store, run, scope, figures)
+    if fine:
+        _add_components(store, run, scope, figures)
+    return figures
+
+
+def _straight(curves: dict[str, FloatArray], checkpoints: Json) -> dict[str, float]:
+    if _several(checkpoints):
+        return {}
+    elapsed, steps = (np.array(checkpoints[name], float) for name in ("elapsed", "step"))
+    return straight_values(curves["norm"], curves["increment"], elapsed, steps)
+
+
+def _walk(increments: FloatArray, checkpoints: Json) -> Json:
+    """Return the spectrum and the coordinates of a random walk with these steps."""
+    if _several(checkpoints) or not np.isfinite(increments[1:]).all() or not increments[1:].any():
+        return {}
+    shares, coordinates = walk(increments[1:], _RANKS)
+    return {
+        "walk": {
+            "shares": list(map(_short, shares.tolist())),
+            "pc1": pack(coordinates[:, 0], 2),
+            "pc2": pack(coordinates[:, 1], 2),
+        }
+    }
+
+
+def _several(checkpoints: Json) -> bool:
+    return len(set(checkpoints["source"])) > 1
+
+
+def _add_indicators(store: Store, run: str, scope: str, figures: dict[_Keys, Json]) -> None:
+    """Add value, standard error, null value and whether they differ: a list each, by `INDICATORS`."""
+    columns = ("value", "stderr", "null_value", "differs_from_null")
+    place = "list_position(?, indicator)"
+    for row in store.table(
+        f"SELECT {', '.join(KEYS)}, list(indicator ORDER BY {place}) AS indicator,"
+        + ", ".join(f"list({name} ORDER BY {place}) AS {name}" for name in columns)
+        + " FROM indicators WHERE run = ? AND scope = ? AND list_contains(?, indicator) GROUP BY ALL",
+        [*[list(INDICATORS)] * 5, run, scope, list(INDICATORS)],
+    ).to_pylist():
+        by_name = {
+            name: [_short(row[column][at]) for column in columns]
+            for at, name in enumerate(row["indicator"])
+        }
+        rows = [by_name.get(name, [None] * len(columns)) for name in INDICATORS]
+        keys = tuple(row[key] for key in KEYS)
+        figures[keys] |= dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _add_components(store: Store, run: str, scope: str, figures: dict[_Keys, Json]) -> None:
+    """Add the largest shares of the centered spectrum, and the first two coordinates."""
+    keys = ", ".join(KEYS)
+    for row in store.table(
+        f"SELECT {keys}, list(share ORDER BY rank) AS shares FROM spectrum WHERE run = ?"
+        " AND scope = ? AND basis = 'centered' AND rank <= ? GROUP BY ALL",
+        [run, scope, _RANKS],
+    ).to_pylist():
+        figures[tuple(row[key] for key in KEYS)]["shares"] = list(map(_short, row["shares"]))
+    for row in store.table(
+        f"SELECT {keys}, list(pc1 ORDER BY k) AS pc1, list(pc2 ORDER BY k) AS pc2 FROM projection"
+        " WHERE run = ? AND scope = ? GROUP BY ALL",
+        [run, scope],
+    ).to_pylist():
+        group = figures[tuple(row[key] for key in KEYS)]
+        for name in ("pc1", "pc2"):
+            group[name] = pack(np.array(row[name], float), 2)
+
+
+def _short(value: Any) -> Any:
+    """Return a number with eight digits, None where it is undefined."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.8g}") if math.isfinite(value) else None
+
+
+def _records(store: Store, query: str, parameters: list[Any]) -> list[Json]:
+    return store.table(query, parameters).to_pylist()
+
+
+def _columns(store: Store, query: str, parameters: list[Any]) -> Json:
+    return store.table(query, parameters).to_pydict()

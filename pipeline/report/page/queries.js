@@ -1,0 +1,72 @@
+// The query that gives what a figure shows, for `hallmarks sql` or any DuckDB.
+
+const literal = (value) => (typeof value === "number" ? String(value) : `'${String(value).replaceAll("'", "''")}'`);
+
+/** The condition that only this group of this run meets. */
+function whereGroup(run, group) {
+  const keys = ["stack", "layer", "component", "tensor", "head", "expert"];
+  const conditions = keys
+    .filter((key) => group[key] !== undefined || mayVary(run, group.scope, key))
+    .map((key) => (group[key] === undefined ? `${key} IS NULL` : `${key} = ${literal(group[key])}`));
+  return [`run = ${literal(run.run)}`, `scope = ${literal(group.scope)}`, ...conditions].join(" AND ");
+}
+
+const mayVary = (run, scope, key) => run.groups.some((each) => each.scope === scope && each[key] !== undefined);
+
+function mapQuery(run, group, kind) {
+  const where = whereGroup(run, group);
+  const every = group.maps.every;
+  const thinned = every > 1 ? ` AND i % ${every} = 0 AND j % ${every} = 0` : "";
+  if (kind === "increments") return incrementsQuery(where, thinned, every);
+  return `SELECT i, j, step_i, step_j, ${cosineColumn(kind)}\nFROM similarity\nWHERE ${where}${thinned}\nORDER BY i, j`;
+}
+
+const cosineColumn = (kind) => (kind === "displacements" ? "relative_cosine" : "cosine");
+
+function incrementsQuery(where, thinned, every) {
+  return `WITH d AS (SELECT i, j, step_i, step_j, distance ^ 2 AS squared FROM similarity WHERE ${where}${thinned}),
+  lengths AS (SELECT j AS k, sqrt(squared) AS increment FROM d WHERE j = i + ${every})
+SELECT a.i, a.j, a.step_i, a.step_j, CASE WHEN a.i = a.j THEN 1 ELSE
+    (later.squared + earlier.squared - a.squared - before.squared) / (2 * li.increment * lj.increment) END AS cosine
+FROM d a
+JOIN d before ON before.i = a.i - ${every} AND before.j = a.j - ${every}
+JOIN d earlier ON earlier.i = a.i - ${every} AND earlier.j = a.j
+LEFT JOIN d later ON later.i = a.i AND later.j = a.j - ${every}
+JOIN lengths li ON li.k = a.i JOIN lengths lj ON lj.k = a.j
+ORDER BY a.i, a.j`;
+}
+
+const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, increment / norm AS relative_increment,
+    update_angle_deg, path_length, noise_floor_deg
+FROM path
+WHERE ${whereGroup(run, group)}
+ORDER BY k`;
+
+const indicatorsQuery = (run, group) => `SELECT indicator, value, stderr, null_value, differs_from_null
+FROM indicators
+WHERE ${whereGroup(run, group)}`;
+
+const layersQuery = (run, indicator) => `SELECT scope, stack, layer, component, value, null_value
+FROM indicators
+WHERE run = ${literal(run.run)} AND scope IN ('layer', 'component', 'layer_component') AND indicator = ${literal(indicator)}
+ORDER BY stack, layer, component`;
+
+const settlingQuery = (run) => `SELECT scope, stack, layer, component, indicator, value, null_value
+FROM indicators
+WHERE run = ${literal(run.run)} AND scope IN ('model', 'layer', 'component') AND indicator IN ('settled_step', 'saturation_step')
+ORDER BY scope, stack, layer, component`;
+
+const projectionQuery = (run, group) => `SELECT k, pc1, pc2
+FROM projection
+WHERE ${whereGroup(run, group)}
+ORDER BY k`;
+
+const spectrumQuery = (run, group) => `SELECT rank, share
+FROM spectrum
+WHERE ${whereGroup(run, group)} AND basis = 'centered' AND rank <= 10
+ORDER BY rank`;
+
+const runsQuery = (group) => `SELECT run, indicator, value, stderr, null_value
+FROM indicators
+WHERE scope = ${literal(group.scope)} AND run IN (${CONTENT.runs.map((run) => literal(run.run)).join(", ")})
+ORDER BY indicator, run`;

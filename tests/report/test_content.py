@@ -1,0 +1,195 @@
+"""What goes into the page, against explicit weights and the store."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.report import content as module
+from pipeline.report.content import command, content
+from pipeline.report.maps import increment_cosines
+from pipeline.report.packing import FloatArray
+from pipeline.report.page import in_script, page
+from pipeline.report.paths import walk
+from pipeline.store.query import Store
+from tests.commands import hallmarks
+from tests.report.test_packing import unpacked
+from tests.suites import trajectory, write_suite
+
+
+def analyzed(folder: Path, count: int, **options: Any) -> tuple[Store, FloatArray]:
+    rows = trajectory("smooth", count, 2000, 0.05)
+    suite = write_suite(folder / "suite", {"layers.0.self_attn.q_proj.weight": rows})
+    pipeline.analyze(suite, folder / "store", executor="local", **options)
+    return Store(str(folder / "store")), rows.astype(np.float32).astype(float)
+
+
+def cosines(rows: FloatArray) -> FloatArray:
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return (unit @ unit.T)[np.triu_indices(len(rows))]
+
+
+def test_increment_cosines_agree_with_explicit_increments() -> None:
+    rows = trajectory("decaying", 30, 5000, 1e-3)
+    upper = np.triu_indices(30)
+    distances = np.linalg.norm(rows[upper[0]] - rows[upper[1]], axis=1)
+    found = increment_cosines(distances, np.array(["one"] * 30))
+    square = np.full((30, 30), np.nan)
+    square[upper] = found
+    assert np.isnan(square[0]).all()
+    assert square[1:, 1:][np.triu_indices(29)] == pytest.approx(
+        cosines(np.diff(rows, axis=0)), abs=1e-9
+    )
+
+
+def test_no_increment_leads_from_one_source_to_another() -> None:
+    rows = trajectory("walk", 6, 100, 0.1)
+    upper = np.triu_indices(6)
+    distances = np.linalg.norm(rows[upper[0]] - rows[upper[1]], axis=1)
+    found = increment_cosines(distances, np.array(["a"] * 3 + ["b"] * 3))
+    defined = {(i, j) for i, j, value in zip(*upper, found, strict=True) if np.isfinite(value)}
+    assert {i for pair in defined for i in pair} == {1, 2, 4, 5}
+
+
+def test_maps_are_the_weights_own(tmp_path: Path) -> None:
+    store, rows = analyzed(tmp_path, 12)
+    shown = content(store, "store", ["suite"])["runs"][0]
+    group = shown["groups"][0]
+    assert group["scope"] == "model" and group["maps"]["every"] == 1
+    half = np.array(unpacked(group["maps"]["weights"]))
+    assert 1 - 2 * half**2 == pytest.approx(cosines(rows), abs=2e-5)
+    half = np.array(unpacked(group["maps"]["displacements"]))[12:]
+    assert 1 - 2 * half**2 == pytest.approx(cosines(rows[1:] - rows[0]), abs=2e-5)
+    norms = np.linalg.norm(rows, axis=1)
+    assert unpacked(group["curves"]["norm"]) == pytest.approx(norms, rel=1e-6)
+
+
+def test_long_runs_show_every_second_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rows = analyzed(tmp_path, 11)
+    scopes = {scope: (fine, 6) for scope, (fine, _) in module._SCOPES.items()}
+    monkeypatch.setattr(module, "_SCOPES", scopes)
+    maps = content(store, "store", ["suite"])["runs"][0]["groups"][0]["maps"]
+    assert maps["every"] == 2
+    half = np.array(unpacked(maps["weights"]))
+    assert 1 - 2 * half**2 == pytest.approx(cosines(rows[::2]), abs=2e-5)
+
+
+def test_scopes_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = analyzed(tmp_path, 6)
+    monkeypatch.setattr(module, "SIZE", 9000)
+    shown = content(store, "store", ["suite"])["runs"][0]
+    kept = {group["scope"] for group in shown["groups"]}
+    left_out = {entry["scope"] for entry in shown["left_out"]}
+    assert "model" in kept and left_out and not kept & left_out
+    scopes = store.sql("SELECT DISTINCT scope FROM groups").fetchall()
+    assert kept | left_out == {scope for (scope,) in scopes}
+
+
+def test_a_sample_s_errors_are_shown(tmp_path: Path) -> None:
+    rows = trajectory("smooth", 5, 300_000, 0.05)
+    suite = write_suite(tmp_path / "suite", {"layers.0.self_attn.q_proj.weight": rows})
+    pipeline.analyze(suite, tmp_path / "store", executor="local", fraction=0.2)
+    store = Store(str(tmp_path / "store"))
+    shown = content(store, "store", ["suite"])["runs"][0]
+    errors = unpacked(shown["groups"][0]["maps"]["weights_error"])
+    stored = store.table(
+        "SELECT cosine_stderr FROM similarity WHERE scope = 'model' ORDER BY i, j"
+    )[0].to_pylist()
+    assert max(stored) > 0
+    assert errors == pytest.approx(stored, abs=max(stored) / 500)
+    assert "--fraction 0.2 --seed 0" in shown["command"]
+
+
+def test_joint_runs_are_shown(tmp_path: Path) -> None:
+    sources = [
+        write_suite(
+            tmp_path / name, {"layers.0.w.weight": trajectory("walk", 5, 300, 0.1, seed=at)}
+        )
+        for at, name in enumerate(("one", "two"))
+    ]
+    pipeline.analyze_joint(sources, tmp_path / "store", run="both", executor="local")
+    shown = content(Store(str(tmp_path / "store")), "store", ["both"])["runs"][0]
+    assert len(set(shown["checkpoint"]["source"])) == 2
+    assert "walk" not in shown["groups"][0]
+    assert len(unpacked(shown["groups"][0]["maps"]["weights"])) == 55
+
+
+def test_an_absent_checkpoint_is_undefined(tmp_path: Path) -> None:
+    rows = trajectory("walk", 6, 500, 0.1)
+    rows[3, 7] = np.nan
+    suite = write_suite(tmp_path / "suite", {"layers.0.w.weight": rows})
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    shown = content(Store(str(tmp_path / "store")), "store", ["suite"])["runs"][0]
+    square = np.full((6, 6), np.nan)
+    square[np.triu_indices(6)] = unpacked(shown["groups"][0]["maps"]["weights"])
+    assert np.isnan(square[3, 3:]).all() and np.isfinite(square[0, [0, 1, 2, 4, 5]]).all()
+    assert shown["findings"][0]["kind"] == "non_finite"
+
+
+def test_the_walk_s_components_are_those_of_explicit_steps() -> None:
+    lengths = np.array([3.0, 1.0, 2.0, 0.5, 1.5])
+    points = np.vstack([np.zeros(5), np.cumsum(np.diag(lengths), axis=0)])
+    centered = points - points.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
+    shares, coordinates = walk(lengths, 3)
+    assert shares == pytest.approx((singular**2 / (singular**2).sum())[:3])
+    assert np.abs(coordinates) == pytest.approx(np.abs(left[:, :2] * singular[:2]))
+    assert (coordinates[-1] >= 0).all()
+
+
+def test_the_command_makes_the_run_again(tmp_path: Path) -> None:
+    rows = trajectory("walk", 8, 300, 0.1)
+    suite = write_suite(
+        tmp_path / "a suite", {"layers.0.w.weight": rows, "layers.1.b": rows[:, :9]}
+    )
+    store = tmp_path / "store"
+    chosen = ("--steps", "0:6:2", "--include", r"w\.w", "--revisions", "step*")
+    asked = ("--store", str(store), "--run", "its", "--executor", "local")
+    assert hallmarks("analyze", suite, *asked, *chosen).returncode == 0
+    opened = Store(str(store))
+    shown = content(opened, str(store), ["its"])["runs"][0]["command"]
+    words = shlex.split(shown)
+    assert words[:2] == ["hallmarks", "analyze"]
+    done = hallmarks(*words[1:], "--executor", "local", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["already_complete"]
+
+
+def test_the_command_of_unknown_parts() -> None:
+    assert command("s", "r", "x; rm", None, None) == "hallmarks analyze 'x; rm' --store s --run r"
+
+
+def test_what_is_in_the_script_stays_in_it() -> None:
+    hostile = {"</script><script>": "<!-- & \u2028 ]]>"}
+    text = in_script(hostile)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == hostile
+
+
+def test_a_page_is_one_file(tmp_path: Path) -> None:
+    store, _ = analyzed(tmp_path, 3)
+    text = page(content(store, "store", ["suite"]))
+    assert "default-src 'none'" in text and "unsafe" not in text
+    for reference in ("src=", "href=", "@import", "url("):
+        assert reference not in text.replace("image.src = ", "").replace("href:", "")
+
+
+def test_reports_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    analyzed(tmp_path, 3)
+    store = tmp_path / "store"
+    assert hallmarks("report", "--store", store).returncode == 0
+    assert (store / "report.html").exists()
+    done = hallmarks("report", "--store", store, "--run", "nobody")
+    assert done.returncode == 2 and "no run 'nobody'" in done.stderr
+    done = hallmarks("report", "--store", store, "--out", tmp_path / "nowhere" / "x.html")
+    assert done.returncode == 2 and "cannot be written" in done.stderr
+    done = hallmarks("report", "--store", tmp_path / "none")
+    assert done.returncode == 2 and "no such store" in done.stderr

@@ -1,0 +1,106 @@
+"""How the reduction's memory is divided: it decides no bit, and what is held at once is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import open_store
+from pipeline.findings.observe import Observations, Seen
+from pipeline.job import memory
+from pipeline.job.analyze import analyze
+from pipeline.numerics.basis import Basis
+from pipeline.planning.plan import make_plan
+from pipeline.planning.request import Request, Resources
+from pipeline.reduce.batches import FigureBatch
+from pipeline.reduce.figures import GroupSums, Times, figures
+from pipeline.reduce.groups import Key, grouping
+from pipeline.reduce.memory import Buffers, buffers, most_open, projected
+from tests.suites import trajectory, write_suite
+
+VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
+LEAST = Buffers(threads=1, batch=1, stack=1, held=1, file=1)
+
+
+def suite(folder: Path) -> Path:
+    """Two layers and what lies outside them, some of it alike."""
+    rows = trajectory("walk", 12, 640, 0.1).astype(np.float32)
+    weights = {
+        f"model.layers.{layer}.{name}.weight": rows[:, : 100 * (layer + 1) + len(name)]
+        for layer in range(2)
+        for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "input_layernorm")
+    }
+    weights |= {"model.embed_tokens.weight": rows, "model.norm.weight": rows[:, 7:77]}
+    return write_suite(folder / "suite", weights)
+
+
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_memory_decides_no_bit(
+    fraction: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(str(suite(tmp_path)), fraction=fraction)
+    found = []
+    for name in ("most", "least"):
+        analyze(request, str(tmp_path / name), Resources(executor="local"))
+        store = open_store(str(tmp_path / name))
+        found.append([store.sql(f"FROM {view} ORDER BY ALL").fetchall() for view in VIEWS])
+        files = list((tmp_path / name / "similarity").rglob("*.parquet"))
+        assert len(files) == 1
+        monkeypatch.setattr(memory, "buffers", lambda *_: LEAST)
+    assert all(found[0])
+    assert found[0] == found[1]
+
+
+def test_groups_that_are_open_at_one_time(tmp_path: Path) -> None:
+    plan, _ = make_plan(Request(str(suite(tmp_path))))
+    grouped = grouping(plan)
+    most, seen = 0, [0] * len(grouped.sizes)
+    for member in grouped.members:
+        for group in member.groups:
+            seen[group] += 1
+        # one that is complete with this part is given away after it
+        begun = [
+            now - (group in member.groups) < size
+            for group, (now, size) in enumerate(zip(seen, grouped.sizes, strict=True))
+        ]
+        most = max(
+            most,
+            sum(
+                b and now > 0 and size > 1
+                for b, now, size in zip(begun, seen, grouped.sizes, strict=True)
+            ),
+        )
+    assert most_open(grouped) == most > 1
+
+
+def test_a_smaller_budget_makes_the_reduction_smaller(tmp_path: Path) -> None:
+    plan, _ = make_plan(Request(str(suite(tmp_path))))
+    grouped = grouping(plan)
+    most, least = (buffers(plan, budget, 8) for budget in (1 << 34, 64 << 20))
+    assert most.threads == 8
+    assert projected(plan, grouped, least) < projected(plan, grouped, most)
+    for field in ("threads", "batch", "stack", "held", "file"):
+        assert getattr(least, field) < getattr(most, field)
+
+
+def test_findings_keep_no_matrix_of_a_tensor(tmp_path: Path) -> None:
+    plan, _ = make_plan(Request(str(suite(tmp_path))))
+    count = len(plan.checkpoints)
+    name = plan.tensors[0].name
+    sums = GroupSums(
+        np.eye(count),
+        np.arange(count, dtype=np.uint64)[:, None],
+        np.zeros(count, bool),
+        np.zeros(count),
+    )
+    made = figures(
+        [sums], Times(np.arange(count, dtype=float), np.full(count, np.nan)), Basis((0,), count)
+    )
+    observed = Observations(plan)
+    key = Key("tensor", tensor=name)
+    observed.add(FigureBatch(np.zeros(1, np.int32), [key], np.zeros(1, np.int64), made))
+    (seen,) = observed._seen
+    held = [getattr(seen, field) for field in Seen.__slots__ if field != "names"]
+    assert all((array if array.base is None else array.base).size < count**2 for array in held)
