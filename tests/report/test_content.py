@@ -119,6 +119,8 @@ def test_joint_runs_are_shown(tmp_path: Path) -> None:
     shown = content(Store(str(tmp_path / "store")), "store", ["both"])["runs"][0]
     assert len(set(shown["checkpoint"]["source"])) == 2
     assert "walk" not in shown["groups"][0]
+    words = ["hallmarks", "analyze", *map(str, sources), "--store", "store", "--run", "both"]
+    assert shown["command"] == shlex.join([*words, "--joint"])
     assert len(unpacked(shown["groups"][0]["maps"]["weights"])) == 55
 
 
@@ -164,7 +166,7 @@ def test_the_command_makes_the_run_again(tmp_path: Path) -> None:
 
 
 def test_the_command_of_unknown_parts() -> None:
-    assert command("s", "r", "x; rm", None, None) == "hallmarks analyze 'x; rm' --store s --run r"
+    assert command("s", "r", ["x; rm"], None, None) == "hallmarks analyze 'x; rm' --store s --run r"
 
 
 def test_what_is_in_the_script_stays_in_it() -> None:

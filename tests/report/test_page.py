@@ -206,6 +206,26 @@ def test_the_query_under_a_figure_gives_its_numbers(
             assert ours[: len(theirs)] == pytest.approx(theirs, rel=1e-3, abs=1e-4, nan_ok=True)
 
 
+@pytest.mark.parametrize("figure", ["map", "curves", "layers", "path", "spectrum", "settling"])
+@pytest.mark.parametrize("form", ["SVG", "PNG"])
+def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
+    """They stand alone: an image that the browser draws, of which not all is of one colour."""
+    browser.open(page + "#i=4&j=9")
+    browser.until("!!document.querySelector('#layers [data-drawn]')")
+    saved = browser.evaluate(
+        "new Promise((done) => { const make = URL.createObjectURL;"
+        " URL.createObjectURL = (blob) => (done(blob), URL.createObjectURL = make, make(blob));"
+        f" [...document.querySelectorAll('#{figure} .under > button')].find((b) => b.textContent === '{form}').click() }})"
+        ".then((blob) => new Promise((done) => { const reader = new FileReader(); reader.onload = () => done(reader.result);"
+        " reader.readAsDataURL(blob) })).then(async (url) => { const image = new Image(); image.src = url; await image.decode();"
+        " const canvas = document.createElement('canvas'); canvas.width = image.width; canvas.height = image.height;"
+        " const context = canvas.getContext('2d'); context.drawImage(image, 0, 0);"
+        " const pixels = new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer);"
+        " return [image.width, image.height, new Set(pixels).size] })"
+    )
+    assert saved[0] > 200 and saved[1] > 60 and saved[2] > 10
+
+
 def test_hostile_names_are_text(browser: Browser, page: str) -> None:
     browser.open(page)
     title = browser.evaluate("document.title")

@@ -38,6 +38,7 @@ function layers() {
         ...groups.map((group) => [group.scope, group.stack, group.layer, group.component, valueOf(group, state.indicator), nullValueOf(group, state.indicator)]),
       ];
     },
+    picture: () => tablePicture(body.querySelector("table")),
     table: false,
   });
 
@@ -69,11 +70,13 @@ function layers() {
   const head = (role) => role || "whole layer";
 
   function smallMaps(columns, rows, groupAt, cells) {
-    const size = Math.round(Math.min(state.columns === "qkv" ? 150 : 96, Math.max(56, (body.clientWidth - 60) / columns.length - 12)));
+    const size = Math.round(Math.min(state.columns === "qkv" ? 150 : rows.length > 12 ? 60 : 96, Math.max(56, (body.clientWidth - 60) / columns.length - 12)));
     const drawn = [];
+    const caption = h("caption", {});
     const table = h(
       "table",
       { class: "small-maps" },
+      caption,
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "layer"), ...columns.map((role) => h("th", { scope: "col" }, head(role))))),
       h(
         "tbody",
@@ -98,17 +101,19 @@ function layers() {
         ),
       ),
     );
-    drawAll(drawn, size);
+    drawAll(drawn, size, caption);
     return table;
   }
 
   /** Draw one small map after another; give up when others are to be drawn. */
-  async function drawAll(drawn, size) {
+  async function drawAll(drawn, size, caption) {
     const turn = (drawing += 1);
     const kind = state.kind === "increments" && drawn.some(([group]) => !group.maps.increments) ? "displacements" : state.kind;
     const together = state.scale === "common" || state.columns === "qkv";
     const all = drawn.map(([group]) => group.maps[kind]);
     const width = Math.round(size * Math.max(1, window.devicePixelRatio || 1));
+    const { low, high } = scaleOf(kind, null, all, together);
+    caption.textContent = `Cosines of ${kind}, ` + (together ? `on one scale from ${number(low, 3)} to ${number(high, 3)}` : "each map on a scale of its own");
     for (const [group, canvas] of drawn) {
       const map = await readMap(group, kind);
       if (turn !== drawing) return;

@@ -19,6 +19,7 @@ function severalRuns() {
     body,
     query: () => runsQuery(shownGroup()),
     rows: async () => rows(),
+    picture: () => tablePicture(body.querySelector("table")),
     table: false,
   });
 
