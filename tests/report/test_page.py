@@ -271,6 +271,23 @@ def test_nothing_is_wider_than_the_window(
     assert (max(map(int, re.findall(r"\d+", ground))) < 64) == dark
 
 
+@pytest.mark.parametrize("width", [400, 1000, 1600])
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_axes_and_canvas_keep_together(
+    browser: Browser, page: str, width: int, medium: str
+) -> None:
+    browser.open(page, width=width)
+    browser.call("Emulation.setEmulatedMedia", media=medium)
+    canvas, frame = (
+        browser.evaluate(
+            f"(() => {{ const box = document.querySelector('#map {what}').getBoundingClientRect();"
+            " return [box.x, box.y, box.width, box.height] })()"
+        )
+        for what in ("canvas", "svg .frame")
+    )
+    assert canvas == pytest.approx(frame, abs=1.5)
+
+
 def test_a_view_lies_in_the_address(browser: Browser, page: str) -> None:
     browser.open(page)
     for name, value in (

@@ -48,6 +48,7 @@ function curves() {
     width = Math.max(240, outside.clientWidth);
     const height = ABOVE + ROW.height * CURVES.length + 34;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    surface.style.setProperty("width", `${width}px`);
     surface.style.setProperty("height", `${height}px`);
     svg.replaceChildren(...CURVES.map(row), bottom(), s("g", {}, ...findingMarks(run, axis, (at) => `M${x(at) - 4} 1h8l-4 7z`)), marks);
     point();

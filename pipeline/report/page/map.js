@@ -75,6 +75,7 @@ function trajectoryMap() {
     for (const [name, value] of Object.entries({ left: MARGIN.left, top: MARGIN.top, width: side, height: side })) canvas.style.setProperty(name, `${value}px`);
     svg.setAttribute("viewBox", `0 0 ${width} ${side + MARGIN.top + MARGIN.bottom}`);
     svg.replaceChildren(frame(), ticks(), legend(scale), ...sourceLines(run), s("g", {}, ...findingMarks(run, axis, (at) => `M${MARGIN.left + at * side - 4} ${MARGIN.top - 9}h8l-4 7z`)), marks);
+    surface.style.setProperty("width", `${width}px`); // the canvas and what is drawn over it keep together
     surface.style.setProperty("height", `${side + MARGIN.top + MARGIN.bottom}px`);
     surface.setAttribute("aria-label", `Trajectory map of ${groupName(group)}: cosines of ${kind}. Arrow keys move, Shift and arrow keys choose a window.`);
     point();
