@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,6 +332,48 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
         if role != "table":
             assert node.get("name", {}).get("value"), node
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
+
+
+def odd_suites() -> dict[str, dict[str, Any]]:
+    """Tensors of runs of which little is known: nothing moves, nothing is finite, two checkpoints, …"""
+    still = np.repeat(trajectory("walk", 1, 300, 0.1), 4, axis=0)
+    lost = trajectory("walk", 4, 300, 0.1)
+    lost[1:] = np.nan
+    everything_lost = np.full((3, 300), np.nan)
+    pair = trajectory("walk", 2, 300, 0.1)
+    roles = {
+        f"{stack}.block.0.layer.0.SelfAttention.{role}.weight": trajectory(
+            "walk", 5, 100, 0.1
+        ).reshape(5, 10, 10)
+        for stack in ("encoder", "decoder")
+        for role in "qkvo"
+    }
+    return {
+        "still": {"layers.0.w.weight": still},
+        "one-left": {"layers.0.w.weight": lost},
+        "all-lost": {"layers.0.w.weight": everything_lost},
+        "pair": {"w": pair},
+        "stacks": roles,
+        "zeros": {"layers.0.w.weight": np.zeros((4, 300))},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", odd_suites())
+def test_odd_runs_are_shown(browser: Browser, tmp_path: Path, name: str) -> None:
+    suite = write_suite(tmp_path / name, odd_suites()[name])
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    done = hallmarks("report", "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    for fragment in (
+        "",
+        "#kind=weights&axis=log&i=0&j=1&a=0&b=1",
+        "#kind=increments&show=numbers&minus=1&columns=qkv",
+    ):
+        browser.open((tmp_path / "store" / "report.html").as_uri() + fragment)
+        browser.evaluate(
+            "for (const each of document.querySelectorAll('details')) each.open = true"
+        )
+        browser.until("document.querySelectorAll('.numbers table').length >= 2")
 
 
 def test_several_runs_stand_side_by_side(browser: Browser, store: Path, tmp_path: Path) -> None:
