@@ -122,11 +122,22 @@ def say(screen: Console, text: str, style: str | None = None, end: str = "\n") -
     screen.print(printable(text), style=style, end=end)
 
 
-def _report(message: str, hint: str, code: int) -> int:
+def hint(text: str) -> None:
+    """Say what may help, though nothing is wrong."""
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        _tell("hint", text)
+
+
+def refuse(error: HallmarksError) -> None:
+    """Tell an error that does not end the command."""
+    _report(error.message, error.hint, error.exit_code)
+
+
+def _report(message: str, cure: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody is there to be told
         _tell("error", message)
-        if hint:
-            _tell("hint", hint)
+        if cure:
+            _tell("hint", cure)
     return code
 
 

@@ -1,25 +1,83 @@
 """How did the weights travel between the checkpoints of a training run?
 
-import pipeline
-pipeline.analyze("EleutherAI/pythia-70m", store="results")
-pipeline.open_store("results").sql("FROM indicators WHERE scope = 'model'").show()
+import hallmarks
+hallmarks.analyze("EleutherAI/pythia-70m", store="results")
+hallmarks.open_store("results").sql("FROM indicators WHERE scope = 'model'").show()
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import analyze, analyze_joint, open_store, plan
+    from pipeline.errors import (
+        DamagedRun,
+        FormatError,
+        HallmarksError,
+        NothingMatches,
+        PackageMissing,
+        PlanDoesNotFit,
+        QueryError,
+        ReadError,
+        RequestError,
+        SourceChanged,
+        SourceNotFound,
+        StoreFailed,
+        StoreUnusable,
+    )
+    from pipeline.job.summary import Summary
+    from pipeline.planning.plan import Plan
+    from pipeline.store.maps import TrajectoryMap
+    from pipeline.store.query import Store
 
-__all__ = ["analyze", "analyze_joint", "open_store", "plan"]
+_HOMES = {
+    "pipeline.api": ("analyze", "analyze_joint", "open_store", "plan"),
+    "pipeline.errors": (
+        *("DamagedRun", "FormatError", "HallmarksError", "NothingMatches", "PackageMissing"),
+        *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
+        *("SourceNotFound", "StoreFailed", "StoreUnusable"),
+    ),
+    "pipeline.job.summary": ("Summary",),
+    "pipeline.planning.plan": ("Plan",),
+    "pipeline.store.maps": ("TrajectoryMap",),
+    "pipeline.store.query": ("Store",),
+}
+"""Where each public name is defined: it is imported when it is first used."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DamagedRun",
+    "FormatError",
+    "HallmarksError",
+    "NothingMatches",
+    "PackageMissing",
+    "Plan",
+    "PlanDoesNotFit",
+    "QueryError",
+    "ReadError",
+    "RequestError",
+    "SourceChanged",
+    "SourceNotFound",
+    "Store",
+    "StoreFailed",
+    "StoreUnusable",
+    "Summary",
+    "TrajectoryMap",
+    "analyze",
+    "analyze_joint",
+    "open_store",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions when first used: they bring torch, which takes a second."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
-    from pipeline import api
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
-    globals().update({public: getattr(api, public) for public in __all__})
-    return globals()[name]
+
+def __dir__() -> list[str]:
+    return __all__

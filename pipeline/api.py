@@ -1,19 +1,23 @@
-"""The same as the command line, in Python (docs/contract.md, §5)."""
+"""The same as the command line, in Python (docs/contract.md, §5).
+
+Every value is judged where those of the command line are (`pipeline/planning/options.py`), with the same
+sentences. Where several texts may stand, one alone is one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
-from pipeline.job.analyze import analyze as run_analysis
-from pipeline.job.analyze import analyze_joint as run_joint_analysis
-from pipeline.job.summary import Summary
-from pipeline.planning.options import check_known, flag, texts
+from pipeline.planning.options import flag, texts
 from pipeline.planning.options import path as path_text
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.store.query import Store
+
+if TYPE_CHECKING:
+    from pipeline.job.summary import Summary
 
 Location = str | PathLike[str]
 """A path or a URL."""
@@ -21,86 +25,170 @@ Texts = str | Iterable[str]
 """Several, or one."""
 
 
-class Selection(TypedDict, total=False):
-    """What decides the figures: options of the command line, with the same defaults."""
+def plan(
+    source: Location,
+    *,
+    run: str | None = None,
+    revisions: Texts = (),
+    steps: str | None = None,
+    names: str | None = None,
+    weights: Texts = (),
+    seeds: str = "first",
+    include: Texts = (),
+    exclude: Texts = (),
+    state: str | None = None,
+    roles: Location | None = None,
+    by_head: bool = False,
+    statistics: Texts = (),
+    layout: str = "auto",
+    fraction: float | str | None = None,
+    budget: str | int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Return what `analyze` would read and compute; reads headers only, and moves no weights.
 
-    run: str | None
-    revisions: Texts
-    steps: str | None
-    names: str | None
-    weights: Texts
-    seeds: str
-    include: Texts
-    exclude: Texts
-    state: str | None
-    roles: Location | None
-    by_head: bool
-    statistics: Texts
-    layout: str
-    fraction: float | None
-    budget: str | int | None
-    seed: int
-
-
-class Options(Selection, total=False):
-    """And what they do not depend on."""
-
-    memory: str | int | None
-    device: str
-    executor: str
-    address: str | None
-    max_workers: int | None
-    pull: str
-    verify: bool
-    cache: bool
-    fresh: bool
-    replace: bool
-
-
-def plan(source: Location, **selection: Unpack[Selection]) -> Plan:
-    """Return what `analyze` would read and compute; reads headers only.
+    Args:
+        source: a directory, a Hub repository such as `org/name`, a bucket, or a manifest.
+        run: the others are those of `analyze`, and mean the same.
 
     Raises:
         RequestError: nothing can be planned.
     """
-    check_known(selection, Selection.__annotations__)
-    return make_plan(_request(source, selection))[0]
+    return make_plan(_request(source, locals()))[0]
 
 
 def analyze(
-    source: Location, store: Location = "hallmarks-store", **options: Unpack[Options]
+    source: Location,
+    store: Location = "hallmarks-store",
+    *,
+    run: str | None = None,
+    revisions: Texts = (),
+    steps: str | None = None,
+    names: str | None = None,
+    weights: Texts = (),
+    seeds: str = "first",
+    include: Texts = (),
+    exclude: Texts = (),
+    state: str | None = None,
+    roles: Location | None = None,
+    by_head: bool = False,
+    statistics: Texts = (),
+    layout: str = "auto",
+    fraction: float | str | None = None,
+    budget: str | int | None = None,
+    seed: int = 0,
+    memory: str | int | None = None,
+    device: str = "auto",
+    executor: str = "ray",
+    address: str | None = None,
+    max_workers: int | None = None,
+    pull: str = "auto",
+    verify: bool = False,
+    cache: bool = False,
+    fresh: bool = False,
+    replace: bool = False,
 ) -> Summary:
-    """Analyse a source into a store and return the summary.
+    """Analyse the checkpoints of a source into a store and return the summary.
+
+    The same call again resumes where it stopped, or finds that all is done.
+
+    Args:
+        source: a directory, a Hub repository such as `org/name`, a bucket, or a manifest.
+        store: a directory, or `s3://…`, `gs://…`, `az://…`.
+        run: name of the run in the store; default: made from the source.
+        revisions: globs; only checkpoints whose name matches one of them.
+        steps: `A:B` or `A:B:EVERY`: only steps from A to B that are multiples of EVERY.
+        names: a regular expression that reads steps from names, by groups `step`, `tokens`, ….
+        weights: globs: which files of a checkpoint are its weights.
+        seeds: of several runs side by side `first` (the longest), `all`, or the name of one.
+        include: regular expressions: only tensors whose name one of them is found in.
+        exclude: regular expressions: no such tensors; wins over `include`.
+        state: where in a PyTorch file the weights lie, such as `state.model`.
+        roles: a TOML file that says what tensors are whose names are not known.
+        by_head: also one Gram matrix for each attention head.
+        statistics: what else is computed in the read, such as `sparsity`, or `all`.
+        layout: how a Hub repository exposes its checkpoints: `auto`, `revisions`, `commits`,
+            `folders`.
+        fraction: share of the weights to read, above 0 and at most 1: a random sample, whose figures
+            have standard errors; default: all.
+        budget: bytes to read at most, such as `"20GB"`, in place of a fraction.
+        seed: of the sample.
+        memory: working memory of one worker, in bytes or as `"2GiB"`; default: a share of the
+            machine's.
+        device: where products are computed: `auto`, `cpu` or `cuda`.
+        executor: `ray`, or `local`: in this process.
+        address: the Ray cluster; default: `RAY_ADDRESS`, else a Ray of its own.
+        max_workers: workers at most.
+        pull: who reads on a cluster: `auto`, `actor` or `tasks`.
+        verify: compare whole files with the hashes that the source publishes.
+        cache: keep what is read in the Hub cache.
+        fresh: discard what an interrupted run of the same name left.
+        replace: replace a run of this name that was made from something else.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    check_known(options, Options.__annotations__)
+    options = locals()
+    from pipeline.job.analyze import analyze as run_analysis  # brings torch, which takes a second
+
     request, resources = _request(source, options), _resources(options)
-    fresh, may_replace = _flags(options)
-    where = path_text("--store", store)
-    return run_analysis(request, where, resources, fresh=fresh, replace=may_replace)
+    fresh, replace = flag("--fresh", fresh), flag("--replace", replace)
+    return run_analysis(
+        request, path_text("--store", store), resources, fresh=fresh, replace=replace
+    )
 
 
 def analyze_joint(
-    sources: Iterable[Location], store: Location = "hallmarks-store", **options: Unpack[Options]
+    sources: Iterable[Location],
+    store: Location = "hallmarks-store",
+    *,
+    run: str | None = None,
+    revisions: Texts = (),
+    steps: str | None = None,
+    names: str | None = None,
+    weights: Texts = (),
+    seeds: str = "first",
+    include: Texts = (),
+    exclude: Texts = (),
+    state: str | None = None,
+    roles: Location | None = None,
+    by_head: bool = False,
+    statistics: Texts = (),
+    layout: str = "auto",
+    fraction: float | str | None = None,
+    budget: str | int | None = None,
+    seed: int = 0,
+    memory: str | int | None = None,
+    device: str = "auto",
+    executor: str = "ray",
+    address: str | None = None,
+    max_workers: int | None = None,
+    pull: str = "auto",
+    verify: bool = False,
+    cache: bool = False,
+    fresh: bool = False,
+    replace: bool = False,
 ) -> list[Summary]:
     """Analyse several sources in one read: a run for each, and last the run over all of them.
 
-    The option `run` names the run over all.
+    Args:
+        sources: at least two; `k` runs over them in this order.
+        store: as of `analyze`, like the others.
+        run: names the run over all; default: made from the sources.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was finished is kept.
     """
-    check_known(options, Options.__annotations__)
-    run = options.get("run")
-    shared: Mapping[str, Any] = {name: value for name, value in options.items() if name != "run"}
+    options = locals()
+    from pipeline.job.analyze import analyze_joint as run_analysis
+
+    shared = options | {"run": None}
     requests = [_request(source, shared) for source in texts("SOURCE", sources)]
-    resources, (fresh, may_replace) = _resources(options), _flags(options)
-    where = path_text("--store", store)
-    return run_joint_analysis(requests, run, where, resources, fresh=fresh, replace=may_replace)
+    where, resources = path_text("--store", store), _resources(options)
+    fresh, replace = flag("--fresh", fresh), flag("--replace", replace)
+    return run_analysis(requests, run, where, resources, fresh=fresh, replace=replace)
 
 
 def open_store(path: Location = "hallmarks-store", *, confined: bool = True) -> Store:
@@ -120,13 +208,8 @@ def open_store(path: Location = "hallmarks-store", *, confined: bool = True) -> 
 
 
 def _request(source: Any, options: Mapping[str, Any]) -> Request:
-    return Request(source, **{name: options[name] for name in SELECTION if name in options})
+    return Request(source, **{name: options[name] for name in SELECTION})
 
 
 def _resources(options: Mapping[str, Any]) -> Resources:
-    return Resources(**{name: options[name] for name in RESOURCES if name in options})
-
-
-def _flags(options: Mapping[str, Any]) -> tuple[bool, bool]:
-    fresh, replace = (flag(f"--{name}", options.get(name, False)) for name in ("fresh", "replace"))
-    return fresh, replace
+    return Resources(**{name: options[name] for name in RESOURCES if name != "threads"})

@@ -16,6 +16,7 @@
     ├── StoreFailed                 the store failed after the work had begun
     ├── LeaseLost                   another driver writes the run
     ├── TileLost                    a worker died while it held a tile
+    ├── PackageMissing              an optional package is not installed
     ├── DeviceFull                  a GPU has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
@@ -104,6 +105,10 @@ class LeaseLost(HallmarksError):
 
 class TileLost(HallmarksError):
     """A worker died while it held a tile."""
+
+
+class PackageMissing(HallmarksError, ImportError):
+    """What was asked for needs a package that is optional, and not installed."""
 
 
 class DeviceFull(HallmarksError):

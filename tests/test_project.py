@@ -58,7 +58,7 @@ def test_imports_go_one_way() -> None:
     ],
 )
 def test_the_import_rules_can_fail(module: str, line: str, tmp_path: Path) -> None:
-    for name in ("pipeline", "jobs"):
+    for name in ("hallmarks", "pipeline", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     broken = tmp_path / module

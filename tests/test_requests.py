@@ -73,14 +73,6 @@ def test_what_python_refuses(
     assert refused(suite, tmp_path / "store", **options).message.startswith(message)
 
 
-def test_an_option_that_is_none(suite: Path, tmp_path: Path) -> None:
-    error = refused(suite, tmp_path / "store", includes="attn")
-    assert error.message == "no such option: 'includes'"
-    assert error.hint == "did you mean include?"
-    with pytest.raises(RequestError, match="no such option: 'memory'"):
-        pipeline.plan(str(suite), memory="1GiB")  # pyright: ignore[reportCallIssue]
-
-
 @pytest.mark.parametrize("source", ["", 3, None, b"suite"])
 def test_what_is_no_source(source: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="SOURCE: expected text"):

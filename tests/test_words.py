@@ -53,8 +53,8 @@ OTHER_SUBJECTS = {
     ("windows", "pipeline/numerics/predictability.py"),
     ("window", "jobs/language_model.py"),
     # of a table that is printed
-    ("cell", "jobs/sql.py"),
-    ("cells", "jobs/sql.py"),
+    ("cell", "jobs/tables.py"),
+    ("cells", "jobs/tables.py"),
     ("cells", "jobs/analyze.py"),
     # of the machine that runs pickles
     ("mark", "pipeline/checkpoint/pickle_machine.py"),

@@ -25,7 +25,7 @@ from pipeline.checkpoint.pickle_machine import (
     Record,
     Refused,
 )
-from pipeline.errors import FormatError, quoted
+from pipeline.errors import FormatError, printable, quoted
 
 
 class StorageType(NamedTuple):
@@ -103,7 +103,7 @@ def _tensor(
 ) -> TensorRecord:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
-    kind = dtype or storage.dtype
+    kind = _shown(dtype) if isinstance(dtype, Named) else dtype or storage.dtype
     if not isinstance(kind, str) or not kind:
         raise ValueError("a tensor without a dtype")
     shape, strides = outside.counts(shape), outside.counts(strides)
@@ -126,7 +126,9 @@ def _typed_tensor(
 
 def _without_values(why: str, shape: Any, dtype: Any = "", unknown: str = "") -> TensorRecord:
     shape = outside.counts(shape)
-    kind = dtype if isinstance(dtype, str) else ""
+    kind = _shown(dtype) if isinstance(dtype, Named) else dtype
+    if not isinstance(kind, str):
+        raise ValueError("a tensor without a dtype")
     return TensorRecord(None, kind, 0, shape, (), why, None, unknown)
 
 
@@ -213,7 +215,8 @@ def _distributed(state: Any) -> TensorRecord:
 
 
 def _shown(kind: Any) -> str:
-    return str(kind) if isinstance(kind, Named) else type(kind).__name__
+    """Return the name of a class or function, as it may stand in a reason."""
+    return printable(kind[:_MOST_SHOWN]) if isinstance(kind, Named) else type(kind).__name__
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -226,6 +229,7 @@ _DTENSOR = "torch.distributed.tensor.DTensor"
 _PLAIN = Maker(_no_entries)
 """Stands for the classes of tensors that are read as any."""
 _MOST_PARTS = 64
+_MOST_SHOWN = 100  # characters of a name
 NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Maker(_dict),
     ("collections", "defaultdict"): Maker(_no_entries),
@@ -286,7 +290,7 @@ def _storage(pid: Any) -> Storage:
         raise ValueError("a persistent id that is no storage")
     _, kind, key, _, numel, *view = parts
     if isinstance(kind, Named):
-        kind = StorageType(kind, 0)
+        kind = StorageType(_shown(kind), 0)
     if not isinstance(kind, StorageType):
         raise ValueError("a storage that is not described as one")
     first = 0

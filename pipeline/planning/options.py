@@ -6,12 +6,11 @@ for it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -245,15 +244,6 @@ def settle(stated: Any, readers: Mapping[str, Reader]) -> None:
     for name, read in readers.items():
         option = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
         object.__setattr__(stated, name, read(option, getattr(stated, name)))
-
-
-def check_known(options: Iterable[str], known: Collection[str]) -> None:
-    """Refuse an option that there is not."""
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise RequestError(f"no such option: {quoted(name)}", hint)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {

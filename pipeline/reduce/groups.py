@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.plan import Plan
+from pipeline.planning.tiles import elements
 
 SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor", "head")
 _OUTSIDE_THE_BODY = frozenset({"embed", "position", "unembed"})
@@ -47,6 +48,8 @@ class Grouping:
     each other, so that their sums are complete early and few are held at once."""
     sizes: tuple[int, ...]
     """How many parts each group has."""
+    parameters: tuple[int, ...]
+    """How many weights each group has."""
 
 
 def grouping(plan: Plan) -> Grouping:
@@ -57,14 +60,19 @@ def grouping(plan: Plan) -> Grouping:
     )
     rows: dict[tuple[Any, ...], int] = {}
     sizes: list[int] = []
+    parameters: list[int] = []
     members: list[tuple[int, int, list[int]]] = []
     for tensor, part in parts:
         groups = []
-        for row in _rows(plan.tensors[tensor], part):
+        of_part = plan.tensors[tensor]
+        weights = elements(of_part.parts[part], 0, of_part.numel)
+        for row in _rows(of_part, part):
             group = rows.setdefault(row, len(rows))
             if group == len(sizes):
                 sizes.append(0)
+                parameters.append(0)
             sizes[group] += 1
+            parameters[group] += weights
             groups.append(group)
         members.append((tensor, part, groups))
     keys = [Key(*row) for row in rows]
@@ -77,6 +85,7 @@ def grouping(plan: Plan) -> Grouping:
             for tensor, part, groups in members
         ),
         tuple(sizes[group] for group in order),
+        tuple(parameters[group] for group in order),
     )
 
 

@@ -13,19 +13,20 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.errors import DamagedRun, QueryError, StoreUnusable, quoted
 from pipeline.store.confine import check, confine
 from pipeline.store.contents import Part, contents, trouble, trouble_by_listing
 from pipeline.store.folder import Folder
+from pipeline.store.glossary import comment, statement, terms
+from pipeline.store.maps import TrajectoryMap
 from pipeline.store.schema import SCHEMAS, with_run
 
 _ROWS_AT_ONCE = 10_000
-_VIEWS = files("pipeline.store").joinpath("views/views.sql").read_text()
-_MADE = re.compile(r"^CREATE OR REPLACE \w+ (\w+).*?;$", re.DOTALL | re.MULTILINE)
-_STATEMENTS = {statement[1]: statement[0] for statement in _MADE.finditer(_VIEWS)}
-"""What makes each view, by its name, in an order in which they can be made."""
+_VIEWS = files("pipeline.store").joinpath("views/views.sql").read_text() + "\n" + statement()
+_MADE = re.compile(r'^CREATE OR REPLACE \w+ "?(\w+).*?;$', re.DOTALL | re.MULTILINE)
+_STATEMENTS = {made[1]: f"{made[0]}\n{comment(made[1])}" for made in _MADE.finditer(_VIEWS)}
+"""What makes each view and function, by its name, in an order in which they can be made."""
 _SOURCES = re.compile(r"\b(?:FROM|JOIN) (\w+)")
 
 _STORED = r"""SELECT * EXCLUDE (filename), regexp_extract(filename, 'run=([^/\\]*)[/\\][^/\\]*$', 1) AS run
@@ -54,7 +55,24 @@ def views_sql(folder: Folder) -> str:
         + ";\n\n"
         for table, pattern in _PATTERNS.items()
     )
-    return (_ABOUT_BUCKET if folder.remote else _ABOUT_DIRECTORY) + stored + _VIEWS
+    comments = "".join(map(comment, _STATEMENTS))
+    return (
+        (_ABOUT_BUCKET if folder.remote else _ABOUT_DIRECTORY) + stored + _VIEWS + "\n" + comments
+    )
+
+
+def views() -> dict[str, list[tuple[str, str]]]:
+    """Return the columns of every view and their types in SQL, as a store without runs has them."""
+    connection = duckdb.connect()
+    for table in SCHEMAS:
+        connection.register(f"stored_{table}", with_run(table).empty_table())
+    connection.execute("".join(_STATEMENTS.values()))
+    shown: dict[str, list[tuple[str, str]]] = {}
+    for term in terms():
+        if term.kind == "view":
+            relation = connection.sql(f"FROM {term.name}")
+            shown[term.name] = list(zip(relation.columns, map(str, relation.types), strict=True))
+    return shown
 
 
 _PATTERNS = {table: f"{table}/run=*/*.parquet" for table in SCHEMAS}
@@ -120,6 +138,11 @@ class Store:
         for run, why in self._contents.damaged.items():
             self._leave_out(run, why)
 
+    @property
+    def path(self) -> str:
+        """The directory or URL that was opened."""
+        return self._folder.root
+
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> duckdb.DuckDBPyRelation:
         """Return the answer to a query over the views.
 
@@ -136,14 +159,14 @@ class Store:
             raise QueryError("query refused: it is not UTF-8") from None
         except duckdb.CatalogException as error:
             if self._made.issuperset(_STATEMENTS):
-                raise _refused(error) from None
+                raise _refused(error, query) from None
         except duckdb.Error as error:
-            raise _refused(error) from None
+            raise _refused(error, query) from None
         self._make(_STATEMENTS)  # a view may be named in a way that its text does not show
         try:
             return self._ask(query, parameters)
         except duckdb.Error as error:
-            raise _refused(error) from None
+            raise _refused(error, query) from None
 
     def _ask(self, query: str, parameters: Sequence[Any] | None) -> duckdb.DuckDBPyRelation:
         if self._confined:
@@ -169,9 +192,9 @@ class Store:
         for table in SCHEMAS:
             if f"stored_{table}" in needed and table != "runs":
                 self._make_table(table)
-        for name, statement in _STATEMENTS.items():
+        for name, made in _STATEMENTS.items():
             if name in needed:
-                self._connection.execute(statement)
+                self._connection.execute(made)
         self._made |= needed
 
     def _make_table(self, table: str) -> None:
@@ -229,16 +252,14 @@ class Store:
         paths = [self._path(part) for part in chain.from_iterable(self._contents.parts.values())]
         return list({*paths, *map(_pattern, paths)})
 
-    def rows(
-        self, query: str, parameters: Sequence[Any] | None = None
-    ) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+    def rows(self, query: str, parameters: Sequence[Any] | None = None) -> tuple[list[str], Rows]:
         """Return the columns and the rows of an answer, which is not held in memory as a whole.
 
         Raises:
             QueryError: DuckDB refused the query.
         """
         relation = self.sql(query, parameters)
-        return relation.columns, _fetched(relation)
+        return relation.columns, Rows(relation)
 
     def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
         """Return an answer as one Arrow table.
@@ -263,15 +284,22 @@ class Store:
         component: str | None = None,
         tensor: str | None = None,
         relative: bool = False,
-    ) -> NDArray[np.float64]:
+    ) -> TrajectoryMap:
         """Return the cosines of all pairs of checkpoints, (K, K); NaN where undefined.
 
         Args:
+            scope: of the group, as are the keys that follow: `model`, `layer`, `tensor`, ….
             relative: of the displacements from checkpoint 0.
 
         Raises:
-            QueryError: there is no such group, or the keys leave several.
+            QueryError: there is no such run or group, or the keys leave several.
         """
+        checkpoints = self.sql(
+            "SELECT step, name FROM checkpoints WHERE run = ? ORDER BY k", [run]
+        ).fetchall()
+        if not checkpoints:
+            runs = ", ".join(name for (name,) in self.sql("SELECT run FROM runs").fetchall())
+            raise QueryError(f"no run {quoted(run)} in {self.path}", f"there are: {runs}")
         column = "relative_cosine" if relative else "cosine"
         rows = self.sql(
             f"SELECT i, j, {column} FROM similarity WHERE run = ? AND scope = ?"
@@ -279,24 +307,53 @@ class Store:
             " AND (? IS NULL OR tensor = ?)",
             [run, scope, layer, component, component, tensor, tensor],
         ).fetchnumpy()
-        count = int(rows["j"].max()) + 1 if len(rows["j"]) else 0
-        if count * (count + 1) // 2 != len(rows["i"]) or not count:
+        count = len(checkpoints)
+        if len(rows["i"]) != count * (count + 1) // 2:
             raise QueryError(
                 f"run {quoted(run)}: expected one group of scope {quoted(scope)}, found"
-                f" {'none' if not count else 'several'}",
+                f" {'several' if len(rows['i']) else 'none'}",
                 "name layer, component and tensor as the view `similarity` shows them",
             )
         square = np.full((count, count), np.nan)
         values = np.ma.filled(rows[column], np.nan)
         square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
-        return square
+        steps, names = zip(*checkpoints, strict=True)
+        return TrajectoryMap(square, run, steps, names)
 
 
-def _fetched(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
-    # through Arrow: DuckDB's own rows want another package for times with a zone
+class Rows(Iterator[tuple[Any, ...]]):
+    """The rows of an answer, as they come.
+
+    Raises:
+        QueryError: the query failed on the way.
+    """
+
+    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
+        self._batches = _batches(relation)
+        self._rows: Iterator[tuple[Any, ...]] = iter(())
+        self._left = 0
+        """Rows of the batch that have not been given out."""
+
+    def __next__(self) -> tuple[Any, ...]:
+        while not self._left:
+            batch = next(self._batches)
+            self._left = batch.num_rows
+            with _told():
+                columns = [column.to_pylist() for column in batch.columns]
+            self._rows = zip(*columns, strict=True)
+        self._left -= 1
+        return next(self._rows)
+
+    def count_rest(self) -> int:
+        """Return how many more rows there are, which are gone then."""
+        count, self._left = self._left, 0
+        return count + sum(batch.num_rows for batch in self._batches)
+
+
+def _batches(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
+    # Arrow's, since DuckDB's own rows want another package for times with a zone
     with _told():
-        for batch in relation.to_arrow_reader(_ROWS_AT_ONCE):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        yield from relation.to_arrow_reader(_ROWS_AT_ONCE)
 
 
 @contextmanager
@@ -308,8 +365,21 @@ def _told() -> Iterator[None]:
         raise QueryError(f"query failed: {_one_line(error)}") from None
 
 
-def _refused(error: duckdb.Error) -> QueryError:
-    return QueryError(f"query refused: {_one_line(error)}")
+def _refused(error: duckdb.Error, query: str) -> QueryError:
+    return QueryError(f"query refused: {_one_line(error)}", _cure(str(error), query))
+
+
+def _cure(said: str, query: str) -> str:
+    """Return what would cure an error of DuckDB, where that is known."""
+    if (name := re.search(r'Referenced column "(.*?)" not found', said)) and (
+        f'"{name[1]}"' in query
+    ):
+        return f"texts stand in single quotes: '{name[1]}'"
+    if "syntax error" in said and re.search(r"\b(from|join)\s+between\s*\(", query, re.IGNORECASE):
+        return (
+            "between is a word of SQL, so the function's name is quoted: FROM \"between\"('a', 'b')"
+        )
+    return ""
 
 
 def _one_line(error: Exception) -> str:

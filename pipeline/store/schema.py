@@ -82,6 +82,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tensor", pa.string()),
             ("head", pa.int32()),
             ("expert", pa.int32()),
+            ("parameters", pa.int64()),
         ]
     ),
     "similarity": pa.schema(

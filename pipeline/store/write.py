@@ -43,11 +43,16 @@ class RunWriter:
         self._tables = {table: self._table(table) for table in SCHEMAS if table != "runs"}
         self._row = b""
 
-    def add(self, batch: FigureBatch) -> None:
-        """Add all figures of some groups."""
+    def add(self, batch: FigureBatch, parameters: Sequence[int]) -> None:
+        """Add all figures of some groups.
+
+        Args:
+            parameters: how many weights each group has, by its number.
+        """
         numbers = batch.numbers
         keys = {name: [getattr(key, name) for key in batch.keys] for name in Key.__slots__}
-        self._tables["groups"].add({"group_id": numbers, **keys})
+        weights = [parameters[number] for number in numbers]
+        self._tables["groups"].add({"group_id": numbers, **keys, "parameters": weights})
         figures, rows = batch.figures, batch.rows_or_all
         count = figures.projection.shape[1]
         i, j, places = _pairs(count)

@@ -1,41 +1,53 @@
 -- They select, divide and join; every sum over weights was made in fixed order when the run was
 -- written. Undefined values are NULL. Angles are degrees.
+-- Columns are qualified throughout: DuckDB takes a bare name in a view for the parameter of that name
+-- of a macro that reads it.
+
+-- Functions take groups of one scope at a time: FROM top('relative_mds', 5, scope := 'layer').
 
 -- Of the attempts at a run the one with the greatest name counts.
 CREATE OR REPLACE VIEW attempts AS
-SELECT * FROM stored_runs
-QUALIFY row_number() OVER (PARTITION BY run ORDER BY attempt DESC) = 1;
+SELECT r.* FROM stored_runs r
+QUALIFY row_number() OVER (PARTITION BY r.run ORDER BY r.attempt DESC) = 1;
 
 CREATE OR REPLACE VIEW runs AS
-SELECT run, source, created_at, version, checkpoints, tensors, parameters, fraction, bytes_total,
-    bytes_read, seconds, device, complete, settings, plan
-FROM attempts;
+SELECT t.run, t.source, make_timestamp(epoch_us(t.created_at)) AS created_at, t.version,
+    t.checkpoints, t.tensors, t.parameters, t.fraction, t.bytes_total, t.bytes_read, t.seconds,
+    t.device, t.complete, t.settings, t.plan
+FROM attempts t;
 
 CREATE OR REPLACE VIEW checkpoints AS
-SELECT run, k, name, t.source, commit, step, elapsed, tokens, stage, bytes, dtype
+SELECT t.run, t.k, t.name, t.source, t.commit, t.step, t.elapsed, t.tokens, t.stage, t.bytes,
+    t.dtype
 FROM stored_checkpoints t
 SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW tensors AS
-SELECT run, tensor, stack, layer, component, expert, kind, shape, numel, dtype, included,
-    reason, fraction
-FROM stored_tensors
+SELECT t.run, t.tensor, t.stack, t.layer, t.component, t.expert, t.kind, t.shape, t.numel,
+    t.dtype, t.included, t.reason, t.fraction
+FROM stored_tensors t
 SEMI JOIN attempts USING (run, attempt);
 
 -- What a group_id stands for: the key columns of the views below.
 CREATE OR REPLACE VIEW groups AS
-SELECT run, attempt, group_id, scope, stack, layer, component, tensor, head, expert
-FROM stored_groups
+SELECT t.run, t.attempt, t.group_id, t.scope, t.stack, t.layer, t.component, t.tensor, t.head,
+    t.expert, t.parameters
+FROM stored_groups t
 SEMI JOIN attempts USING (run, attempt);
 
 CREATE OR REPLACE VIEW path AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.k, c.step,
-    p.norm, p.displacement, p.increment, p.path_length, p.update_angle_deg,
-    p.update_angle_stderr_deg, p.angle_to_first_deg,
+    p.norm, p.displacement, p.increment,
+    p.increment / nullif(lag(p.norm IGNORE NULLS) OVER before, 0) AS relative_increment,
+    p.path_length, p.update_angle_deg, p.update_angle_stderr_deg, p.angle_to_first_deg,
     p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
 FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
-JOIN checkpoints c USING (run, k);
+JOIN checkpoints c USING (run, k)
+WINDOW before AS (
+    PARTITION BY g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
+    ORDER BY p.k
+);
 
 -- Of runs with `--statistics`: shares of the weights, and what equal steps, rounded, would change.
 CREATE OR REPLACE VIEW sparsity AS
@@ -59,11 +71,11 @@ JOIN checkpoints c USING (run, k);
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
 WITH lengths AS (
-    SELECT run, attempt, group_id, k, norm, displacement
-    FROM stored_path
+    SELECT p.run, p.attempt, p.group_id, p.k, p.norm, p.displacement
+    FROM stored_path p
 )
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
-    ci.step AS step_i, cj.step AS step_j, s.dot,
+    ci.step AS step_i, cj.step AS step_j, ci.source AS source_i, cj.source AS source_j, s.dot,
     CASE WHEN s.dot IS NULL OR pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
         ELSE greatest(-1.0, least(1.0, s.dot / (pi.norm * pj.norm))) END AS cosine,
     s.relative_dot,
@@ -100,6 +112,143 @@ FROM stored_projection p
 JOIN groups g USING (run, attempt, group_id);
 
 CREATE OR REPLACE VIEW findings AS
-SELECT run, severity, kind, k, tensor, message, evidence
-FROM stored_findings
+SELECT t.run, t.severity, t.kind, t.k, t.tensor, t.message, t.evidence
+FROM stored_findings t
 SEMI JOIN attempts USING (run, attempt);
+
+-- The whole square of a map, a row for each ordered pair, of every group that fits.
+CREATE OR REPLACE MACRO trajectory_map(
+    run, scope := 'model', layer := NULL, component := NULL, tensor := NULL
+) AS TABLE
+WITH half AS (
+    FROM similarity s
+    WHERE s.run = run AND s.scope = scope AND (layer IS NULL OR s.layer = layer)
+        AND (component IS NULL OR s.component = component)
+        AND (tensor IS NULL OR s.tensor = tensor)
+)
+SELECT h.run, h.scope, h.stack, h.layer, h.component, h.tensor, h.head, h.expert, h.i, h.j,
+    h.step_i, h.step_j, h.cosine, h.relative_cosine, h.distance
+FROM half h
+UNION ALL
+SELECT h.run, h.scope, h.stack, h.layer, h.component, h.tensor, h.head, h.expert, h.j, h.i,
+    h.step_j, h.step_i, h.cosine, h.relative_cosine, h.distance
+FROM half h
+WHERE h.i < h.j;
+
+-- One indicator of the same groups in every run, the largest first.
+CREATE OR REPLACE MACRO compare(indicator, scope := 'model') AS TABLE
+SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, n.run, n.value, n.stderr,
+    n.null_value, n.value - n.null_value AS above_null,
+    rank() OVER (
+        PARTITION BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert
+        ORDER BY n.value DESC NULLS LAST
+    ) AS place
+FROM indicators n
+WHERE n.indicator = indicator AND n.scope = scope
+ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
+
+-- Two runs, indicator by indicator; a group that one of them lacks has NULL there. Its name is a word
+-- of SQL, so it stands in double quotes: FROM "between"('a', 'b').
+CREATE OR REPLACE MACRO "between"(run_a, run_b, scope := 'model') AS TABLE
+WITH a AS (
+    FROM indicators n WHERE n.run = run_a AND n.scope = scope
+), b AS (
+    FROM indicators n WHERE n.run = run_b AND n.scope = scope
+)
+SELECT scope AS scope, coalesce(a.stack, b.stack) AS stack, coalesce(a.layer, b.layer) AS layer,
+    coalesce(a.component, b.component) AS component, coalesce(a.tensor, b.tensor) AS tensor,
+    coalesce(a.head, b.head) AS head, coalesce(a.expert, b.expert) AS expert,
+    coalesce(a.indicator, b.indicator) AS indicator, a.value AS value_a, b.value AS value_b,
+    b.value - a.value AS difference, sqrt(a.stderr * a.stderr + b.stderr * b.stderr) AS stderr
+FROM a
+FULL JOIN b ON a.indicator = b.indicator AND a.stack IS NOT DISTINCT FROM b.stack
+    AND a.layer IS NOT DISTINCT FROM b.layer AND a.component IS NOT DISTINCT FROM b.component
+    AND a.tensor IS NOT DISTINCT FROM b.tensor AND a.head IS NOT DISTINCT FROM b.head
+    AND a.expert IS NOT DISTINCT FROM b.expert;
+
+-- Cosines of displacements from checkpoint k, in place of checkpoint 0. From distances, which is less
+-- exact than `relative_cosine` where two displacements differ much in length.
+CREATE OR REPLACE MACRO from_anchor(run, k, scope := 'model') AS TABLE
+WITH pairs AS (
+    SELECT g.run, g.group_id, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert,
+        s.i, s.j, s.squared_distance AS squared
+    FROM stored_similarity s
+    JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
+    WHERE g.run = run AND g.scope = scope
+), displacements AS (
+    SELECT p.group_id, CASE WHEN p.i = k THEN p.j ELSE p.i END AS place, p.squared
+    FROM pairs p
+    WHERE (p.i = k OR p.j = k) AND p.squared > 0
+)
+SELECT p.run, p.scope, p.stack, p.layer, p.component, p.tensor, p.head, p.expert, p.i, p.j,
+    ci.step AS step_i, cj.step AS step_j,
+    greatest(-1.0, least(1.0, (a.squared + b.squared - p.squared) / (2 * sqrt(a.squared * b.squared))))
+        AS relative_cosine
+FROM pairs p
+JOIN displacements a ON a.group_id = p.group_id AND a.place = p.i
+JOIN displacements b ON b.group_id = p.group_id AND b.place = p.j
+JOIN checkpoints ci ON ci.run = p.run AND ci.k = p.i
+JOIN checkpoints cj ON cj.run = p.run AND cj.k = p.j;
+
+-- MDS of the checkpoints from a to b alone; relative: of displacements from checkpoint a.
+CREATE OR REPLACE MACRO window_mds(run, a, b, scope := 'model') AS TABLE
+WITH weights AS (
+    SELECT s.stack, s.layer, s.component, s.tensor, s.head, s.expert,
+        sum(s.cosine * (1 + (s.i < s.j)::INT)) AS total,
+        sum(1 + (s.i < s.j)::INT) FILTER (s.cosine IS NOT NULL) AS number
+    FROM similarity s
+    WHERE s.run = run AND s.scope = scope AND s.i >= a AND s.j <= b
+    GROUP BY ALL
+), displacements AS (
+    SELECT s.stack, s.layer, s.component, s.tensor, s.head, s.expert,
+        sum(s.relative_cosine * (1 + (s.i < s.j)::INT)) AS total,
+        sum(1 + (s.i < s.j)::INT) FILTER (s.relative_cosine IS NOT NULL) AS number
+    FROM from_anchor(run, a, scope := scope) s
+    WHERE s.i >= a AND s.j <= b
+    GROUP BY ALL
+)
+SELECT run AS run, scope AS scope, w.stack, w.layer, w.component, w.tensor, w.head, w.expert,
+    a AS k_first, b AS k_last, w.total / nullif(w.number, 0) AS mds,
+    d.total / nullif(d.number, 0) AS relative_mds
+FROM weights w
+LEFT JOIN displacements d ON w.stack IS NOT DISTINCT FROM d.stack
+    AND w.layer IS NOT DISTINCT FROM d.layer AND w.component IS NOT DISTINCT FROM d.component
+    AND w.tensor IS NOT DISTINCT FROM d.tensor AND w.head IS NOT DISTINCT FROM d.head
+    AND w.expert IS NOT DISTINCT FROM d.expert;
+
+-- From which checkpoint on no more than this share of the whole displacement is left, for good.
+CREATE OR REPLACE MACRO settled(run, threshold, scope := 'layer_component') AS TABLE
+WITH pairs AS (
+    SELECT g.run, g.group_id, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert,
+        s.i AS place, sqrt(s.squared_distance) AS ahead
+    FROM stored_similarity s
+    JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
+    WHERE g.run = run AND g.scope = scope AND s.squared_distance IS NOT NULL
+    QUALIFY s.j = max(s.j) OVER (PARTITION BY g.run, g.group_id)
+), shares AS (
+    SELECT p.*, p.ahead / nullif(first(p.ahead) OVER (
+        PARTITION BY p.run, p.group_id ORDER BY p.place
+    ), 0) AS remaining
+    FROM pairs p
+), beyond AS (
+    SELECT s.*, coalesce(max(CASE WHEN s.remaining > threshold THEN s.place END) OVER (
+        PARTITION BY s.run, s.group_id
+    ), -1) AS last_beyond
+    FROM shares s
+)
+SELECT s.run, s.scope, s.stack, s.layer, s.component, s.tensor, s.head, s.expert, s.place AS k, c.step,
+    s.remaining
+FROM beyond s
+JOIN checkpoints c ON c.run = s.run AND c.k = s.place
+WHERE s.place > s.last_beyond
+QUALIFY s.place = min(s.place) OVER (PARTITION BY s.run, s.group_id)
+ORDER BY s.place, s.stack, s.layer, s.component, s.tensor;
+
+-- The groups of each run that have most of something.
+CREATE OR REPLACE MACRO top(indicator, n, scope := 'layer_component') AS TABLE
+SELECT f.run, f.scope, f.stack, f.layer, f.component, f.tensor, f.head, f.expert, f.value, f.stderr,
+    f.null_value, f.differs_from_null
+FROM indicators f
+WHERE f.indicator = indicator AND f.scope = scope AND f.value IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY f.run ORDER BY f.value DESC) <= n
+ORDER BY f.run, f.value DESC;

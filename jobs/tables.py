@@ -1,0 +1,186 @@
+"""Rows of an answer as text: a table, CSV, JSON or Markdown, written as they come.
+
+On a terminal a table is for people: figures are rounded, key columns without a value are left out, and
+rows that are too wide for it are shown one record a block. Elsewhere it holds everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+
+from pipeline.errors import printable
+from pipeline.store.query import Rows
+
+Row = Sequence[Any]
+_KEYS = frozenset({"scope", "stack", "layer", "component", "tensor", "head", "expert"})
+_MEASURED = 1_000
+"""Rows that decide how wide the columns of a table in a file or pipe are: later ones may stick out."""
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What a table on a terminal has room for."""
+
+    width: int
+    """In characters."""
+    rows: int
+    """That are shown at most."""
+
+
+def write(form: str, columns: list[str], rows: Rows, screen: Screen | None) -> int:
+    """Write an answer on standard output and return how many rows it has.
+
+    Args:
+        form: `table`, `csv`, `json` or `markdown`.
+        screen: the terminal that a table is for, or None.
+    """
+    counted = _Counted(rows)
+    if form != "table":
+        _FORMATS[form](columns, counted, sys.stdout)
+    elif screen is None:
+        _table(columns, counted, sys.stdout)
+    else:
+        _for_people(columns, counted, screen, sys.stdout)
+        if (more := rows.count_rest()) > 0:
+            print(f"… {counted.number:,} of {counted.number + more:,} rows; --format csv for all")
+        return counted.number + more
+    return counted.number
+
+
+class _Counted(Iterator[Row]):
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows, self.number = rows, 0
+
+    def __next__(self) -> Row:
+        row = next(self._rows)
+        self.number += 1
+        return row
+
+
+def _table(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+    first = list(islice(rows, _MEASURED))
+    right = _numeric(columns, first)
+    texts = [list(map(_text, row)) for row in first]
+    names = list(map(printable, columns))
+    widths = _widths(names, texts)
+    line = _aligned(widths, right)
+    output.write(line(names) + line(["─" * width for width in widths]))
+    output.writelines(map(line, chain(texts, (list(map(_text, row)) for row in rows))))
+
+
+def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output: TextIO) -> None:
+    shown = list(islice(rows, screen.rows))
+    kept = [
+        place
+        for place, name in enumerate(columns)
+        if name not in _KEYS or any(row[place] is not None for row in shown)
+    ]
+    kept = kept if kept and shown else list(range(len(columns)))
+    names = [printable(columns[place]) for place in kept]
+    values = [[row[place] for place in kept] for row in shown]
+    texts = [list(map(_rounded, row)) for row in values]
+    widths = _widths(names, texts)
+    if sum(widths) + len(_GAP) * (len(widths) - 1) <= screen.width:
+        line = _aligned(widths, _numeric(names, values))
+        output.write(line(names) + line(["─" * width for width in widths]))
+        output.writelines(map(line, texts))
+        return
+    longest = max(map(cell_len, names))
+    for number, row in enumerate(texts):
+        output.write("\n" * (number > 0))
+        for name, text in zip(names, row, strict=True):
+            output.write(f"{_padded(name, longest)}{_GAP}{text}".rstrip() + "\n")
+
+
+def _aligned(widths: list[int], right: list[bool]) -> Callable[[list[str]], str]:
+    """Return what makes a line of cells, numbers to the right."""
+
+    def line(cells: list[str]) -> str:
+        padded = map(_padded, cells, widths, right)
+        return _GAP.join(padded).rstrip() + "\n"
+
+    return line
+
+
+def _padded(text: str, width: int, right: bool = False) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
+
+
+def _widths(names: list[str], texts: list[list[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(names, *texts, strict=True)]
+
+
+def _numeric(columns: list[str], rows: list[Any]) -> list[bool]:
+    """Return of each column whether all its values are numbers."""
+    return [
+        all(isinstance(row[place], int | float | None) for row in rows)
+        for place in range(len(columns))
+    ]
+
+
+def _csv(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(map(printable, columns))
+    writer.writerows(map(_text, row) for row in rows)
+
+
+def _json(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+    names = _apart(columns)
+    start = "["
+    for row in rows:
+        record = dict(zip(names, map(_finite, row), strict=True))
+        output.write(start + json.dumps(record, default=str))
+        start = ", "
+    output.write("[]\n" if start == "[" else "]\n")
+
+
+def _markdown(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+    def line(cells: Iterable[str]) -> str:
+        escaped = (re.sub(r"[\\|<]|\](?=\()", r"\\\g<0>", cell) for cell in cells)
+        return "| " + " | ".join(escaped) + " |\n"
+
+    output.write(line(map(printable, columns)) + line("---" for _ in columns))
+    output.writelines(line(map(_text, row)) for row in rows)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else printable(value)
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else _text(value)
+
+
+def _apart(names: list[str]) -> list[str]:
+    """Return different names: of several that are the same, later ones get a number."""
+    distinct: list[str] = []
+    for name in names:
+        candidates = (f"{name}_{number}" if number else name for number in range(len(names) + 1))
+        distinct.append(next(each for each in candidates if each not in distinct))
+    return distinct
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it, which knows no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if type(value) in (list, tuple):  # an interval is a tuple, too
+        return [_finite(each) for each in value]
+    return value
+
+
+_FORMATS = {"csv": _csv, "json": _json, "markdown": _markdown}
