@@ -61,6 +61,9 @@ def content(store: Store, address: str, runs: Sequence[str]) -> Json:
         "made": made,
         "store": address,
         "indicators": list(INDICATORS),
+        "meanings": dict(
+            store.sql("SELECT name, meaning FROM glossary WHERE kind = 'indicator'").fetchall()
+        ),
         "runs": [_run(store, address, run, size) for run in runs],
     }
 

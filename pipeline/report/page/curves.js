@@ -4,7 +4,7 @@ const CURVES = [
   { name: "norm", title: "norm ‖θ‖" },
   { name: "displacement", title: "displacement from the first" },
   { name: "increment", title: "increment" },
-  { name: "relative_increment", title: "increment / norm" },
+  { name: "relative_increment", title: "increment over the norm before it" },
   { name: "update_angle_deg", title: "update angle, degrees" },
   { name: "path_length", title: "path length" },
 ];
@@ -145,6 +145,11 @@ function curves() {
 async function readCurves(group) {
   const names = ["norm", "displacement", "increment", "path_length", "update_angle_deg", "noise_floor_deg"];
   const read = Object.fromEntries(await Promise.all(names.map(async (name) => [name, await unpack(group.curves[name])])));
-  read.relative_increment = read.increment.map((value, k) => value / read.norm[k]);
+  let before = NaN; // the norm of the last checkpoint that has one
+  read.relative_increment = read.increment.map((value, k) => {
+    const share = before ? value / before : NaN;
+    if (!Number.isNaN(read.norm[k])) before = read.norm[k];
+    return share;
+  });
   return read;
 }

@@ -89,40 +89,6 @@ function sameGroup(run) {
   return Math.max(0, CONTENT.runs[run].groups.findIndex((group) => groupName(group) === name));
 }
 
-const MEANINGS = {
-  mds: "mean cosine of all pairs of checkpoints",
-  mds_offdiagonal: "the same without each checkpoint with itself",
-  relative_mds: "mean cosine of all pairs of displacements",
-  mds_time_weighted: "mds, checkpoints weighted by training time",
-  relative_mds_time_weighted: "relative_mds, weighted by training time",
-  path_length: "length of the whole path",
-  displacement: "distance from the first checkpoint to the last",
-  straightness: "displacement over path length",
-  norm_ratio: "last norm over first norm",
-  mean_update_angle_deg: "mean angle between successive increments",
-  mean_apex_angle_next_deg: "mean angle of successive displacements",
-  mean_apex_angle_last_deg: "mean angle of displacements to the last one",
-  cone_angle_deg: "largest angle between two displacements",
-  origin_angle_deg: "angle between the first and the last weights",
-  pca_share_1: "variance in the first principal component",
-  pca_share_2: "variance in the second",
-  pca_share_3: "variance in the third",
-  effective_rank: "effective number of components (entropy)",
-  participation_ratio: "effective number of components (squares)",
-  stable_rank: "total variance over the largest",
-  rank_95: "components that hold 95 % of the variance",
-  rank_99: "components that hold 99 %",
-  diffusion_exponent: "growth of squared distance with lag: 1 walk, 2 straight",
-  norm_growth_exponent: "growth of the norm with time",
-  predictability_1: "share of an increment along the one before",
-  predictability_2: "share in the span of the two before",
-  predictability_4: "share in the span of the four before",
-  predictability_8: "share in the span of the eight before",
-  lookahead_share: "share of the distance to the end along an increment",
-  saturation_step: "from here within 8° of the final direction",
-  settled_step: "from here within 5 % of the end",
-};
-
 function keyFigures() {
   const body = h("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table of key figures" });
   const header = ["indicator", "value", "stderr", "null_value", "straight", "differs_from_null"];
@@ -157,7 +123,7 @@ function keyFigures() {
               h(
                 "tr",
                 { class: differs === false && walk !== null ? "same" : null },
-                h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, MEANINGS[name])),
+                h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, CONTENT.meanings[name])),
                 h("td", {}, number(value)),
                 sampled ? h("td", {}, number(error, 2)) : null,
                 h("td", { class: "bar" }, bar(value, error, walk, straight)),

@@ -36,8 +36,7 @@ JOIN lengths li ON li.k = a.i JOIN lengths lj ON lj.k = a.j
 ORDER BY a.i, a.j`;
 }
 
-const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, increment / norm AS relative_increment,
-    update_angle_deg, path_length, noise_floor_deg
+const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, relative_increment, update_angle_deg, path_length, noise_floor_deg
 FROM path
 WHERE ${whereGroup(run, group)}
 ORDER BY k`;

@@ -44,7 +44,7 @@ function severalRuns() {
             ...rows()
               .slice(1)
               .filter(([, ...values]) => values.some((value) => value !== null))
-              .map(([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, MEANINGS[name])), ...values.map((value, at) => h("td", {}, number(value), at && value !== null && values[0] !== null ? h("small", {}, signed(value - values[0])) : null)))),
+              .map(([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, CONTENT.meanings[name])), ...values.map((value, at) => h("td", {}, number(value), at && value !== null && values[0] !== null ? h("small", {}, signed(value - values[0])) : null)))),
           ),
         ),
       ),
