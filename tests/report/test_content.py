@@ -18,6 +18,7 @@ from pipeline.report.packing import FloatArray
 from pipeline.report.page import in_script, page
 from pipeline.report.paths import walk
 from pipeline.store.query import Store
+from tests import buckets
 from tests.commands import hallmarks
 from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
@@ -134,6 +135,20 @@ def test_an_absent_checkpoint_is_undefined(tmp_path: Path) -> None:
     square[np.triu_indices(6)] = unpacked(shown["groups"][0]["maps"]["weights"])
     assert np.isnan(square[3, 3:]).all() and np.isfinite(square[0, [0, 1, 2, 4, 5]]).all()
     assert shown["findings"][0]["kind"] == "non_finite"
+
+
+def test_a_store_in_a_bucket_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, _ = analyzed(tmp_path, 5)
+    with buckets.served() as endpoint:
+        store = f"{buckets.named('reports', endpoint, monkeypatch)}/store"
+        pipeline.analyze(tmp_path / "suite", store, executor="local")
+        shown, same = (content(each, "s", ["suite"])["runs"][0] for each in (local, Store(store)))
+        monkeypatch.chdir(tmp_path)
+        assert hallmarks("report", "--store", store).returncode == 0
+    assert (tmp_path / "report.html").exists()
+    assert shown["groups"] == same["groups"] and shown["checkpoint"] == same["checkpoint"]
 
 
 def test_the_walk_s_components_are_those_of_explicit_steps() -> None:

@@ -6,6 +6,7 @@ Needs Chromium (Debian's package `chromium`); the tests skip without it.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -332,6 +333,22 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
         if role != "table":
             assert node.get("name", {}).get("value"), node
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
+
+
+@pytest.mark.skipif(
+    "AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (npm pack axe-core)"
+)
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("fragment", ["#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments"])
+def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: bool) -> None:
+    for width in (400, 1600):
+        browser.open(page + fragment, width=width, dark=dark)
+        browser.evaluate(
+            "for (const each of document.querySelectorAll('details')) each.open = true"
+        )
+        browser.evaluate(Path(os.environ["AXE_CORE"]).read_text() + "; 0")
+        broken = "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
+        assert browser.evaluate(broken) == []
 
 
 def odd_suites() -> dict[str, dict[str, Any]]:

@@ -15,12 +15,20 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
       () => getSelection().selectAllChildren(code),
     );
   };
-  const sql = h("details", { class: "sql", ontoggle: () => (code.textContent = query()) }, h("summary", {}, "SQL"), h("pre", { tabindex: 0 }, code), h("button", { type: "button", onclick: copy }, "Copy"), copied);
+  const sql = h(
+    "details",
+    { class: "sql", ontoggle: () => (code.textContent = query()) },
+    h("summary", {}, "SQL"),
+    h("pre", { tabindex: 0 }, code),
+    h("button", { type: "button", onclick: copy }, "Copy"),
+    copied,
+  );
   const numbers = h("details", { class: "numbers", ontoggle: () => refresh() }, h("summary", {}, "Numbers"));
   const refresh = async () => {
     code.textContent = query();
     copied.textContent = "";
-    if (table && numbers.open) numbers.replaceChildren(numbers.firstChild, tableOf(await rows(), `Numbers: ${title}`));
+    if (table && numbers.open)
+      numbers.replaceChildren(numbers.firstChild, tableOf(await rows(), `Numbers: ${title}`));
   };
   const save = [
     ["CSV", async () => download(`${id}.csv`, "text/csv", csv(await rows()))],
@@ -41,7 +49,9 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
     h(
       "div",
       { class: "under" },
-      ...save.map(([name, act]) => h("button", { type: "button", onclick: act, "aria-label": `${name} of ${title}` }, name)),
+      ...save.map(([name, act]) =>
+        h("button", { type: "button", onclick: act, "aria-label": `${name} of ${title}` }, name),
+      ),
       sql,
       table ? numbers : null,
       h("details", { class: "method" }, h("summary", {}, "Method"), h("p", {}, method)),
@@ -64,7 +74,9 @@ function tableOf([header, ...rows], label) {
       h("thead", {}, h("tr", {}, ...header.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, ...rows.slice(0, MOST_ROWS).map((row) => h("tr", {}, ...row.map(cell)))),
     ),
-    rows.length > MOST_ROWS ? h("p", {}, `The first ${MOST_ROWS} of ${rows.length.toLocaleString("en")} rows; CSV has all.`) : null,
+    rows.length > MOST_ROWS
+      ? h("p", {}, `The first ${MOST_ROWS} of ${rows.length.toLocaleString("en")} rows; CSV has all.`)
+      : null,
   );
 }
 
@@ -83,7 +95,18 @@ function download(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-const PRESENTATION = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "text-anchor", "opacity"];
+const PRESENTATION = [
+  "fill",
+  "fill-opacity",
+  "stroke",
+  "stroke-width",
+  "stroke-dasharray",
+  "font-family",
+  "font-size",
+  "font-weight",
+  "text-anchor",
+  "opacity",
+];
 
 /** A table of canvases or coloured numbers as an SVG element. */
 function tablePicture(table) {
@@ -95,7 +118,22 @@ function tablePicture(table) {
     const { fontSize, fontFamily, color, backgroundColor } = getComputedStyle(element);
     const place = { x, y, width: box.width, height: box.height };
     if (element.tagName === "CANVAS") svg.append(s("image", { href: element.toDataURL(), ...place }));
-    else svg.append(s("rect", { ...place, fill: backgroundColor }), s("text", { x: x + box.width / 2, y: y + box.height / 2 + 4, "text-anchor": "middle", fill: color, "font-size": fontSize, "font-family": fontFamily }, element.textContent));
+    else
+      svg.append(
+        s("rect", { ...place, fill: backgroundColor }),
+        s(
+          "text",
+          {
+            x: x + box.width / 2,
+            y: y + box.height / 2 + 4,
+            "text-anchor": "middle",
+            fill: color,
+            "font-size": fontSize,
+            "font-family": fontFamily,
+          },
+          element.textContent,
+        ),
+      );
   }
   return svg;
 }
