@@ -280,12 +280,10 @@ def test_axes_and_canvas_keep_together(
 ) -> None:
     browser.open(page, width=width)
     browser.call("Emulation.setEmulatedMedia", media=medium)
-    canvas, frame = (
-        browser.evaluate(
-            f"(() => {{ const box = document.querySelector('#map {what}').getBoundingClientRect();"
-            " return [box.x, box.y, box.width, box.height] })()"
-        )
-        for what in ("canvas", "svg .frame")
+    canvas, frame = browser.evaluate(
+        "['canvas', 'svg .frame'].map((what) => {"
+        " const box = document.querySelector(`#map ${what}`).getBoundingClientRect();"
+        " return [box.x, box.y, box.width, box.height] })"
     )
     assert canvas == pytest.approx(frame, abs=1.5)
 

@@ -53,7 +53,7 @@ function severalRuns() {
     body.replaceChildren(
       h(
         "div",
-        { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Runs side by side" },
+        { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table of runs" },
         h(
           "table",
           { class: "keys" },
