@@ -88,6 +88,7 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         " ORDER BY list_position(?, severity), kind, k NULLS LAST, message",
         [run, list(SEVERITIES)],
     )
+    facts["settings"] = settings_of(facts["settings"])
     groups, left_out = _groups(store, run, facts, checkpoints, size)
     selection, statistics = facts.pop("selection"), facts.pop("statistics")
     several = list(dict.fromkeys(checkpoints["source"]))
@@ -101,6 +102,15 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         "groups": groups,
         "left_out": left_out,
     }
+
+
+def settings_of(text: str | None) -> Json | None:
+    """Return hyperparameters as an object; what is none is not shown."""
+    try:
+        settings = json.loads(text or "null", parse_constant=str)
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def command(

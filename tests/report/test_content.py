@@ -199,6 +199,26 @@ def test_a_page_is_one_file(tmp_path: Path) -> None:
         assert reference not in text.replace("image.src = ", "").replace("href:", "")
 
 
+def test_a_damaged_run_is_left_out_and_named(tmp_path: Path) -> None:
+    analyzed(tmp_path, 3)
+    pipeline.analyze(tmp_path / "suite", tmp_path / "store", executor="local", run="again")
+    for file in (tmp_path / "store" / "path" / "run=again").glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-9])
+    done = hallmarks("report", "--store", tmp_path / "store")
+    assert done.returncode == 3 and "run again is left out" in done.stderr
+    text = (tmp_path / "store" / "report.html").read_text()
+    assert '"run":"suite"' in text and '"run":"again"' not in text
+    done = hallmarks("report", "--store", tmp_path / "store", "--run", "again")
+    assert done.returncode == 2 and "is whole" in done.stderr
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "nonsense", '{"lr": NaN}', '{"lr": 1e-3}'])
+def test_settings_are_an_object_or_nothing(text: str | None) -> None:
+    settings = module.settings_of(text)
+    assert settings is None or list(settings) == ["lr"]
+    in_script(settings)
+
+
 def test_reports_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     analyzed(tmp_path, 3)
     store = tmp_path / "store"

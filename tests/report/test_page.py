@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline.report.content import content
+from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
@@ -389,6 +391,31 @@ def test_odd_runs_are_shown(browser: Browser, tmp_path: Path, name: str) -> None
             "for (const each of document.querySelectorAll('details')) each.open = true"
         )
         browser.until("document.querySelectorAll('.numbers table').length >= 2")
+
+
+def test_an_indicator_against_a_setting(browser: Browser, store: Path, tmp_path: Path) -> None:
+    """Five runs of three settings, of which two have two seeds."""
+    made = content(Store(str(store)), "store", ["suite"])
+    settings = [(1e-4, 0), (1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+    made["runs"] = [
+        {
+            **made["runs"][0],
+            "run": f"run-{at}",
+            "settings": {"lr": rate, "seed": seed, "name": "<b>"},
+        }
+        for at, (rate, seed) in enumerate(settings)
+    ]
+    (tmp_path / "page.html").write_text(page_of(made))
+    browser.open((tmp_path / "page.html").as_uri() + "#indicator=straightness")
+    browser.until("!!document.querySelector('#runs .scatter')")
+    labels = browser.evaluate(
+        "[...document.querySelectorAll('#runs .scatter')].map((svg) => svg.ariaLabel)"
+    )
+    assert labels == ["straightness against lr"]
+    assert browser.evaluate("document.querySelectorAll('#runs .scatter circle').length") == 3
+    assert "lr 0.0001, seed 0, name <b>" in browser.evaluate(
+        "document.querySelector('.facts').textContent"
+    )
 
 
 def test_several_runs_stand_side_by_side(browser: Browser, store: Path, tmp_path: Path) -> None:

@@ -40,9 +40,7 @@ function facts(run) {
     commits.length
       ? ["commits", [...new Set([commits[0], commits.at(-1)])].map((text) => text.slice(0, 10)).join(" … ")]
       : null,
-    run.settings
-      ? ["settings", typeof run.settings === "string" ? run.settings : JSON.stringify(run.settings)]
-      : null,
+    run.settings ? ["settings", settingsText(run.settings)] : null,
     [
       "analyzed",
       `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`,
@@ -55,6 +53,11 @@ function facts(run) {
     ...rows.filter(Boolean).map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))),
   );
 }
+
+const settingsText = (settings) =>
+  Object.entries(settings)
+    .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`)
+    .join(", ");
 
 const command = (run) =>
   h(

@@ -136,15 +136,9 @@ function severalRuns() {
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${number(Math.abs(value), 3)}`;
 
-/** Settings of a run as an object; they come as JSON. */
-function settingsOf(run) {
-  const parsed = typeof run.settings === "string" ? JSON.parse(run.settings) : run.settings;
-  return parsed && typeof parsed === "object" ? parsed : {};
-}
-
 /** Numeric settings in which the runs differ, but for their seeds. */
 function settingNames() {
-  const all = CONTENT.runs.map(settingsOf);
+  const all = CONTENT.runs.map((run) => run.settings ?? {});
   const names = Object.keys(all[0] ?? {}).filter(
     (name) => name !== "seed" && all.every((settings) => typeof settings[name] === "number"),
   );
@@ -157,7 +151,7 @@ function scatter(setting) {
   for (const run of CONTENT.runs) {
     const group = counterpart(run);
     const value = group && valueOf(group, state.indicator);
-    const at = settingsOf(run)[setting];
+    const at = run.settings[setting];
     if (value !== null) points.set(at, [...(points.get(at) ?? []), value]);
   }
   const means = [...points]
