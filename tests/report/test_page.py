@@ -180,6 +180,16 @@ def test_a_dragged_window_gives_its_mds(browser: Browser, page: str, store: Path
     assert float(text.rsplit(" ", 1)[1]) == pytest.approx(square.mean(), abs=1e-4)
 
 
+def test_keys_choose_a_window(browser: Browser, page: str) -> None:
+    browser.open(page + "#kind=weights&i=4&j=4")
+    browser.evaluate("document.querySelector('#map .surface').focus()")
+    for _ in range(3):
+        browser.press("ArrowRight", shift=True)
+    assert f"window step {STEPS[4]} … step {STEPS[7]}, 4 checkpoints: MDS" in readout(browser)
+    browser.press("Escape")
+    assert "window" not in readout(browser)
+
+
 @pytest.mark.parametrize(
     "figure", ["map", "curves", "figures", "layers", "path", "spectrum", "settling"]
 )

@@ -25,7 +25,8 @@ function trajectoryMap() {
     canvas,
     svg,
   );
-  const outside = h("div", { class: "map" }, output, surface);
+  const thinned = h("p", { class: "meaning" });
+  const outside = h("div", { class: "map" }, output, surface, thinned);
   const marks = s("g", { class: "marks" });
   let map = null;
   let axis = null;
@@ -130,6 +131,8 @@ function trajectoryMap() {
       "aria-label",
       `Trajectory map of ${groupName(group)}: cosines of ${kind}. Arrow keys move, Shift and arrow keys choose a window.`,
     );
+    thinned.hidden = map.every === 1;
+    thinned.textContent = `One of every ${map.every} of the ${run.checkpoint.name.length} checkpoints; the store has all.`;
     point();
     document.documentElement.dataset.drawn ??= String(performance.now());
     firstDrawn();
