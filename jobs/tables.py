@@ -103,6 +103,18 @@ def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output:
             output.write(f"{_padded(name, longest)}{_GAP}{text}".rstrip() + "\n")
 
 
+def table_lines(names: list[str], rows: list[list[str]], right: list[bool]) -> Iterator[str]:
+    """Yield the lines of a small table of texts.
+
+    Args:
+        right: of each column whether it is set to the right.
+    """
+    widths = _widths(names, rows)
+    line = _aligned(widths, right)
+    for cells in (names, ["─" * width for width in widths], *rows):
+        yield line(cells).rstrip()
+
+
 def _aligned(widths: list[int], right: list[bool]) -> Callable[[list[str]], str]:
     """Return what makes a line of cells, numbers to the right."""
 
