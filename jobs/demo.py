@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from functools import partial
@@ -19,8 +20,6 @@ from pipeline.errors import RequestError, quoted
 from pipeline.store.folder import Folder
 
 DEMO = "hallmarks-demo"
-_MADE_HERE = "made-by-hallmarks-demo"
-"""A file in the demo's folder of checkpoints: only such a folder is emptied."""
 
 
 @click.command()
@@ -37,13 +36,12 @@ _MADE_HERE = "made-by-hallmarks-demo"
 def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
     """Train a small language model for about 40 checkpoints and analyse how its weights moved.
 
-    The checkpoints stay in STORE/checkpoints (hallmarks-demo/checkpoints for a remote store).
+    The checkpoints stay in STORE/demo (hallmarks-demo/demo if STORE is remote).
     """
     del debug
     screen = console(stderr=True)
-    folder = Folder(store)
-    checkpoints = Path(DEMO if folder.remote else folder.root) / "checkpoints"
-    _empty(checkpoints)
+    checkpoints = Path(DEMO if Folder(store).remote else store) / "demo"
+    _remove_earlier(checkpoints)
     say(screen, "training a small language model on the Python language reference …")
     started = time.monotonic()
     train(checkpoints, on_checkpoint=partial(_told, screen))
@@ -69,24 +67,29 @@ def _run(context: click.Context, command: click.Command, *arguments: str) -> int
     return context.invoke(command, **made.params)
 
 
-def _empty(checkpoints: Path) -> None:
+def _remove_earlier(checkpoints: Path) -> None:
     """Remove the checkpoints of an earlier demo, and nothing else."""
-    marker = checkpoints / _MADE_HERE
     earlier = [*checkpoints.glob("step-*"), *checkpoints.glob("saving-*")]
-    if earlier and not marker.exists():
+    if not all(map(_is_the_demos, earlier)):
         raise RequestError(
             f"{quoted(checkpoints)} holds checkpoints that are not the demo's",
             "choose another --store",
         )
-    for folder in earlier:
-        shutil.rmtree(folder)
     try:
+        for folder in earlier:
+            shutil.rmtree(folder)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        marker.touch()
     except OSError as error:
         raise RequestError(
             f"{quoted(checkpoints)} cannot be written: {error.strerror}", "choose another --store"
         ) from None
+
+
+def _is_the_demos(folder: Path) -> bool:
+    try:
+        return "training" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _told(screen: Console, step: int, loss: float) -> None:

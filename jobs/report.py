@@ -54,8 +54,7 @@ def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> 
 
 
 def _default(store: str) -> Path:
-    folder = Folder(store)
-    return Path("report.html") if folder.remote else Path(folder.root) / "report.html"
+    return Path("report.html") if Folder(store).remote else Path(store) / "report.html"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
 import torch
+from obstore.store import from_url
 from safetensors.torch import save, save_file
 
+from tests import buckets
 from tests.commands import hallmarks
 from tests.hub import Hub, Repository
 from tests.suites import write_suite
@@ -132,6 +135,18 @@ def test_a_directory_has_sizes_and_names(tmp_path: Path) -> None:
         ("warning", "incomplete_checkpoint", 6), ("warning", "size_changed", 1),
         ("warning", "size_changed", 2), ("info", "dtype_changed", 5),
     ]  # fmt: skip
+
+
+def test_a_bucket_has_etags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with buckets.served() as endpoint:
+        url = f"{buckets.named('audited', endpoint, monkeypatch)}/run"
+        for step in THOUSANDS:
+            contents = values(2000 if step == 6000 else step)
+            obstore.put(from_url(url), f"step{step}/model.safetensors", contents)
+        found = json.loads(hallmarks("audit", url, "--json").stdout)["findings"]
+    assert [(f["kind"], [c["step"] for c in f["evidence"]["checkpoints"]]) for f in found] == [
+        ("identical_checkpoints", [2000, 6000])
+    ]
 
 
 @pytest.mark.parametrize(

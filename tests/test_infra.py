@@ -385,7 +385,7 @@ def test_what_a_job_uploads(tmp_path: Path) -> None:
         "benchmarks/results/network.md",
         "benchmarks/shapes.py",
         "build/lib/x.py",
-        "docs/demo-map.png",
+        "docs/report.png",
         "hallmarks.egg-info/PKG-INFO",
         "hallmarks-demo/views.sql",
         "hallmarks-store/_sums/run=a/x",
@@ -401,7 +401,7 @@ def test_what_a_job_uploads(tmp_path: Path) -> None:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(name)
     assert packed(directory, tmp_path) >= {
-        "docs/demo-map.png",
+        "docs/report.png",
         "elsewhere/results/runs/run=a/x.parquet",
     }
     for name in (".gitignore", ".rayignore"):

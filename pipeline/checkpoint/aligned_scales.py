@@ -61,12 +61,12 @@ class AlignedScales(NamedTuple):
         if not self.shape:
             return np.zeros(stop - first, np.int64)
         rows, places = np.divmod(np.arange(first, stop), self.of[-1])
-        found, step = places // self.blocks[-1], self.shape[-1]
+        indexes, step = places // self.blocks[-1], self.shape[-1]
         for length, block, count in self._leading():
             rows, places = np.divmod(rows, length)
-            found += places // block * step
+            indexes += places // block * step
             step *= count
-        return found - begin
+        return indexes - begin
 
     def _leading(self) -> Iterator[tuple[int, int, int]]:
         """Yield length, block and number of scales of each dimension but the last, from behind."""
@@ -80,12 +80,12 @@ class AlignedScales(NamedTuple):
 
     def _row(self, row: int) -> int:
         """Return which row of scales a row of the tensor has, all dimensions but the last taken as one."""
-        found, step = 0, 1
+        of_scales, step = 0, 1
         for length, block, count in self._leading():
             row, place = divmod(row, length)
-            found += place // block * step
+            of_scales += place // block * step
             step *= count
-        return found
+        return of_scales
 
 
 def aligned_scales(
@@ -99,5 +99,5 @@ def aligned_scales(
     """
     listed = file + scales.file
     extents = scales.extents or (Extent(0, 0, scales.start),)
-    placed = tuple(e._replace(file=numbers[listed + e.file]) for e in extents)
-    return AlignedScales(scales.dtype, placed, scales.shape, scales.blocks, of)
+    in_plan = tuple(e._replace(file=numbers[listed + e.file]) for e in extents)
+    return AlignedScales(scales.dtype, in_plan, scales.shape, scales.blocks, of)

@@ -28,6 +28,9 @@ WRAPPERS = frozenset(
 )
 """Parts of names that data parallelism, compilation, engines and checkpointing add."""
 
+_MOST_PARTS = 64
+"""Of a name that says something: what its prefixes take is bounded, whatever a header holds."""
+
 # Nine digits fit the tables' 32-bit columns; a longer number is no index.
 _INDEX = re.compile(r"[0-9]{1,9}")
 _LIST = re.compile(
@@ -82,7 +85,10 @@ class _Block:
 
 def split(name: str) -> Path:
     """Return the parts of a name, without those that wrappers add."""
-    return tuple(part for part in name.split(".") if part not in WRAPPERS) or (name,)
+    parts = name.split(".", _MOST_PARTS)
+    if len(parts) > _MOST_PARTS:
+        return (name,)
+    return tuple(part for part in parts if part not in WRAPPERS) or (name,)
 
 
 def places(names: Iterable[str], is_end: Callable[[Path], bool]) -> dict[str, Place]:

@@ -54,23 +54,23 @@ def joined(
     return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
 
 
-def slices(stored: StoredTensor) -> list[StoredTensor]:
+def one_by_one(stored: StoredTensor) -> list[StoredTensor]:
     """Return the tensors that lie in one along its first dimension, each without it."""
     shape = stored.shape[1:]
     numel, itemsize = math.prod(shape), DTYPES[stored.dtype].itemsize
     extents = stored.extents or (Extent(0, 0, stored.start),)
     ends = [*(extent.first for extent in extents[1:]), stored.numel]
-    found: list[list[Extent]] = [[] for _ in range(stored.shape[0])]
+    layers: list[list[Extent]] = [[] for _ in range(stored.shape[0])]
     for extent, end in zip(extents, ends, strict=True):
         reached = extent.first
         while reached < end:
             number, first = divmod(reached, numel)
             start = extent.start + (reached - extent.first) * itemsize
-            found[number].append(Extent(first, extent.file, start))
+            layers[number].append(Extent(first, extent.file, start))
             reached = min(end, (number + 1) * numel)
     return [
         StoredTensor(stored.dtype, shape, e[0].start, e[0].start + numel * itemsize, (), tuple(e))
-        for e in found
+        for e in layers
     ]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from pipeline.checkpoint.chunks import Chunk, joined, slices
+from pipeline.checkpoint.chunks import Chunk, joined, one_by_one
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
@@ -22,7 +22,7 @@ from pipeline.checkpoint.pickles import NESTED_UNDER, load
 from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
 from pipeline.checkpoint.weight_file import WeightFile
-from pipeline.errors import FormatError, HallmarksError, quoted
+from pipeline.errors import FormatError, HallmarksError, printable, quoted
 
 METADATA = ".metadata"
 _CHUNKS = ".distcp"
@@ -87,11 +87,13 @@ def read_distributed(file: WeightFile) -> dict[str, StoredTensor]:
         if not 0 <= begin <= begin + length <= files[number].size:
             raise FormatError(f"{where}: chunk of {quoted(name)} ends beyond {quoted(path)}")
         chunk = read_torch_chunk(_part(files[number], begin, length))
-        if chunk.dtype != dtype or chunk.numel != numel or chunk.order:
+        if chunk.dtype != dtype or chunk.numel != numel:
             raise FormatError(
                 f"{where}: expected {numel:,} {dtype} values for a chunk of {quoted(name)}, found"
                 f" {chunk.numel:,} of {chunk.dtype}"
             )
+        if chunk.order or len(chunk.extents) > 1:
+            raise _Scattered
         return number, begin + chunk.start
 
     try:
@@ -131,8 +133,8 @@ def _weights(described: Any, state: str) -> dict[str, tuple[str, Record]]:
     if state:
         prefix = f"{state}."
         whole = {key: ".".join(path) for key, path in names.items()}
-        found = {n.removeprefix(prefix): k for k, n in whole.items() if n.startswith(prefix)}
-        return {name: (key, entries[key]) for name, key in found.items()}
+        under = {n.removeprefix(prefix): k for k, n in whole.items() if n.startswith(prefix)}
+        return {name: (key, entries[key]) for name, key in under.items()}
     if nested:
         top = next(key for key in NESTED_UNDER if key in nested)
         kept = {key: path[1:] for key, path in names.items() if path[0] == top}
@@ -150,6 +152,10 @@ def _path(key: str, path: Any) -> tuple[str, ...]:
     return (key,)
 
 
+class _Scattered(Exception):
+    """The elements of a chunk do not lie side by side, in the tensor's order."""
+
+
 def _tensor(
     entry: Record,
     chunk_start: Callable[[tuple[int, ...], str, int], tuple[int, int]],
@@ -160,7 +166,14 @@ def _tensor(
     if not isinstance(dtype, str):
         raise FormatError(f"{where}: expected a number format, found {quoted(dtype)}")
     if dtype not in DTYPES:
-        return StoredTensor(dtype, shape, 0, 0, unreadable=f"not a weight: stored as {dtype[:80]}")
+        shown = printable(dtype[:80])
+        return StoredTensor(
+            shown,
+            shape,
+            0,
+            0,
+            unreadable=f"not a weight: stored as {shown}",
+        )
     chunks: list[Chunk] = []
     for chunk in entry["chunks"]:
         offsets, sizes = counts(chunk["offsets"]), counts(chunk["sizes"])
@@ -170,7 +183,11 @@ def _tensor(
         if not inside:
             raise FormatError(f"{where}: expected chunks within {list(shape)}, found another")
         if 0 not in sizes:
-            file, start = chunk_start(offsets, dtype, math.prod(sizes))
+            try:
+                file, start = chunk_start(offsets, dtype, math.prod(sizes))
+            except _Scattered:
+                why = "its chunks are stored transposed, or as slices of others"
+                return StoredTensor(dtype, shape, 0, 0, unreadable=why, lost=True)
             chunks.append(Chunk(offsets, sizes, file, start))
     return joined(shape, dtype, chunks, where, most_extents)
 
@@ -183,13 +200,13 @@ def _by_layer(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     together = {n: t for n, t in stored.items() if _ALL_LAYERS.match(n) and t.shape and t.numel}
     if len({tensor.shape[0] for tensor in together.values()}) != 1:
         return stored
-    found: dict[str, StoredTensor] = {}
+    by_layer: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         if name in together and not tensor.unreadable:
             prefix = _ALL_LAYERS.match(name)
             begin = prefix[0] if prefix else ""
-            for layer, one in enumerate(slices(tensor)):
-                found[f"{begin}{layer}.{name.removeprefix(begin)}"] = one
+            for layer, one in enumerate(one_by_one(tensor)):
+                by_layer[f"{begin}{layer}.{name.removeprefix(begin)}"] = one
         else:
-            found[name] = tensor
-    return found
+            by_layer[name] = tensor
+    return by_layer

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.distributed import metadata_and_chunks, read_distributed
 from pipeline.checkpoint.neox import layer_files, named_by_layer
+from pipeline.checkpoint.ranks import rank_files, read_ranks
 from pipeline.checkpoint.safetensors import read_safetensors
 from pipeline.checkpoint.stored import StoredTensor
 from pipeline.checkpoint.torch_file import read_legacy, read_zip
@@ -56,6 +57,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("pickle of torch.save", read_legacy, _TORCH, b"\x80", is_nested=True),
     Format("layers of GPT-NeoX", _read_layer, find=layer_files),
+    Format("parts of ranks", read_ranks, find=rank_files, is_nested=True, is_read_at_once=True),
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
 )
 """In order of preference. The order of the usual names is that of transformers."""

@@ -25,7 +25,7 @@ from pipeline.checkpoint.pickle_machine import (
     Record,
     Refused,
 )
-from pipeline.errors import FormatError, quoted
+from pipeline.errors import FormatError, printable, quoted
 
 
 class StorageType(NamedTuple):
@@ -103,7 +103,7 @@ def _tensor(
 ) -> TensorRecord:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
-    kind = dtype or storage.dtype
+    kind = _shown(dtype) if isinstance(dtype, Named) else dtype or storage.dtype
     if not isinstance(kind, str) or not kind:
         raise ValueError("a tensor without a dtype")
     shape, strides = outside.counts(shape), outside.counts(strides)
@@ -126,7 +126,9 @@ def _typed_tensor(
 
 def _without_values(why: str, shape: Any, dtype: Any = "", unknown: str = "") -> TensorRecord:
     shape = outside.counts(shape)
-    kind = dtype if isinstance(dtype, str) else ""
+    kind = _shown(dtype) if isinstance(dtype, Named) else dtype
+    if not isinstance(kind, str):
+        raise ValueError("a tensor without a dtype")
     return TensorRecord(None, kind, 0, shape, (), why, None, unknown)
 
 
@@ -213,7 +215,8 @@ def _distributed(state: Any) -> TensorRecord:
 
 
 def _shown(kind: Any) -> str:
-    return str(kind) if isinstance(kind, Named) else type(kind).__name__
+    """Return the name of a class or function, as it may stand in a reason."""
+    return printable(kind[:_MOST_SHOWN]) if isinstance(kind, Named) else type(kind).__name__
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -226,6 +229,7 @@ _DTENSOR = "torch.distributed.tensor.DTensor"
 _PLAIN = Maker(_no_entries)
 """Stands for the classes of tensors that are read as any."""
 _MOST_PARTS = 64
+_MOST_SHOWN = 100  # characters of a name
 NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Maker(_dict),
     ("collections", "defaultdict"): Maker(_no_entries),
@@ -286,7 +290,7 @@ def _storage(pid: Any) -> Storage:
         raise ValueError("a persistent id that is no storage")
     _, kind, key, _, numel, *view = parts
     if isinstance(kind, Named):
-        kind = StorageType(kind, 0)
+        kind = StorageType(_shown(kind), 0)
     if not isinstance(kind, StorageType):
         raise ValueError("a storage that is not described as one")
     first = 0
@@ -336,10 +340,10 @@ def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRec
     """
     flat = _Flat(loaded, where)
     if key:
-        found = next((f for f in map(flat.tensors, _at(loaded.value, key)) if f), {})
+        records = next((f for f in map(flat.tensors, _at(loaded.value, key)) if f), {})
     else:
-        found = _usual(loaded.value, flat)
-    if not found:
+        records = _usual(loaded.value, flat)
+    if not records:
         named = f" in a pickle that names {', '.join(map(quoted, loaded.unknown))}"
         what = f" under {quoted(key)}" if key else ""
         raise FormatError(
@@ -347,25 +351,25 @@ def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRec
             + (named if loaded.unknown else ""),
             _where_else(loaded.value, flat),
         )
-    for name, record in found.items():
+    for name, record in records.items():
         if record.unknown:
             raise FormatError(
                 f"{where}: expected plain tensors, found {quoted(name)} of the class"
                 f" {quoted(record.unknown)}",
                 "nothing of it was executed; save the tensors as plain ones",
             )
-    return found
+    return records
 
 
 def _usual(state: Any, flat: _Flat) -> dict[str, TensorRecord]:
     entries = _entries(state)
     for key in NESTED_UNDER:
-        if found := flat.paths(entries.get(key)):
-            while all(len(path) > 1 and path[0] in NESTED_UNDER for path in found) and (
-                len({path[0] for path in found}) == 1
+        if records := flat.paths(entries.get(key)):
+            while all(len(path) > 1 and path[0] in NESTED_UNDER for path in records) and (
+                len({path[0] for path in records}) == 1
             ):
-                found = {path[1:]: record for path, record in found.items()}
-            return {".".join(path): record for path, record in found.items()}
+                records = {path[1:]: record for path, record in records.items()}
+            return {".".join(path): record for path, record in records.items()}
     return {
         name: record
         for name, value in entries.items()
@@ -393,14 +397,14 @@ def _at(state: Any, key: str, depth: int = 0) -> list[Any]:
         return [state]
     if depth == _MOST_NESTED:
         return []
-    found: list[Any] = []
+    values: list[Any] = []
     parts = key.split(".")
     entries = _entries(state)
     for count in range(len(parts), 0, -1):
         value = entries.get(".".join(parts[:count]))
         if value is not None:
-            found += _at(value, ".".join(parts[count:]), depth + 1)
-    return found
+            values += _at(value, ".".join(parts[count:]), depth + 1)
+    return values
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
@@ -435,7 +439,7 @@ class _Flat:
 
     def paths(self, value: Any) -> dict[tuple[str, ...], TensorRecord]:
         """Return them by the keys that lead to them."""
-        found: dict[tuple[str, ...], TensorRecord] = {}
+        records: dict[tuple[str, ...], TensorRecord] = {}
         pending: list[tuple[tuple[str, ...], Any]] = [((), value)]
         while pending:
             path, inner = pending.pop()
@@ -446,10 +450,10 @@ class _Flat:
                 if type(key) is not str:
                     continue
                 if record := _as_tensor(entry):
-                    found[*path, key] = record
+                    records[*path, key] = record
                 elif len(path) < _MOST_NESTED and _entries(entry):
                     pending.append(((*path, key), entry))
-        return found
+        return records
 
 
 def element_span(record: TensorRecord) -> int:

@@ -45,7 +45,7 @@ _BESIDE = re.compile(
 
 def with_scales(tensors: Held) -> dict[str, tuple[int, StoredTensor]]:
     """Return a checkpoint's tensors, codes with their scales, and what is neither weight with its reason."""
-    found = dict(tensors)
+    told = dict(tensors)
     modules: dict[str, str] = {}
     for name, (file, tensor) in tensors.items():
         if tensor.unreadable:
@@ -57,21 +57,21 @@ def with_scales(tensors: Held) -> dict[str, tuple[int, StoredTensor]]:
             if joined is None:
                 shown = f"{list(scales.shape)} {scales.dtype} for {list(tensor.shape)}"
                 lost = f"codes whose scales are not understood: {shown}"
-                found[name] = file, replace(tensor, unreadable=lost, lost=True)
+                told[name] = file, replace(tensor, unreadable=lost, lost=True)
             else:
-                found[name] = file, replace(tensor, scales=joined)
+                told[name] = file, replace(tensor, scales=joined)
                 reason += ", multiplied in"
-            found[scale] = place, replace(scales, unreadable=reason)
+            told[scale] = place, replace(scales, unreadable=reason)
             modules[_module(name)] = "beside codes with scales"
         elif tensor.dtype in _INTEGERS and tensor.numel > 1 and _is_packed(name, tensor, tensors):
             reason = f"weights packed as {tensor.dtype}, which are not decoded"
-            found[name] = file, replace(tensor, unreadable=reason, lost=True)
+            told[name] = file, replace(tensor, unreadable=reason, lost=True)
             modules[_module(name)] = "beside packed weights"
-    for name, (file, tensor) in found.items():
+    for name, (file, tensor) in told.items():
         module, rest = _of_module(name, modules)
         if module is not None and not tensor.unreadable and _BESIDE.fullmatch(rest):
-            found[name] = file, replace(tensor, unreadable=modules[module])
-    return found
+            told[name] = file, replace(tensor, unreadable=modules[module])
+    return told
 
 
 def _scale_of(name: str, tensors: Held) -> str | None:

@@ -46,14 +46,14 @@ class AlignedTensor:
     """Index into the plan's files, at each checkpoint."""
     starts: tuple[int, ...]
     """Absolute offset of the first byte in that file, at each checkpoint."""
-    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
-    """What its values are multiplied with, at the checkpoints that store codes."""
     scattered: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     """Its extents at the checkpoints where it has several; they give indexes into the plan's files."""
     rows: tuple[int, ...] = ()
     """How many rows each checkpoint stores, where a vocabulary grew: those that all have count."""
     twin: Twin | None = None
     """What it may be under a second name: decided by its values."""
+    scales: Mapping[int, AlignedScales] = field(default_factory=dict)
+    """What its values are multiplied with, at the checkpoints that store codes."""
 
     bytes_per_element: int = field(init=False, compare=False)
     """Stored size of one element, over the checkpoints; what several share counts once."""

@@ -88,7 +88,7 @@ def _experts(
     fused: str, whole: StoredTensor, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, StoredTensor]]:
     match = _ALL_EXPERTS.fullmatch(fused)
-    if match is None or len(whole.shape) != 3 or whole.order or whole.extents:
+    if match is None or len(whole.shape) != 3 or whole.order or whole.extents or whole.scales:
         return [(fused, whole)]
     labels = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
     count, rows, columns = whole.shape

@@ -28,12 +28,12 @@ def without_values(contents: Sequence[Stored], firsts: Sequence[int]) -> dict[in
     """
     usual = _usual(contents)
     most = MOST_WITHOUT * sum(usual.values())
-    found = {k: why for k, stored in enumerate(contents) if (why := _lacks(stored, usual, most))}
+    lacking = {k: why for k, stored in enumerate(contents) if (why := _lacks(stored, usual, most))}
     for first, stop in pairwise([*firsts, len(contents)]):
-        if sum(k not in found for k in range(first, stop)) < 2:
+        if sum(k not in lacking for k in range(first, stop)) < 2:
             for k in range(first, stop):
-                found.pop(k, None)
-    return found
+                lacking.pop(k, None)
+    return lacking
 
 
 def has_values(tensor: StoredTensor) -> bool:

@@ -31,7 +31,7 @@ SIZE = 4_600_000
 _LARGE = 1000
 _SMALL = 160
 """Checkpoints of a map: of one that is drawn large, and of those there are many of."""
-_SCOPES = {
+SCOPES = {
     "model": (True, _LARGE),
     "body": (True, _SMALL),
     "component": (True, _SMALL),
@@ -130,7 +130,7 @@ def _groups(
             "SELECT scope, count(*) FROM groups WHERE run = ? GROUP BY scope", [run]
         ).fetchall()
     )
-    for scope, (fine, most) in _SCOPES.items():
+    for scope, (fine, most) in SCOPES.items():
         if scope not in counts:
             continue
         groups, length = _scope(

@@ -30,16 +30,16 @@ def scaled(
     """
     length = codes.shape[1]
     factors = scratch.table("factors", torch.float32, length)
-    found: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+    indexes: dict[tuple[tuple[int, ...], ...], Tensor] = {}
     for k, factor in enumerate(factors):
         if k not in scales:
             factor.fill_(1)
             continue
         place = facts.scales[k]
-        index = found.get((place.shape, place.blocks))
+        index = indexes.get((place.shape, place.blocks))
         if index is None:
             index = torch.from_numpy(place.indexes(start, start + length)).to(codes.device)
-            found[place.shape, place.blocks] = index
+            indexes[place.shape, place.blocks] = index
         torch.index_select(scales[k], 0, index, out=factor)
     values = torch.mul(codes, factors, out=scratch.table("scaled", codes.dtype, length))
     spacing = scratch.table("spacing", torch.float32, length).copy_(codes)

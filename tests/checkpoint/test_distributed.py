@@ -128,3 +128,10 @@ def test_damaged_metadata_fails_as_such(folder: Path, data: st.DataObject) -> No
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(FormatError):
         read(folder, bytes(damaged))
+
+
+def test_a_transposed_tensor_refuses_no_other(tmp_path: Path) -> None:
+    state = {"w": torch.ones(3, 4), "t": torch.arange(12.0).view(3, 4).T}
+    tensors = read(written(tmp_path / "x", {"model": state}))
+    assert tensors["t"].lost and "transposed" in tensors["t"].unreadable
+    assert tensors["w"].shape == (3, 4) and not tensors["w"].unreadable

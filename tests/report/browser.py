@@ -95,13 +95,13 @@ class Browser:
     def open(
         self, address: str, *, width: int = 1200, height: int = 900, dark: bool = False
     ) -> None:
-        """Load a page and wait until its first map is drawn."""
+        """Load a page and wait until its first map is drawn, and all else is there."""
         self.resize(width, height)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
-        self.until("document.documentElement?.dataset.drawn")
+        self.until("document.querySelector('footer') && document.documentElement.dataset.drawn")
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the window, in pixels of the page."""

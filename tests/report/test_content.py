@@ -74,8 +74,8 @@ def test_long_runs_show_every_second_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, rows = analyzed(tmp_path, 11)
-    scopes = {scope: (fine, 6) for scope, (fine, _) in module._SCOPES.items()}
-    monkeypatch.setattr(module, "_SCOPES", scopes)
+    scopes = {scope: (fine, 6) for scope, (fine, _) in module.SCOPES.items()}
+    monkeypatch.setattr(module, "SCOPES", scopes)
     maps = content(store, "store", ["suite"])["runs"][0]["groups"][0]["maps"]
     assert maps["every"] == 2
     half = np.array(unpacked(maps["weights"]))

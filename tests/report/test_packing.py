@@ -7,8 +7,6 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.report.packing import FloatArray, Packed, half_chords, pack
 
@@ -28,20 +26,17 @@ def unpacked(packed: Packed) -> list[float]:
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-@given(
-    values=st.lists(
-        st.floats(-1e6, 1e6) | st.just(float("nan")) | st.just(float("inf")),
-        min_size=1,
-        max_size=60,
-    )
-)
-def test_a_value_is_off_by_half_a_level_at_most(width: int, values: list[float]) -> None:
-    packed = pack(np.array(values), width)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_value_is_off_by_half_a_level_at_most(width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(rng.integers(1, 60)) * 10.0 ** rng.integers(-6, 7)
+    values[rng.random(len(values)) < 0.2] = rng.choice([np.nan, np.inf, -np.inf])
+    packed = pack(values, width)
     read = unpacked(packed)
     half_a_level = (packed["high"] - packed["low"]) / (256**width - 2) / 2
     for value, back in zip(values, read, strict=True):
         if np.isfinite(value):
-            assert abs(back - value) <= half_a_level * (1 + 1e-6) + 1e-9
+            assert abs(back - value) <= half_a_level * (1 + 1e-6)
         else:
             assert np.isnan(back)
 

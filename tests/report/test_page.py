@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"
 )
 
-HOSTILE = "layers.0.<script>document.title='run'</script>.weight"
+HOSTILE = "model.layers.0.<script>document.title='run'</script>.weight"
 CHECKPOINTS = 24
 MOVES = {
     "ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1),
@@ -301,6 +301,7 @@ def test_several_runs_stand_side_by_side(browser: Browser, store: Path, tmp_path
     done = hallmarks("report", "--store", store, "--out", out)
     assert done.returncode == 0 and str(out) in done.stdout.replace("\n", "")
     browser.open(out.as_uri())
+    browser.until("!!document.querySelector('#runs thead th')")
     columns = browser.evaluate(
         "[...document.querySelectorAll('#runs thead th')].map((th) => th.textContent)"
     )

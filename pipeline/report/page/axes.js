@@ -60,9 +60,6 @@ function shortStep(step) {
   return String(step);
 }
 
-/** Numbers k at which checkpoints of another source begin. */
-const borders = (run) => run.checkpoint.source.flatMap((source, k, all) => (k && source !== all[k - 1] ? [k] : []));
-
 /** Small marks of the findings about single checkpoints: at their places along a line. */
 function findingMarks(run, axis, place) {
   const seen = new Set();

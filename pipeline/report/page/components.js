@@ -4,7 +4,7 @@
 const withComponents = () => (shownGroup().pc1 ? shownGroup() : (shownRun().groups.find((group) => group.pc1) ?? null));
 
 function path() {
-  const svg = s("svg", { role: "img" });
+  const svg = s("svg", { role: "img", "aria-label": "Path in its first two components" });
   const outside = h("div", { class: "components" }, svg);
   const { section, refresh } = figure({
     id: "path",
@@ -49,9 +49,10 @@ function path() {
     const group = s("g", {}, s("text", { x: left + 2, y: 14, class: "title" }, title), s("rect", { x: left + 0.5, y: 22.5, width: side - 1, height: height - 1, class: "frame" }), s("line", { x1: x(-size), x2: x(size), y1: y(0), y2: y(0), class: "rail" }), s("line", { y1: 34, y2: 10 + height, x1: x(0), x2: x(0), class: "rail" }));
     let d = "";
     const dots = [];
+    const starts = new Set(borders(shownRun()));
     first.forEach((value, k) => {
       if (Number.isNaN(value)) return;
-      d += `${d ? "L" : "M"}${x(value).toFixed(1)} ${y(second[k]).toFixed(1)}`;
+      d += `${d && !starts.has(k) ? "L" : "M"}${x(value).toFixed(1)} ${y(second[k]).toFixed(1)}`;
       const dot = s("circle", { cx: x(value), cy: y(second[k]), r: 3, fill: `rgb(${SEQUENTIAL[Math.round((200 * k) / Math.max(1, first.length - 1))].join(" ")})`, class: "dot" });
       if (ours) points[k] = dot;
       dots.push(dot);
@@ -71,7 +72,7 @@ function path() {
 }
 
 function spectrum() {
-  const svg = s("svg", { role: "img" });
+  const svg = s("svg", { role: "img", "aria-label": "Spectrum" });
   const outside = h("div", { class: "components" }, svg);
   const { section, refresh } = figure({
     id: "spectrum",

@@ -74,7 +74,9 @@ function curves() {
   function line(values, y) {
     let drawn = false;
     let path = "";
+    const starts = new Set(borders(shownRun()));
     values.forEach((value, k) => {
+      if (starts.has(k)) drawn = false;
       if (!Number.isNaN(value)) path += `${drawn ? "L" : "M"}${x(axis.points[k]).toFixed(1)} ${y(value).toFixed(1)}`;
       drawn = !Number.isNaN(value);
     });

@@ -20,7 +20,7 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
   const refresh = async () => {
     code.textContent = query();
     copied.textContent = "";
-    if (table && numbers.open) numbers.replaceChildren(numbers.firstChild, tableOf(await rows()));
+    if (table && numbers.open) numbers.replaceChildren(numbers.firstChild, tableOf(await rows(), `Numbers: ${title}`));
   };
   const save = [
     ["CSV", async () => download(`${id}.csv`, "text/csv", csv(await rows()))],
@@ -53,11 +53,11 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
 /** At most this many rows are shown as a table; a file has them all. */
 const MOST_ROWS = 1000;
 
-function tableOf([header, ...rows]) {
+function tableOf([header, ...rows], label) {
   const cell = (value) => h("td", {}, typeof value === "number" ? number(value, 6) : (value ?? "–"));
   return h(
     "div",
-    { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Numbers" },
+    { class: "scrolls", tabindex: 0, role: "region", "aria-label": label },
     h(
       "table",
       {},

@@ -41,10 +41,12 @@ function leftOut(run) {
   return h("p", { class: "note" }, `Left out of this page, which would grow too large: ${scopes.join(", ")}. The store has them.`);
 }
 
+const MOST_FINDINGS = 8; // before a fold
+
 /** Findings, the worst first; those about a checkpoint lead to it in every picture. */
 function findings() {
-  const list = h("ul", {});
-  const section = h("section", { class: "findings", "aria-labelledby": "findings-title" }, h("h2", { id: "findings-title" }, "Findings about the checkpoints"), list);
+  const lists = h("div", {});
+  const section = h("section", { class: "findings", "aria-labelledby": "findings-title" }, h("h2", { id: "findings-title" }, "Findings about the checkpoints"), lists);
   const show = () => {
     const run = shownRun();
     const items = run.findings.map(({ severity, kind, k, message }) => {
@@ -52,7 +54,8 @@ function findings() {
       if (k === null) return h("li", {}, ...text);
       return h("li", {}, h("button", { type: "button", onclick: () => change({ i: k, j: k }), title: "Show in every picture" }, ...text));
     });
-    list.replaceChildren(...(items.length ? items : [h("li", {}, "nothing found")]));
+    const more = items.splice(MOST_FINDINGS);
+    filled(lists, h("ul", {}, ...(items.length ? items : [h("li", {}, "nothing found")])), more.length ? h("details", {}, h("summary", {}, `${more.length} more`), h("ul", {}, ...more)) : null);
   };
   onChange((names) => names.has("run") && show());
   show();

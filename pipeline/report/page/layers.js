@@ -166,13 +166,18 @@ function layers() {
     if (["run", "kind", "scale", "show", "columns", "indicator", "minus", "sort"].some((name) => names.has(name))) show();
     else if (names.has("group")) for (const button of body.querySelectorAll("[data-group]")) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === state.group));
   });
-  show();
+  let width = 0;
+  new ResizeObserver(() => {
+    if (body.clientWidth === width) return;
+    width = body.clientWidth;
+    show();
+  }).observe(body);
   return section;
 }
 
 /** When each layer and role came near its end: bars from the first step. */
 function settling() {
-  const svg = s("svg", { role: "img" });
+  const svg = s("svg", { role: "img", "aria-label": "When each part settled" });
   const outside = h("div", { class: "bars" }, svg);
   const chosen = () => shownRun().groups.filter(({ scope }) => ["model", "layer", "component"].includes(scope));
   const { section, refresh } = figure({
@@ -195,6 +200,7 @@ function settling() {
     const run = shownRun();
     const known = run.checkpoint.step.filter((step) => step !== null);
     const [first, last] = known.length ? [Math.min(...known), Math.max(...known)] : [0, run.checkpoint.name.length - 1];
+    section.hidden = !groups.length; // of several sources together nothing settles
     const line = 19;
     const left = Math.min(170, width / 2.6);
     const height = groups.length * line + 40;

@@ -1,14 +1,15 @@
-// The page from top to bottom.
+// The page from top to bottom. What lies below the first map waits until it is drawn.
 
-document.getElementById("page").replaceChildren(
-  pageHeader(),
-  findings(),
-  selection(),
-  h("div", { class: "columns" }, trajectoryMap(), curves()),
+const page = document.getElementById("page");
+const map = trajectoryMap();
+filled(page, pageHeader(), findings(), selection(), h("div", { class: "columns" }, map.section, curves()));
+await map.drawn;
+await new Promise((shown) => setTimeout(shown));
+page.append(
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
   keyFigures(),
   layers(),
-  h("div", { class: "columns even" }, path(), spectrum()),
+  h("div", { class: "columns" }, path(), spectrum()),
   settling(),
   h("footer", {}, `Made ${CONTENT.made} by hallmarks ${CONTENT.version} from the store ${CONTENT.store}. The address of this page holds what is shown: copy it to send this view.`),
 );

@@ -21,6 +21,8 @@ function trajectoryMap() {
   let axis = null;
   let side = 0;
   let dragged = false;
+  let firstDrawn;
+  const drawn = new Promise((done) => (firstDrawn = done));
 
   const { section, controls, refresh } = figure({
     id: "map",
@@ -75,8 +77,9 @@ function trajectoryMap() {
     svg.replaceChildren(frame(), ticks(), legend(scale), ...sourceLines(run), s("g", {}, ...findingMarks(run, axis, (at) => `M${MARGIN.left + at * side - 4} ${MARGIN.top - 9}h8l-4 7z`)), marks);
     surface.style.setProperty("height", `${side + MARGIN.top + MARGIN.bottom}px`);
     surface.setAttribute("aria-label", `Trajectory map of ${groupName(group)}: cosines of ${kind}. Arrow keys move, Shift and arrow keys choose a window.`);
-    document.documentElement.dataset.drawn = String(performance.now());
     point();
+    document.documentElement.dataset.drawn ??= String(performance.now());
+    firstDrawn();
   }
 
   const frame = () => s("rect", { x: MARGIN.left, y: MARGIN.top, width: side, height: side, class: "frame" });
@@ -222,5 +225,5 @@ function trajectoryMap() {
     draw();
   }).observe(outside);
   showControls();
-  return section;
+  return { section, drawn };
 }

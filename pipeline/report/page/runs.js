@@ -24,7 +24,7 @@ function severalRuns() {
 
   function show() {
     const groups = CONTENT.runs.map(counterpart);
-    const size = Math.max(110, Math.min(240, body.clientWidth / CONTENT.runs.length - 16));
+    const size = Math.max(110, Math.min(220, (body.clientWidth - 380) / CONTENT.runs.length - 24));
     const canvases = groups.map((group) => (group?.maps[state.kind] ? h("canvas", { role: "img", "aria-label": "Trajectory map" }) : null));
     const settings = settingNames();
     controls.replaceChildren(...(settings.length ? [select("Indicator", CONTENT.indicators.map((name) => [name, name]), state.indicator, (indicator) => change({ indicator }))] : []));
@@ -68,7 +68,12 @@ function severalRuns() {
   }
 
   onChange((names) => ["run", "group", "kind", "indicator"].some((name) => names.has(name)) && show());
-  show();
+  let width = 0;
+  new ResizeObserver(() => {
+    if (body.clientWidth === width) return;
+    width = body.clientWidth;
+    show();
+  }).observe(body);
   return section;
 }
 

@@ -80,10 +80,16 @@ function hasTimes(run) {
   return times(run).every((time, k, all) => time !== null && (k === 0 || time >= all[k - 1]));
 }
 
-/** What a checkpoint is called: its step, or its name where that is not known. */
+/** What a checkpoint is called: its step, or its name where that is not known; of several sources, which. */
 function called(run, k) {
   const step = run.checkpoint.step[k];
-  return step === null ? run.checkpoint.name[k] : `step ${step.toLocaleString("en")}`;
+  const name = step === null ? run.checkpoint.name[k] : `step ${step.toLocaleString("en")}`;
+  return borders(run).length ? `${run.checkpoint.source[k].split("/").at(-1)} ${name}` : name;
+}
+
+/** Numbers k at which checkpoints of another source begin. */
+function borders(run) {
+  return run.checkpoint.source.flatMap((source, k, all) => (k && source !== all[k - 1] ? [k] : []));
 }
 
 const ROLE_ORDER = ["embed", "position", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "cross_q", "cross_k", "cross_v", "cross_out", "mlp_gate", "mlp_up", "mlp_down", "router", "norm", "conv", "other", "unembed"];

@@ -1,0 +1,103 @@
+"""Codes and scales: which belong together, by names and shapes; against the definitions, written slowly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.checkpoint.aligned_scales import aligned_scales
+from pipeline.checkpoint.scales import with_scales
+from pipeline.checkpoint.stored import StoredTensor
+
+
+def stored(dtype: str, *shape: int) -> tuple[int, StoredTensor]:
+    return 0, StoredTensor(dtype, shape, 0, 0)
+
+
+# name of the scales: (their shape, shape of the codes, elements that share a scale)
+PAIRS = {
+    "l.weight_scale_inv": ((4, 3), (512, 384), (128, 128)),
+    "l.weight_scale": ((8, 1), (8, 6), (1, 6)),
+    "l.scale": ((5, 56), (576, 7168), (128, 128)),
+    "l.scale_weight": ((), (8, 6), (8, 6)),
+    "l.weight_scale ": ((1,), (8, 6), (8, 6)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(name: str) -> None:
+    shape, of, blocks = PAIRS[name]
+    scale = name.strip()
+    told = with_scales({"l.weight": stored("F8_E4M3", *of), scale: stored("F32", *shape)})
+    scales = told["l.weight"][1].scales
+    assert scales is not None and scales.blocks == blocks
+    assert told[scale][1].unreadable == "scales of l.weight, multiplied in"
+    assert not told[scale][1].lost and not told["l.weight"][1].unreadable
+
+
+@pytest.mark.parametrize(
+    ("of", "shape"),
+    [((10, 7), (3, 2)), ((9, 6), (9, 1)), ((2, 10, 8), (2, 3, 2)), ((3, 4, 6), (3, 1, 6)),
+     ((2, 9, 5), (1, 3, 1)), ((5,), (1,)), ((130, 33), (2, 33))],
+)  # fmt: skip
+def test_each_element_has_the_scale_of_its_block(
+    of: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    told = with_scales({"w": stored("F8_E4M3", *of), "w_scale": stored("F32", *shape)})
+    scales = told["w"][1].scales
+    assert scales is not None
+    place = aligned_scales(scales, of, [0], 0)
+    grid = np.arange(math.prod(shape)).reshape(shape)
+    expected = [
+        grid[tuple(i // b for i, b in zip(index, scales.blocks, strict=True))]
+        for index in itertools.product(*map(range, of))
+    ]
+    count = math.prod(of)
+    for first, stop in ((0, count), (1, 2), (count // 3, count - 1), (count - 1, count)):
+        begin, end = place.needed(first, stop)
+        indexes = begin + place.indexes(first, stop)
+        assert indexes.tolist() == expected[first:stop]
+        assert begin <= min(indexes) and max(indexes) < end <= grid.size
+
+
+def test_scales_that_are_not_understood() -> None:
+    told = with_scales({"l.weight": stored("F8_E4M3", 10, 7), "l.weight_scale": stored("F32", 3)})
+    assert told["l.weight"][1].lost and "not understood: [3] F32" in told["l.weight"][1].unreadable
+    assert told["l.weight_scale"][1].unreadable
+
+
+PACKED = {
+    "GPTQ": {"l.qweight": "I32", "l.qzeros": "I32", "l.scales": "F16", "l.g_idx": "I32"},
+    "bitsandbytes, 4 bits": {
+        "l.weight": "U8", "l.weight.absmax": "F32", "l.weight.quant_map": "F32",
+        "l.weight.quant_state.bitsandbytes__nf4": "U8",
+    },
+    "bitsandbytes, 8 bits": {"l.weight": "I8", "l.SCB": "F32", "l.weight_format": "U8"},
+    "MXFP4": {"e.gate_up_proj_blocks": "U8", "e.gate_up_proj_scales": "U8"},
+    "NVFP4": {"l.weight": "U8", "l.weight_scale": "F8_E4M3", "l.weight_scale_2": "F32",
+              "l.input_scale": "F32"},
+    "compressed-tensors": {"l.weight_packed": "I32", "l.weight_scale": "BF16",
+                           "l.weight_shape": "I64"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_are_lost_and_nothing_beside_them_is_a_weight(kind: str) -> None:
+    told = with_scales({name: stored(dtype, 8, 4) for name, dtype in PACKED[kind].items()})
+    first, *others = PACKED[kind]
+    assert told[first][1].lost and "packed as" in told[first][1].unreadable
+    assert all(told[name][1].unreadable and not told[name][1].lost for name in others)
+
+
+def test_what_is_no_code() -> None:
+    """Plain 8-bit floats, integers that are no weights, and names that look like scales."""
+    tensors = {
+        "a.weight": stored("F8_E4M3", 8, 4), "a.scale": stored("F32", 8), "b.scales": stored("F32", 8),
+        "b.weight": stored("F32", 8, 4), "b.position_ids": stored("I64", 1, 8),
+        "b.num_batches_tracked": stored("I64"), "b.g_idx": stored("F32", 3),
+    }  # fmt: skip
+    del tensors["a.scale"]
+    assert with_scales(tensors) == tensors
