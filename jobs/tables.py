@@ -26,6 +26,8 @@ Row = Sequence[Any]
 _KEYS = frozenset({"scope", "stack", "layer", "component", "tensor", "head", "expert"})
 _MEASURED = 1_000
 """Rows that decide how wide the columns of a table in a file or pipe are: later ones may stick out."""
+_WIDEST = 100
+"""Characters that a column of such a table is padded to at most: a finding's evidence may be long."""
 _GAP = "  "
 _NUMBERS = (int, float, bool)
 _CHARACTERS_AT_ONCE = 1 << 16
@@ -97,7 +99,7 @@ def _table(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
     right = _numeric(columns, first)
     texts = [list(map(_text, row)) for row in first]
     names = list(map(printable, columns))
-    widths = _widths(names, texts)
+    widths = [min(width, _WIDEST) for width in _widths(names, texts)]
     line = _aligned(widths, right)
     output.write(line(names) + line(["─" * width for width in widths]))
     for cells in chain(texts, (list(map(_text, row)) for row in rows)):
