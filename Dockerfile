@@ -25,6 +25,7 @@ COPY --chown=1000:100 pyproject.toml README.md ./
 # The image of the dependencies depends on this list alone: it is kept while only code changes.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
     > ../requirements.txt
+COPY --chown=1000:100 hallmarks hallmarks
 COPY --chown=1000:100 pipeline pipeline
 COPY --chown=1000:100 jobs jobs
 # pip's settings come as a secret, since an index may want a password, which ARG would keep.

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pipeline
 
-if TYPE_CHECKING:
-    from pipeline import *  # noqa: F403
-
 __all__ = pipeline.__all__  # pyright: ignore[reportUnsupportedDunderAll]
 
+if TYPE_CHECKING:
+    from pipeline import *  # noqa: F403
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'hallmarks' has no attribute {name!r}")
-    return getattr(pipeline, name)
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'hallmarks' has no attribute {name!r}")
+        return getattr(pipeline, name)
 
 
 def __dir__() -> list[str]:

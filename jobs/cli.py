@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import import_module
 
 import click
 
 from jobs.console import run
+from pipeline.errors import RequestError, quoted
 from pipeline.version import VERSION
 
 COMMANDS = {
@@ -30,7 +32,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
         if cmd_name not in COMMANDS:
-            return None
+            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise RequestError(f"no such command: {quoted(cmd_name)}", meant)
         return getattr(import_module(f"jobs.{cmd_name}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -5,13 +5,14 @@ They are handed on as they were typed: what they may be is decided where a reque
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from jobs.console import Invocation
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, quoted
 from pipeline.planning.request import (
     DEVICES,
     EXECUTORS,
@@ -199,6 +200,8 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
     from pipeline.planning.plan import check_distinct, one_for_each_run, run_name
 
     sources, joint, run = options["sources"], options.get("joint"), options["run"]
+    patterns = {f"--{name}": options.get(name, ()) for name in ("revisions", "weights")}
+    _refuse_expanded(sources, patterns)
     if len(sources) > 1 and run and not joint:
         raise RequestError(
             f"--run {run} cannot name {len(sources)} runs",
@@ -214,6 +217,21 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
     ]
     check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
+
+
+def _refuse_expanded(sources: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what the shell has made of a pattern without quotes: one value, and further SOURCEs."""
+    further = sources[1:]
+    for option, values in patterns.items():
+        for value in values:
+            start = os.path.commonprefix([value, *further])  # noqa: RUF071 - characters are meant
+            if further and start and all(map(os.path.exists, (value, *further))):
+                more = f" and {len(further) - 1} more" if len(further) > 1 else ""
+                raise RequestError(
+                    f"{option} {quoted(value)} is followed by the SOURCE {quoted(further[0])}{more}: the"
+                    " shell has expanded a pattern",
+                    f"quote it: {option} '{start}*'",
+                )
 
 
 def resources_from(options: dict[str, Any]) -> Resources:

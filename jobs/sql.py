@@ -17,11 +17,19 @@ from jobs.options import debug_option, store_option
 from jobs.tables import Screen, write
 from pipeline.errors import QueryError
 from pipeline.store.confine import memory_limit
+from pipeline.store.glossary import terms
 from pipeline.store.hints import unknown_words
 from pipeline.store.query import Store
 
 
-@click.command()
+def _named(kind: str) -> str:
+    return ", ".join(term.name for term in terms() if term.kind == kind)
+
+
+@click.command(
+    epilog=f"Views: {_named('view')}. Functions: {_named('function')}."
+    " FROM glossary says what everything in them means."
+)
 @store_option
 @click.option(
     "--format",
@@ -60,9 +68,6 @@ def sql(
     """Run QUERY (or standard input) over the views of a store; on a terminal, ask for queries.
 
     It reads the store's files and nothing else, and writes nothing.
-
-    Views: runs, checkpoints, tensors, similarity, path, indicators, spectrum, projection,
-    findings, and glossary, which says what everything in them means.
     """
     del debug
     if file is not None and query is not None:

@@ -35,7 +35,7 @@ def status(store: str, as_json: bool, debug: bool) -> int:
         if record.token > ended.get(record.run, 0)  # else its driver did not come to remove it
     }
     if not under_way and not finished:
-        raise StoreUnusable(f"no run in {store}", "check --store")
+        Store(store)  # says what it is that is missing
     if as_json:
         runs = [{"run": name, "state": state} for name, state in finished.items()]
         runs = [entry for entry in runs if entry["run"] not in under_way]

@@ -13,8 +13,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
-from typing import Any, TextIO
+from typing import Any
 
 from rich.cells import cell_len
 
@@ -25,7 +26,13 @@ Row = Sequence[Any]
 _KEYS = frozenset({"scope", "stack", "layer", "component", "tensor", "head", "expert"})
 _MEASURED = 1_000
 """Rows that decide how wide the columns of a table in a file or pipe are: later ones may stick out."""
+_WIDEST = 100
+"""Characters that a column of such a table is padded to at most: a finding's evidence may be long."""
 _GAP = "  "
+_NUMBERS = (int, float, bool)
+_CHARACTERS_AT_ONCE = 1 << 16
+_SHORT = 200
+"""Characters of a text that is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +52,36 @@ def write(form: str, columns: list[str], rows: Rows, screen: Screen | None) -> i
         form: `table`, `csv`, `json` or `markdown`.
         screen: the terminal that a table is for, or None.
     """
-    counted = _Counted(rows)
+    counted, output, more = _Counted(rows), _Gathered(), 0
     if form != "table":
-        _FORMATS[form](columns, counted, sys.stdout)
+        _FORMATS[form](columns, counted, output)
     elif screen is None:
-        _table(columns, counted, sys.stdout)
+        _table(columns, counted, output)
     else:
-        _for_people(columns, counted, screen, sys.stdout)
+        _for_people(columns, counted, screen, output)
+        output.flush()
         if (more := rows.count_rest()) > 0:
             print(f"… {counted.number:,} of {counted.number + more:,} rows; --format csv for all")
-        return counted.number + more
-    return counted.number
+    output.flush()
+    return counted.number + more
+
+
+class _Gathered:
+    """Writes many small texts as few large ones: a call of standard output's takes a microsecond."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._length = 0
+
+    def write(self, text: str) -> None:
+        self._texts.append(text)
+        self._length += len(text)
+        if self._length >= _CHARACTERS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        sys.stdout.write("".join(self._texts))
+        self._texts, self._length = [], 0
 
 
 class _Counted(Iterator[Row]):
@@ -68,18 +94,19 @@ class _Counted(Iterator[Row]):
         return row
 
 
-def _table(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+def _table(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
     first = list(islice(rows, _MEASURED))
     right = _numeric(columns, first)
     texts = [list(map(_text, row)) for row in first]
     names = list(map(printable, columns))
-    widths = _widths(names, texts)
+    widths = [min(width, _WIDEST) for width in _widths(names, texts)]
     line = _aligned(widths, right)
     output.write(line(names) + line(["─" * width for width in widths]))
-    output.writelines(map(line, chain(texts, (list(map(_text, row)) for row in rows))))
+    for cells in chain(texts, (list(map(_text, row)) for row in rows)):
+        output.write(line(cells))
 
 
-def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output: TextIO) -> None:
+def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output: _Gathered) -> None:
     shown = list(islice(rows, screen.rows))
     kept = [
         place
@@ -94,13 +121,26 @@ def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output:
     if sum(widths) + len(_GAP) * (len(widths) - 1) <= screen.width:
         line = _aligned(widths, _numeric(names, values))
         output.write(line(names) + line(["─" * width for width in widths]))
-        output.writelines(map(line, texts))
+        for cells in texts:
+            output.write(line(cells))
         return
     longest = max(map(cell_len, names))
     for number, row in enumerate(texts):
         output.write("\n" * (number > 0))
         for name, text in zip(names, row, strict=True):
             output.write(f"{_padded(name, longest)}{_GAP}{text}".rstrip() + "\n")
+
+
+def table_lines(names: list[str], rows: list[list[str]], right: list[bool]) -> Iterator[str]:
+    """Yield the lines of a small table of texts.
+
+    Args:
+        right: of each column whether it is set to the right.
+    """
+    widths = _widths(names, rows)
+    line = _aligned(widths, right)
+    for cells in (names, ["─" * width for width in widths], *rows):
+        yield line(cells).rstrip()
 
 
 def _aligned(widths: list[int], right: list[bool]) -> Callable[[list[str]], str]:
@@ -130,33 +170,57 @@ def _numeric(columns: list[str], rows: list[Any]) -> list[bool]:
     ]
 
 
-def _csv(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+def _csv(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(map(printable, columns))
-    writer.writerows(map(_text, row) for row in rows)
+    writer.writerows(  # which writes numbers, and nothing for None, by itself
+        [value if type(value) in _NUMBERS else _text(value) for value in row] for row in rows
+    )
 
 
-def _json(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
-    names = _apart(columns)
+def _json(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
+    names, encode = _apart(columns), json.JSONEncoder(default=str).encode
     start = "["
     for row in rows:
         record = dict(zip(names, map(_finite, row), strict=True))
-        output.write(start + json.dumps(record, default=str))
+        output.write(start + encode(record))
         start = ", "
     output.write("[]\n" if start == "[" else "]\n")
 
 
-def _markdown(columns: list[str], rows: Iterator[Row], output: TextIO) -> None:
+def _markdown(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
     def line(cells: Iterable[str]) -> str:
-        escaped = (re.sub(r"[\\|<]|\](?=\()", r"\\\g<0>", cell) for cell in cells)
-        return "| " + " | ".join(escaped) + " |\n"
+        return "| " + " | ".join(cells) + " |\n"
 
-    output.write(line(map(printable, columns)) + line("---" for _ in columns))
-    output.writelines(line(map(_text, row)) for row in rows)
+    def escaped(value: Any) -> str:
+        text = _text(value)
+        return text if type(value) in _NUMBERS else _kept(_escaped, text)
+
+    output.write(line(map(escaped, columns)) + line("---" for _ in columns))
+    for row in rows:
+        output.write(line(map(escaped, row)))
+
+
+def _escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return re.sub(r"[\\|<]|\](?=\()", r"\\\g<0>", text)
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else printable(value)
+    if value is None:
+        return ""
+    text = str(value)
+    return text if type(value) in _NUMBERS else _kept(printable, text)
+
+
+def _kept(made: Callable[[str], str], text: str) -> str:
+    """Return what is made of a text: most are names, and come again and again."""
+    return _made_before(made, text) if len(text) <= _SHORT else made(text)
+
+
+@lru_cache(maxsize=4_096)
+def _made_before(made: Callable[[str], str], text: str) -> str:
+    return made(text)
 
 
 def _rounded(value: Any) -> str:

@@ -96,8 +96,8 @@ def test_a_trajectory_map(store: hallmarks.Store, suite: Path) -> None:
     assert (1 - square).steps == square.steps
     assert square[1:].steps == () and square[0].names == () and square[1:].run == "demo"
     assert float(square.mean()) == pytest.approx(np.asarray(square).mean())
-    copy = pickle.loads(pickle.dumps(np.asarray(square)))
-    assert np.array_equal(copy, square)
+    copy = pickle.loads(pickle.dumps(square))
+    assert np.array_equal(copy, square) and (copy.steps, copy.names) == (square.steps, square.names)
     relative = store.trajectory_map("demo", relative=True)
     assert np.isnan(relative[0]).all() and relative[1, 1] == 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.store.glossary import terms
 from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 from tests.terminals import on_terminal
@@ -199,3 +200,9 @@ def test_the_prompt_is_confined(store: Path, tmp_path: Path) -> None:
     shown = on_terminal("sql", "--store", store, keys=keys)
     assert "COPY is no question about a store" in shown.text
     assert shown.text.count("error: query refused") == 2 and not (tmp_path / "out").exists()
+
+
+def test_help_names_what_there_is_to_ask() -> None:
+    text = " ".join(hallmarks("sql", "--help").stdout.split())
+    for term in terms():
+        assert term.kind not in ("view", "function") or f" {term.name}" in text

@@ -65,5 +65,5 @@ def test_several_runs_and_what_cannot_be_read(tmp_path: Path) -> None:
 def test_no_store(tmp_path: Path) -> None:
     done = hallmarks("status", "--store", tmp_path / "none")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no run in")
+    assert done.stderr.startswith("error: no such store: ")
     assert not (tmp_path / "none").exists()

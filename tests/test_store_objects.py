@@ -118,6 +118,9 @@ QUERIES = (
     "SELECT * FROM path WHERE step BETWEEN 1 AND 3 AND displacement > 0.1 OR k = 5",
     "SELECT tensor FROM tensors WHERE list_contains(shape, 3)",
     "SELECT run FROM runs WHERE complete AND created_at > TIMESTAMPTZ '2020-01-01'",
+    "FROM trajectory_map('r', scope := 'tensor') WHERE i > j",
+    "FROM settled('r', 0.5, scope := 'layer')",
+    "FROM from_anchor('r', 2) WHERE relative_cosine < 0.5",
     "SELECT t.tensor, count(*) FROM tensors t JOIN similarity s USING (run, tensor) GROUP BY ALL",
 )
 

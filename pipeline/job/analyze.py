@@ -127,7 +127,8 @@ def _analyze(
             sums.discard()
         elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        execution = Execution(store, chosen.name, chosen.workers, started, buffers)
+        begun = time.monotonic() - started
+        execution = Execution(store, chosen.name, chosen.workers, started, buffers, begun)
         job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
         return job.run(chosen)
 

@@ -22,7 +22,10 @@ class Outcome:
     resumed_tiles: int = 0
     """Tiles that an earlier attempt had finished."""
     bytes_read: int = 0
+    work_seconds: float = 0.0
+    """How long tiles were worked on."""
     pull_seconds: float = 0.0
+    """Summed over tiles, like `gram_seconds`."""
     gram_seconds: float = 0.0
     complete: bool = True
     """False of a run that lacks tiles."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pipeline.errors import (
     Corrupted,
@@ -66,6 +68,7 @@ class Job:
         self._patience = Patience(progress.note)
         self._order = self._plan.order()
         self._account = Account()
+        self._worked_s = 0.0
         self._gone: Counter[int] = Counter()
         """How often the result of a tile has gone."""
 
@@ -136,6 +139,7 @@ class Job:
             self._runs, self._leases, self._folder, self._tiles, self._execution, self._progress
         )
         self._renew("reading", now=True)
+        started = time.monotonic()
         try:
             for outcome in executor.work(pending, self._tiles):
                 self._take(outcome)
@@ -153,6 +157,7 @@ class Job:
             raise
         finally:
             snapshots.stop()
+            self._worked_s += time.monotonic() - started
 
     @property
     def _bytes_done(self) -> int:
@@ -193,7 +198,7 @@ class Job:
         """
         self._progress.reducing()
         self._renew("reducing", now=True)
-        outcome = self._account.outcome()
+        outcome = replace(self._account.outcome(), work_seconds=self._worked_s)
         gone: set[int] = set()
         give_back()  # blocks of tiles: the reduction takes memory of its own
         self._sums.write(sums_of_parts(self._plan, self._results(gone)))

@@ -38,7 +38,12 @@ class Summary:
     bytes_read: int
     fraction: float
     seconds: float
+    start_seconds: float
+    """Of `seconds`, until workers could begin: mostly Ray's start."""
+    work_seconds: float
+    """Of `seconds`, while tiles were read and multiplied; the rest made figures and tables."""
     gram_seconds: float
+    """Summed over workers, like `pull_seconds`."""
     pull_seconds: float
     device: str
     executor: str
@@ -74,6 +79,8 @@ class Execution:
     """By the monotonic clock."""
     buffers: Buffers
     """What figures and tables are made with."""
+    start_seconds: float = 0.0
+    """How long it took until workers could begin."""
 
 
 def summary(
@@ -103,6 +110,8 @@ def summary(
         bytes_read=outcome.bytes_read,
         fraction=fraction,
         seconds=time.monotonic() - execution.started,
+        start_seconds=execution.start_seconds,
+        work_seconds=outcome.work_seconds,
         gram_seconds=outcome.gram_seconds,
         pull_seconds=outcome.pull_seconds,
         device=" + ".join(sorted(outcome.devices)),

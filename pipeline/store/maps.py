@@ -41,6 +41,9 @@ class TrajectoryMap(np.ndarray[tuple[int, ...], np.dtype[np.float64]]):
         self.steps = getattr(obj, "steps", ()) if same else ()
         self.names = getattr(obj, "names", ()) if same else ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrajectoryMap, (np.asarray(self), self.run, self.steps, self.names)
+
     def to_dataframe(self) -> Any:
         """Return it as a pandas DataFrame, with steps, or names where steps are unknown.
 

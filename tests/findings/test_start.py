@@ -134,6 +134,7 @@ def test_the_users_own_selection_is_one(tmp_path: Path) -> None:
     assert "displacements are measured from step 2\n" in told("plan", source)
     analyze = ("analyze", source, "--store", store, "--executor", "local")
     out = told(*analyze)
-    assert "starts_late" in out and f"{COUNT - 2} checkpoints from step 2, " in out
+    assert "starts_late" in out and f"{COUNT - 2} checkpoints, " in out
+    assert "displacements are from step 2, not from initialization\n" in out
     assert json.loads(told(*analyze, "--json"))["first_step"] == 2
     assert json.loads(told("plan", source, "--json"))["first_step"] == 2

@@ -1,0 +1,175 @@
+"""What `analyze` says of a run when it is over: its figures, what they stand on, and where to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from shlex import quote
+
+from rich.console import Console
+
+from jobs.audit import findings_of, print_finding, told
+from jobs.console import console, say
+from jobs.tables import table_lines
+from pipeline.findings.inventory import FLOOR_REACHED_DEG
+from pipeline.job.summary import Summary
+from pipeline.planning.memory import show_size
+from pipeline.store.query import Store
+
+_FINDINGS_SHOWN = 8
+_SHOWN = (
+    "mds",
+    "relative_mds",
+    "straightness",
+    "norm_ratio",
+    "mean_update_angle_deg",
+    "pca_share_1",
+    "effective_rank",
+    "predictability_1",
+    "lookahead_share",
+    "saturation_step",
+    "settled_step",
+)
+_KINDS = {"layer": "layers", "component": "roles"}
+_DEFAULT_STORE = "hallmarks-store"
+_PAGE = 80
+"""Characters in a line of a file or pipe."""
+_BREAK = " \\"
+"""What the shell takes for no end of a line."""
+
+
+def print_summary(summary: Summary) -> None:
+    """Print a run's figures, findings, times, and the commands that come next."""
+    screen, store = console(), Store(summary.store)
+    say(screen, f"run {summary.run}: {_what(summary)}")
+    findings = findings_of(store, summary.run)
+    say(screen, _beginning(summary, {kind for _, kind, _ in findings}))
+    say(screen, "")
+    _print_figures(screen, store, summary)
+    for line in _straightest(store, summary.run):
+        say(screen, line)
+    say(screen, "")
+    for reason in summary.lost:
+        say(screen, f"incomplete: {reason}")
+    say(screen, f"findings: {told(findings)}")
+    for row in findings[:_FINDINGS_SHOWN]:
+        print_finding(screen, row)
+    say(screen, _times(summary))
+    say(screen, f"results: {summary.store}")
+    for words in _next_commands(summary, len(findings)):
+        for line in command_lines(words, screen.width if screen.is_terminal else _PAGE):
+            say(screen, line)
+
+
+def command_lines(command: Sequence[str], width: int) -> list[str]:
+    """Return a command as lines for a shell; one that is too wide is continued on further lines.
+
+    Args:
+        command: its words; an option with its value is one of them, quoted already.
+    """
+    lines = [f"  {command[0]}"]
+    for number, word in enumerate(command[1:], 2):
+        room = width - len(lines[-1]) - 1 - (len(_BREAK) if number < len(command) else 0)
+        if len(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += _BREAK
+            lines.append(f"    {word}")
+    return lines
+
+
+def _what(summary: Summary) -> str:
+    sampled = f"; {summary.fraction:.3%} of the weights read" if summary.fraction < 1 else ""
+    return (
+        f"{summary.checkpoints} checkpoints, {summary.parameters:,} weights in {summary.tensors} tensors"
+        f"{sampled}"
+    )
+
+
+def _beginning(summary: Summary, kinds: set[str]) -> str:
+    """Return what displacements are measured from."""
+    if summary.first_step is None:
+        return "displacements are from the first checkpoint, whose name states no step"
+    where = f"displacements are from step {summary.first_step:,}"
+    if "starts_late" in kinds:
+        return f"{where}, not from initialization"
+    return f"{where}, " + (
+        "the initialization" if not summary.first_step else "which looks initialized"
+    )
+
+
+def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
+    where = "WHERE run = ? AND scope = 'model'"
+    columns = "indicator, value, stderr, null_value, differs_from_null"
+    rows = store.sql(f"SELECT {columns} FROM indicators {where}", [summary.run]).fetchall()
+    values = {indicator: rest for indicator, *rest in rows}
+    # a floor of 90 degrees hides every angle, larger ones too
+    below, angles, mean_below = store.sql(
+        f"SELECT count_if(noise_floor_deg >= least(update_angle_deg, {FLOOR_REACHED_DEG})),"
+        " count(update_angle_deg),"
+        f" avg(noise_floor_deg) >= least(avg(update_angle_deg), {FLOOR_REACHED_DEG})"
+        f" FROM path {where}",
+        [summary.run],
+    ).fetchall()[0]
+    sampled = any(error for _, error, _, _ in values.values())
+    lines: list[list[str]] = []
+    for name in _SHOWN:
+        value, error, null, differs = values[name]
+        if value is None and null is None:
+            continue
+        words = "as a random walk" if differs is False else ""
+        if name == "mean_update_angle_deg" and mean_below:
+            words = "below the noise floor"
+        errors = ["–" if error is None else f"{error:.2g}"] if sampled else []
+        lines.append([name, _shown(value), *errors, _shown(null), words])
+    titles = ["the whole model", "value", *(["std. error"] if sampled else []), "random walk", ""]
+    if not any(line[-1] for line in lines):
+        titles, lines = titles[:-1], [line[:-1] for line in lines]
+    for line in table_lines(titles, lines, [title not in (titles[0], "") for title in titles]):
+        say(screen, line)
+    if below:
+        say(
+            screen,
+            f"{below} of {angles} update angles are below the noise floor: rounding alone makes such",
+        )
+
+
+def _straightest(store: Store, run: str) -> Iterator[str]:
+    """Yield a line for layers and one for roles: where weights went straight, and where they wandered."""
+    for scope, kind in _KINDS.items():
+        rows = store.sql(
+            f"SELECT concat_ws(' ', stack, {scope}), value FROM indicators WHERE run = ? AND scope = ?"
+            " AND indicator = 'straightness' AND value IS NOT NULL ORDER BY value DESC, 1",
+            [run, scope],
+        ).fetchall()
+        if len(rows) > 1:
+            ends = [f"{name} ({value:.3f})" for name, value in (rows[0], rows[-1])]
+            yield f"straightest of {len(rows)} {kind}: {ends[0]}; least straight: {ends[1]}"
+
+
+def _times(summary: Summary) -> str:
+    """Return where the time went, Ray's start apart."""
+    if summary.recomputed:
+        return "figures recomputed from stored sums; nothing was read"
+    if summary.already_complete:
+        return "already complete; nothing was read"
+    rest = max(0.0, summary.seconds - summary.start_seconds - summary.work_seconds)
+    parts = [f"{summary.work_seconds:.1f} s reading and multiplying", f"{rest:.1f} s figures"]
+    if summary.executor == "ray":
+        parts.insert(0, f"{summary.start_seconds:.1f} s starting Ray")
+    where = f"{show_size(summary.bytes_read)} read in {summary.seconds:.1f} s on {summary.device}"
+    return f"{where}: {', '.join(parts)}"
+
+
+def _next_commands(summary: Summary, findings: int) -> Iterator[list[str]]:
+    store = [] if summary.store == _DEFAULT_STORE else [f"--store {quote(summary.store)}"]
+    run = f"--run {summary.run}"
+    yield ["hallmarks report", *store, run]
+    yield ["hallmarks sql", *store, "\"FROM top('straightness', 5)\""]
+    if findings > _FINDINGS_SHOWN:
+        yield ["hallmarks audit", *store, run]
+    else:
+        yield ["hallmarks sql", *store, f"\"FROM settled('{summary.run}', 0.05)\""]
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
