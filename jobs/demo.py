@@ -40,6 +40,7 @@ def demo(context: click.Context, store: str, executor: str, debug: bool) -> int:
     """
     del debug
     screen = console(stderr=True)
+    # beside the store's tables, one of which is called `checkpoints`
     checkpoints = Path(DEMO if Folder(store).remote else store) / "demo"
     _remove_earlier(checkpoints)
     say(screen, "training a small language model on the Python language reference …")
