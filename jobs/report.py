@@ -8,7 +8,7 @@ import click
 
 from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
-from pipeline.errors import RequestError, quoted
+from pipeline.errors import QueryError, RequestError, quoted
 from pipeline.report.content import content
 from pipeline.report.page import page
 from pipeline.store.folder import Folder
@@ -41,8 +41,14 @@ def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> 
     for name in names:
         if name not in runs:
             raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
+    wanted = list(dict.fromkeys(names or runs))
+    sound = [name for name in wanted if _is_whole(opened, name)]
+    if not sound:
+        raise QueryError(
+            f"no run of {store} is whole", "the command that made a run makes it again"
+        )
     target = Path(out) if out is not None else _default(store)
-    text = page(content(opened, store, list(dict.fromkeys(names)) or runs))
+    text = page(content(opened, store, sound))
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -50,7 +56,14 @@ def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> 
             f"{quoted(target)} cannot be written: {error.strerror}", "choose another --out"
         ) from None
     say(console(), f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)")
-    return EXIT_INCOMPLETE if opened.damaged else 0
+    return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
+
+
+def _is_whole(store: Store, name: str) -> bool:
+    why = store.trouble(name)
+    if why is not None:
+        say(console(stderr=True), f"warning: run {name} is left out: {why}")
+    return why is None
 
 
 def _default(store: str) -> Path:

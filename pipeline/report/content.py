@@ -61,6 +61,9 @@ def content(store: Store, address: str, runs: Sequence[str]) -> Json:
         "made": made,
         "store": address,
         "indicators": list(INDICATORS),
+        "meanings": dict(
+            store.sql("SELECT name, meaning FROM glossary WHERE kind = 'indicator'").fetchall()
+        ),
         "runs": [_run(store, address, run, size) for run in runs],
     }
 
@@ -85,12 +88,15 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         " ORDER BY list_position(?, severity), kind, k NULLS LAST, message",
         [run, list(SEVERITIES)],
     )
+    facts["settings"] = settings_of(facts["settings"])
     groups, left_out = _groups(store, run, facts, checkpoints, size)
     selection, statistics = facts.pop("selection"), facts.pop("statistics")
+    several = list(dict.fromkeys(checkpoints["source"]))
+    sources = several if len(several) > 1 else [facts["source"]]
     return {
         "run": run,
         **facts,
-        "command": command(address, run, facts["source"], selection, statistics),
+        "command": command(address, run, sources, selection, statistics),
         "checkpoint": checkpoints,
         "findings": findings,
         "groups": groups,
@@ -98,22 +104,43 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
     }
 
 
+def settings_of(text: str | None) -> Json | None:
+    """Return hyperparameters as an object; what is none is not shown."""
+    try:
+        settings = json.loads(text or "null", parse_constant=str)
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
 def command(
-    address: str, run: str, source: str, selection: str | None, statistics: Sequence[str] | None
+    address: str,
+    run: str,
+    sources: Sequence[str],
+    selection: str | None,
+    statistics: Sequence[str] | None,
 ) -> str:
-    """Return the command that makes a run, as a shell takes it."""
+    """Return the command that makes a run, as a shell takes it.
+
+    Args:
+        sources: several of a joint run.
+        selection: as the store has it, JSON of what is not the default.
+    """
     chosen: Json = json.loads(selection or "{}")
-    words = ["hallmarks", "analyze", source, "--store", address, "--run", run]
-    for name in ("revisions", "include", "exclude"):
+    words = ["hallmarks", "analyze", *sources, "--store", address, "--run", run]
+    if len(sources) > 1:
+        words.append("--joint")
+    for name in ("revisions", "weights", "include", "exclude"):
         for pattern in chosen.get(name, ()):
             words += [f"--{name}", pattern]
-    for name in ("steps", "layout"):
+    for name in ("names", "seeds", "steps", "layout", "state"):
         if name in chosen:
             words += [f"--{name}", chosen[name]]
     if chosen.get("by_head"):
         words.append("--by-head")
-    for part in chosen.get("sample", "").split(", "):  # "fraction 0.02, seed 0"
-        words += [f"--{word}" if not at else word for at, word in enumerate(part.split())]
+    for part in chosen.get("sample", "").split(", "):  # "budget 20,000,000, seed 0"
+        name, _, value = part.partition(" ")
+        words += [f"--{name}", value.replace(",", "")] if value else []
     if statistics:
         words += ["--statistics", ",".join(statistics)]
     return shlex.join(words)

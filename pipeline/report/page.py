@@ -16,7 +16,16 @@ from typing import Any
 _FOLDER = files("pipeline.report").joinpath("page")
 SCRIPTS = (
     *("codec.js", "colours.js", "elements.js", "state.js", "queries.js", "figure.js", "axes.js"),
-    *("header.js", "map.js", "curves.js", "layers.js", "components.js", "runs.js", "main.js"),
+    *(
+        "header.js",
+        "map.js",
+        "curves.js",
+        "layers.js",
+        "settling.js",
+        "components.js",
+        "runs.js",
+        "main.js",
+    ),
 )
 """In this order they are one script: what a file names, an earlier one defines."""
 

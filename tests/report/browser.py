@@ -98,7 +98,7 @@ class Browser:
         """Load a page and wait until its first map is drawn, and all else is there."""
         self.resize(width, height)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=features)
+        self.call("Emulation.setEmulatedMedia", media="", features=features)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
         self.until("document.querySelector('footer') && document.documentElement.dataset.drawn")

@@ -18,6 +18,7 @@ from pipeline.report.packing import FloatArray
 from pipeline.report.page import in_script, page
 from pipeline.report.paths import walk
 from pipeline.store.query import Store
+from tests import buckets
 from tests.commands import hallmarks
 from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
@@ -119,6 +120,8 @@ def test_joint_runs_are_shown(tmp_path: Path) -> None:
     shown = content(Store(str(tmp_path / "store")), "store", ["both"])["runs"][0]
     assert len(set(shown["checkpoint"]["source"])) == 2
     assert "walk" not in shown["groups"][0]
+    words = ["hallmarks", "analyze", *map(str, sources), "--store", "store", "--run", "both"]
+    assert shown["command"] == shlex.join([*words, "--joint"])
     assert len(unpacked(shown["groups"][0]["maps"]["weights"])) == 55
 
 
@@ -132,6 +135,20 @@ def test_an_absent_checkpoint_is_undefined(tmp_path: Path) -> None:
     square[np.triu_indices(6)] = unpacked(shown["groups"][0]["maps"]["weights"])
     assert np.isnan(square[3, 3:]).all() and np.isfinite(square[0, [0, 1, 2, 4, 5]]).all()
     assert shown["findings"][0]["kind"] == "non_finite"
+
+
+def test_a_store_in_a_bucket_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, _ = analyzed(tmp_path, 5)
+    with buckets.served() as endpoint:
+        store = f"{buckets.named('reports', endpoint, monkeypatch)}/store"
+        pipeline.analyze(tmp_path / "suite", store, executor="local")
+        shown, same = (content(each, "s", ["suite"])["runs"][0] for each in (local, Store(store)))
+        monkeypatch.chdir(tmp_path)
+        assert hallmarks("report", "--store", store).returncode == 0
+    assert (tmp_path / "report.html").exists()
+    assert shown["groups"] == same["groups"] and shown["checkpoint"] == same["checkpoint"]
 
 
 def test_the_walk_s_components_are_those_of_explicit_steps() -> None:
@@ -164,7 +181,7 @@ def test_the_command_makes_the_run_again(tmp_path: Path) -> None:
 
 
 def test_the_command_of_unknown_parts() -> None:
-    assert command("s", "r", "x; rm", None, None) == "hallmarks analyze 'x; rm' --store s --run r"
+    assert command("s", "r", ["x; rm"], None, None) == "hallmarks analyze 'x; rm' --store s --run r"
 
 
 def test_what_is_in_the_script_stays_in_it() -> None:
@@ -180,6 +197,26 @@ def test_a_page_is_one_file(tmp_path: Path) -> None:
     assert "default-src 'none'" in text and "unsafe" not in text
     for reference in ("src=", "href=", "@import", "url("):
         assert reference not in text.replace("image.src = ", "").replace("href:", "")
+
+
+def test_a_damaged_run_is_left_out_and_named(tmp_path: Path) -> None:
+    analyzed(tmp_path, 3)
+    pipeline.analyze(tmp_path / "suite", tmp_path / "store", executor="local", run="again")
+    for file in (tmp_path / "store" / "path" / "run=again").glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-9])
+    done = hallmarks("report", "--store", tmp_path / "store")
+    assert done.returncode == 3 and "run again is left out" in done.stderr
+    text = (tmp_path / "store" / "report.html").read_text()
+    assert '"run":"suite"' in text and '"run":"again"' not in text
+    done = hallmarks("report", "--store", tmp_path / "store", "--run", "again")
+    assert done.returncode == 2 and "is whole" in done.stderr
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "nonsense", '{"lr": NaN}', '{"lr": 1e-3}'])
+def test_settings_are_an_object_or_nothing(text: str | None) -> None:
+    settings = module.settings_of(text)
+    assert settings is None or list(settings) == ["lr"]
+    in_script(settings)
 
 
 def test_reports_are_written_where_they_are_asked_for(tmp_path: Path) -> None:

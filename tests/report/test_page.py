@@ -6,15 +6,19 @@ Needs Chromium (Debian's package `chromium`); the tests skip without it.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pipeline
+from pipeline.report.content import content
+from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
@@ -176,6 +180,16 @@ def test_a_dragged_window_gives_its_mds(browser: Browser, page: str, store: Path
     assert float(text.rsplit(" ", 1)[1]) == pytest.approx(square.mean(), abs=1e-4)
 
 
+def test_keys_choose_a_window(browser: Browser, page: str) -> None:
+    browser.open(page + "#kind=weights&i=4&j=4")
+    browser.evaluate("document.querySelector('#map .surface').focus()")
+    for _ in range(3):
+        browser.press("ArrowRight", shift=True)
+    assert f"window step {STEPS[4]} … step {STEPS[7]}, 4 checkpoints: MDS" in readout(browser)
+    browser.press("Escape")
+    assert "window" not in readout(browser)
+
+
 @pytest.mark.parametrize(
     "figure", ["map", "curves", "figures", "layers", "path", "spectrum", "settling"]
 )
@@ -204,6 +218,26 @@ def test_the_query_under_a_figure_gives_its_numbers(
             theirs = [column[number].as_py() for column in answer.columns]
             theirs = [np.nan if value is None else float(value) for value in theirs]
             assert ours[: len(theirs)] == pytest.approx(theirs, rel=1e-3, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("figure", ["map", "curves", "layers", "path", "spectrum", "settling"])
+@pytest.mark.parametrize("form", ["SVG", "PNG"])
+def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
+    """They stand alone: an image that the browser draws, of which not all is of one colour."""
+    browser.open(page + "#i=4&j=9")
+    browser.until("!!document.querySelector('#layers [data-drawn]')")
+    saved = browser.evaluate(
+        "new Promise((done) => { const make = URL.createObjectURL;"
+        " URL.createObjectURL = (blob) => (done(blob), URL.createObjectURL = make, make(blob));"
+        f" [...document.querySelectorAll('#{figure} .under > button')].find((b) => b.textContent === '{form}').click() }})"
+        ".then((blob) => new Promise((done) => { const reader = new FileReader(); reader.onload = () => done(reader.result);"
+        " reader.readAsDataURL(blob) })).then(async (url) => { const image = new Image(); image.src = url; await image.decode();"
+        " const canvas = document.createElement('canvas'); canvas.width = image.width; canvas.height = image.height;"
+        " const context = canvas.getContext('2d'); context.drawImage(image, 0, 0);"
+        " const pixels = new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer);"
+        " return [image.width, image.height, new Set(pixels).size] })"
+    )
+    assert saved[0] > 200 and saved[1] > 60 and saved[2] > 10
 
 
 def test_hostile_names_are_text(browser: Browser, page: str) -> None:
@@ -251,6 +285,21 @@ def test_nothing_is_wider_than_the_window(
     assert (max(map(int, re.findall(r"\d+", ground))) < 64) == dark
 
 
+@pytest.mark.parametrize("width", [400, 1000, 1600])
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_axes_and_canvas_keep_together(
+    browser: Browser, page: str, width: int, medium: str
+) -> None:
+    browser.open(page, width=width)
+    browser.call("Emulation.setEmulatedMedia", media=medium)
+    canvas, frame = browser.evaluate(
+        "['canvas', 'svg .frame'].map((what) => {"
+        " const box = document.querySelector(`#map ${what}`).getBoundingClientRect();"
+        " return [box.x, box.y, box.width, box.height] })"
+    )
+    assert canvas == pytest.approx(frame, abs=1.5)
+
+
 def test_a_view_lies_in_the_address(browser: Browser, page: str) -> None:
     browser.open(page)
     for name, value in (
@@ -294,6 +343,89 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
         if role != "table":
             assert node.get("name", {}).get("value"), node
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
+
+
+@pytest.mark.skipif(
+    "AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (npm pack axe-core)"
+)
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("fragment", ["#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments"])
+def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: bool) -> None:
+    for width in (400, 1600):
+        browser.open(page + fragment, width=width, dark=dark)
+        browser.evaluate(
+            "for (const each of document.querySelectorAll('details')) each.open = true"
+        )
+        browser.evaluate(Path(os.environ["AXE_CORE"]).read_text() + "; 0")
+        broken = "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
+        assert browser.evaluate(broken) == []
+
+
+def odd_suites() -> dict[str, dict[str, Any]]:
+    """Tensors of runs of which little is known: nothing moves, nothing is finite, two checkpoints, …"""
+    still = np.repeat(trajectory("walk", 1, 300, 0.1), 4, axis=0)
+    lost = trajectory("walk", 4, 300, 0.1)
+    lost[1:] = np.nan
+    everything_lost = np.full((3, 300), np.nan)
+    pair = trajectory("walk", 2, 300, 0.1)
+    roles = {
+        f"{stack}.block.0.layer.0.SelfAttention.{role}.weight": trajectory(
+            "walk", 5, 100, 0.1
+        ).reshape(5, 10, 10)
+        for stack in ("encoder", "decoder")
+        for role in "qkvo"
+    }
+    return {
+        "still": {"layers.0.w.weight": still},
+        "one-left": {"layers.0.w.weight": lost},
+        "all-lost": {"layers.0.w.weight": everything_lost},
+        "pair": {"w": pair},
+        "stacks": roles,
+        "zeros": {"layers.0.w.weight": np.zeros((4, 300))},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", odd_suites())
+def test_odd_runs_are_shown(browser: Browser, tmp_path: Path, name: str) -> None:
+    suite = write_suite(tmp_path / name, odd_suites()[name])
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    done = hallmarks("report", "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    for fragment in (
+        "",
+        "#kind=weights&axis=log&i=0&j=1&a=0&b=1",
+        "#kind=increments&show=numbers&minus=1&columns=qkv",
+    ):
+        browser.open((tmp_path / "store" / "report.html").as_uri() + fragment)
+        browser.evaluate(
+            "for (const each of document.querySelectorAll('details')) each.open = true"
+        )
+        browser.until("document.querySelectorAll('.numbers table').length >= 2")
+
+
+def test_an_indicator_against_a_setting(browser: Browser, store: Path, tmp_path: Path) -> None:
+    """Five runs of three settings, of which two have two seeds."""
+    made = content(Store(str(store)), "store", ["suite"])
+    settings = [(1e-4, 0), (1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+    made["runs"] = [
+        {
+            **made["runs"][0],
+            "run": f"run-{at}",
+            "settings": {"lr": rate, "seed": seed, "name": "<b>"},
+        }
+        for at, (rate, seed) in enumerate(settings)
+    ]
+    (tmp_path / "page.html").write_text(page_of(made))
+    browser.open((tmp_path / "page.html").as_uri() + "#indicator=straightness")
+    browser.until("!!document.querySelector('#runs .scatter')")
+    labels = browser.evaluate(
+        "[...document.querySelectorAll('#runs .scatter')].map((svg) => svg.ariaLabel)"
+    )
+    assert labels == ["straightness against lr"]
+    assert browser.evaluate("document.querySelectorAll('#runs .scatter circle').length") == 3
+    assert "lr 0.0001, seed 0, name <b>" in browser.evaluate(
+        "document.querySelector('.facts').textContent"
+    )
 
 
 def test_several_runs_stand_side_by_side(browser: Browser, store: Path, tmp_path: Path) -> None:

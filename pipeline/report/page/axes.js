@@ -6,14 +6,22 @@ class Axis {
     const all = times(run);
     const count = Math.ceil(run.checkpoint.name.length / every);
     const start = all[0];
-    const place = mode === "index" ? (k) => k : mode === "step" ? (k) => all[k] : (k) => Math.log10(1 + all[k] - start);
+    const place =
+      mode === "index" ? (k) => k : mode === "step" ? (k) => all[k] : (k) => Math.log10(1 + all[k] - start);
     const points = Array.from({ length: count }, (_, at) => place(at * every));
     // each checkpoint reaches half-way to its neighbours, at the ends as far as on the other side
     const between = points.slice(1).map((point, at) => (point + points[at]) / 2);
     const first = count > 1 ? 2 * points[0] - between[0] : points[0] - 0.5;
     const last = count > 1 ? 2 * points[count - 1] - between[count - 2] : points[0] + 0.5;
     const scaled = (value) => (value - first) / (last - first || 1);
-    Object.assign(this, { run, mode, every, count, points: points.map(scaled), edges: [first, ...between, last].map(scaled) });
+    Object.assign(this, {
+      run,
+      mode,
+      every,
+      count,
+      points: points.map(scaled),
+      edges: [first, ...between, last].map(scaled),
+    });
   }
 
   /** The row at a share of the axis. */
@@ -55,8 +63,13 @@ class Axis {
 
 /** 143000 as 143k. */
 function shortStep(step) {
-  for (const [size, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
-    if (Math.abs(step) >= 10 * size || (Math.abs(step) >= size && step % (size / 10) === 0)) return `${Number((step / size).toPrecision(4))}${letter}`;
+  for (const [size, letter] of [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ])
+    if (Math.abs(step) >= 10 * size || (Math.abs(step) >= size && step % (size / 10) === 0))
+      return `${Number((step / size).toPrecision(4))}${letter}`;
   return String(step);
 }
 
@@ -67,6 +80,12 @@ function findingMarks(run, axis, place) {
     if (finding.k === null || seen.has(finding.k)) return [];
     seen.add(finding.k);
     const at = axis.points[Math.min(axis.count - 1, Math.floor(finding.k / axis.every))];
-    return [s("path", { d: place(at), class: `finding ${finding.severity}` }, s("title", {}, `${finding.kind}: ${finding.message}`))];
+    return [
+      s(
+        "path",
+        { d: place(at), class: `finding ${finding.severity}` },
+        s("title", {}, `${finding.kind}: ${finding.message}`),
+      ),
+    ];
   });
 }

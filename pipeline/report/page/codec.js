@@ -4,7 +4,11 @@ const unpacking = new WeakMap();
 
 /** The values of a packed array as a Float64Array, NaN where undefined; each is read once. */
 function unpack(packed) {
-  if (!unpacking.has(packed)) unpacking.set(packed, inflated(packed).then((planes) => values(packed, planes)));
+  if (!unpacking.has(packed))
+    unpacking.set(
+      packed,
+      inflated(packed).then((planes) => decoded(packed, planes)),
+    );
   return unpacking.get(packed);
 }
 
@@ -14,7 +18,7 @@ async function inflated(packed) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function values({ width, low, high }, planes) {
+function decoded({ width, low, high }, planes) {
   const codes = 256 ** width;
   const level = (high - low) / (codes - 2);
   const count = planes.length / width;

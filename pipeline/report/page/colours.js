@@ -8,11 +8,11 @@ function fromOklch(lightness, chroma, hue) {
     const [a, b] = [Math.max(0, kept) * Math.cos(angle), Math.max(0, kept) * Math.sin(angle)];
     const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
     const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
-    const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
+    const short = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
     const linear = [
-      4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-      -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-      -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
+      4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * short,
+      -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * short,
+      -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * short,
     ];
     if (kept <= 0 || linear.every((part) => part >= -0.0005 && part <= 1.0005)) return linear.map(toSrgb);
   }
@@ -23,14 +23,18 @@ function toSrgb(linear) {
   return Math.round(255 * (part <= 0.0031308 ? 12.92 * part : 1.055 * part ** (1 / 2.4) - 0.055));
 }
 
+const fromSrgb = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+
 const COLOURS = 256;
-const table = (colour) => Array.from({ length: COLOURS }, (_, at) => colour(at / (COLOURS - 1)));
+const coloursOf = (colour) => Array.from({ length: COLOURS }, (_, at) => colour(at / (COLOURS - 1)));
 
 /** Dark blue over red and orange to light yellow, as lightness rises evenly. */
-const SEQUENTIAL = table((t) => fromOklch(0.17 + 0.79 * t, 0.05 + 0.12 * Math.sin((Math.PI * t) / 1.22), 278 + 187 * t ** 0.85));
+const SEQUENTIAL = coloursOf((t) =>
+  fromOklch(0.17 + 0.79 * t, 0.05 + 0.12 * Math.sin((Math.PI * t) / 1.22), 278 + 187 * t ** 0.85),
+);
 
 /** Blue below zero, orange above it, light at zero. */
-const DIVERGING = table((t) => {
+const DIVERGING = coloursOf((t) => {
   const away = Math.abs(2 * t - 1);
   return fromOklch(0.96 - 0.5 * away, 0.17 * away, t < 0.5 ? 255 : 55);
 });
@@ -50,10 +54,10 @@ class ColourScale {
     return `rgb(${this.colour(value).join(" ")})`;
   }
 
-  /** Black or white, whichever can be read on the colour. */
+  /** Black or white, whichever has the greater contrast: 4.5 at least (WCAG 2.2, relative luminance). */
   inkOn(value) {
-    const [red, green, blue] = this.colour(value);
-    return 0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#111" : "#fff";
+    const [red, green, blue] = this.colour(value).map((part) => fromSrgb(part / 255));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
   }
 }
 
@@ -94,4 +98,5 @@ function paint(canvas, map, scale, width, places) {
 }
 
 /** Rows of a map by pixel, each as wide as the next. */
-const evenPlaces = (count, width) => Int32Array.from({ length: width }, (_, at) => Math.floor((at * count) / width));
+const evenPlaces = (count, width) =>
+  Int32Array.from({ length: width }, (_, at) => Math.floor((at * count) / width));

@@ -43,7 +43,15 @@ function choice(label, name, options, chosen, onchoose) {
       h(
         "label",
         {},
-        h("input", { type: "radio", name: id, value, checked: value === chosen, disabled, "data-choice": name, onchange: () => onchoose(value) }),
+        h("input", {
+          type: "radio",
+          name: id,
+          value,
+          checked: value === chosen,
+          disabled,
+          "data-choice": name,
+          onchange: () => onchoose(value),
+        }),
         h("span", {}, text),
       ),
     ),

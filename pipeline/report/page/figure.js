@@ -15,12 +15,20 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
       () => getSelection().selectAllChildren(code),
     );
   };
-  const sql = h("details", { class: "sql", ontoggle: () => (code.textContent = query()) }, h("summary", {}, "SQL"), h("pre", { tabindex: 0 }, code), h("button", { type: "button", onclick: copy }, "Copy"), copied);
+  const sql = h(
+    "details",
+    { class: "sql", ontoggle: () => (code.textContent = query()) },
+    h("summary", {}, "SQL"),
+    h("pre", { tabindex: 0 }, code),
+    h("button", { type: "button", onclick: copy }, "Copy"),
+    copied,
+  );
   const numbers = h("details", { class: "numbers", ontoggle: () => refresh() }, h("summary", {}, "Numbers"));
   const refresh = async () => {
     code.textContent = query();
     copied.textContent = "";
-    if (table && numbers.open) numbers.replaceChildren(numbers.firstChild, tableOf(await rows(), `Numbers: ${title}`));
+    if (table && numbers.open)
+      numbers.replaceChildren(numbers.firstChild, tableOf(await rows(), `Numbers: ${title}`));
   };
   const save = [
     ["CSV", async () => download(`${id}.csv`, "text/csv", csv(await rows()))],
@@ -41,7 +49,9 @@ function figure({ id, title, meaning, method, body, query, rows, picture, table 
     h(
       "div",
       { class: "under" },
-      ...save.map(([name, act]) => h("button", { type: "button", onclick: act, "aria-label": `${name} of ${title}` }, name)),
+      ...save.map(([name, act]) =>
+        h("button", { type: "button", onclick: act, "aria-label": `${name} of ${title}` }, name),
+      ),
       sql,
       table ? numbers : null,
       h("details", { class: "method" }, h("summary", {}, "Method"), h("p", {}, method)),
@@ -64,7 +74,9 @@ function tableOf([header, ...rows], label) {
       h("thead", {}, h("tr", {}, ...header.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, ...rows.slice(0, MOST_ROWS).map((row) => h("tr", {}, ...row.map(cell)))),
     ),
-    rows.length > MOST_ROWS ? h("p", {}, `The first ${MOST_ROWS} of ${rows.length.toLocaleString("en")} rows; CSV has all.`) : null,
+    rows.length > MOST_ROWS
+      ? h("p", {}, `The first ${MOST_ROWS} of ${rows.length.toLocaleString("en")} rows; CSV has all.`)
+      : null,
   );
 }
 
@@ -83,10 +95,55 @@ function download(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-const PRESENTATION = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "text-anchor", "opacity"];
+const PRESENTATION = [
+  "fill",
+  "fill-opacity",
+  "stroke",
+  "stroke-width",
+  "stroke-dasharray",
+  "font-family",
+  "font-size",
+  "font-weight",
+  "text-anchor",
+  "opacity",
+];
+
+/** A table of canvases or coloured numbers as an SVG element. */
+function tablePicture(table) {
+  const frame = table.getBoundingClientRect();
+  const svg = s("svg", { viewBox: `0 0 ${Math.ceil(frame.width)} ${Math.ceil(frame.height)}` });
+  for (const element of table.querySelectorAll("caption, th, canvas, .grid-numbers td button, .keys td")) {
+    const box = element.getBoundingClientRect();
+    const [x, y] = [box.left - frame.left, box.top - frame.top];
+    const { fontSize, fontFamily, color, backgroundColor } = getComputedStyle(element);
+    const place = { x, y, width: box.width, height: box.height };
+    if (element.tagName === "CANVAS") svg.append(s("image", { href: element.toDataURL(), ...place }));
+    else
+      svg.append(
+        s("rect", { ...place, fill: backgroundColor }),
+        s(
+          "text",
+          {
+            x: x + box.width / 2,
+            y: y + box.height / 2 + 4,
+            "text-anchor": "middle",
+            fill: color,
+            "font-size": fontSize,
+            "font-family": fontFamily,
+          },
+          element.textContent,
+        ),
+      );
+  }
+  return svg;
+}
 
 /** An SVG element as a file: styles become attributes, and the canvas behind it an image. */
 function svgText(svg) {
+  return svg.isConnected ? serialized(standingAlone(svg)) : serialized(svg);
+}
+
+function standingAlone(svg) {
   const copy = svg.cloneNode(true);
   const originals = [svg, ...svg.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((element, at) => {
@@ -98,10 +155,14 @@ function svgText(svg) {
     const { x, y, size } = canvas.dataset;
     copy.prepend(s("image", { href: canvas.toDataURL(), x, y, width: size, height: size }));
   }
+  return copy;
+}
+
+function serialized(svg) {
   const { width, height } = svg.viewBox.baseVal;
-  copy.prepend(s("rect", { width, height, fill: getComputedStyle(document.body).backgroundColor }));
-  for (const [name, value] of Object.entries({ xmlns: SVG, width, height })) copy.setAttribute(name, value);
-  return new XMLSerializer().serializeToString(copy);
+  svg.prepend(s("rect", { width, height, fill: getComputedStyle(document.body).backgroundColor }));
+  for (const [name, value] of Object.entries({ xmlns: SVG, width, height })) svg.setAttribute(name, value);
+  return new XMLSerializer().serializeToString(svg);
 }
 
 const PIXELS = 2; // of a saved PNG, for each of the page

@@ -4,7 +4,14 @@ function pageHeader() {
   const element = h("header", {});
   const show = () => {
     const run = shownRun();
-    filled(element, h("p", { class: "kicker" }, "hallmarks · how the weights travelled"), h("h1", {}, run.run), facts(run), command(run), leftOut(run));
+    filled(
+      element,
+      h("p", { class: "kicker" }, "hallmarks · how the weights travelled"),
+      h("h1", {}, run.run),
+      facts(run),
+      command(run),
+      leftOut(run),
+    );
   };
   onChange((names) => names.has("run") && show());
   show();
@@ -23,22 +30,53 @@ function facts(run) {
     ["checkpoints", `${run.checkpoints}: ${name[0]} … ${name[last]}`],
     ["weights", `${run.parameters.toLocaleString("en")} in ${run.tensors.toLocaleString("en")} tensors`],
     ["stored as", dtypes.join(", ") || "–"],
-    ["share read", run.fraction === 1 ? `all (${bytes(run.bytes_total)})` : `${number(100 * run.fraction, 3)} % (a random sample)`],
+    [
+      "share read",
+      run.fraction === 1
+        ? `all (${bytes(run.bytes_total)})`
+        : `${number(100 * run.fraction, 3)} % (a random sample)`,
+    ],
     ["starts at", late ? `displacements are from ${start}, not from initialization` : start],
-    commits.length ? ["commits", [...new Set([commits[0], commits.at(-1)])].map((text) => text.slice(0, 10)).join(" … ")] : null,
-    run.settings ? ["settings", typeof run.settings === "string" ? run.settings : JSON.stringify(run.settings)] : null,
-    ["analyzed", `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`],
+    commits.length
+      ? ["commits", [...new Set([commits[0], commits.at(-1)])].map((text) => text.slice(0, 10)).join(" … ")]
+      : null,
+    run.settings ? ["settings", settingsText(run.settings)] : null,
+    [
+      "analyzed",
+      `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`,
+    ],
     run.complete ? null : ["incomplete", "some weights could not be read, or the job has not finished"],
   ];
-  return h("dl", { class: "facts" }, ...rows.filter(Boolean).map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))));
+  return h(
+    "dl",
+    { class: "facts" },
+    ...rows.filter(Boolean).map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))),
+  );
 }
 
-const command = (run) => h("details", { class: "command" }, h("summary", {}, "Command"), h("pre", { tabindex: 0 }, h("code", {}, run.command)));
+const settingsText = (settings) =>
+  Object.entries(settings)
+    .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`)
+    .join(", ");
+
+const command = (run) =>
+  h(
+    "details",
+    { class: "command" },
+    h("summary", {}, "Command"),
+    h("pre", { tabindex: 0 }, h("code", {}, run.command)),
+  );
 
 function leftOut(run) {
   if (!run.left_out.length) return null;
-  const scopes = run.left_out.map(({ scope, groups, size }) => `${scope} (${groups.toLocaleString("en")} groups, about ${bytes(size)})`);
-  return h("p", { class: "note" }, `Left out of this page, which would grow too large: ${scopes.join(", ")}. The store has them.`);
+  const scopes = run.left_out.map(
+    ({ scope, groups, size }) => `${scope} (${groups.toLocaleString("en")} groups, about ${bytes(size)})`,
+  );
+  return h(
+    "p",
+    { class: "note" },
+    `Left out of this page, which would grow too large: ${scopes.join(", ")}. The store has them.`,
+  );
 }
 
 const MOST_FINDINGS = 8; // before a fold
@@ -46,16 +84,38 @@ const MOST_FINDINGS = 8; // before a fold
 /** Findings, the worst first; those about a checkpoint lead to it in every picture. */
 function findings() {
   const lists = h("div", {});
-  const section = h("section", { class: "findings", "aria-labelledby": "findings-title" }, h("h2", { id: "findings-title" }, "Findings about the checkpoints"), lists);
+  const section = h(
+    "section",
+    { class: "findings", "aria-labelledby": "findings-title" },
+    h("h2", { id: "findings-title" }, "Findings about the checkpoints"),
+    lists,
+  );
   const show = () => {
     const run = shownRun();
     const items = run.findings.map(({ severity, kind, k, message }) => {
-      const text = [h("span", { class: `severity ${severity}` }, severity), h("strong", {}, kind.replaceAll("_", " ")), " ", message];
+      const text = [
+        h("span", { class: `severity ${severity}` }, severity),
+        h("strong", {}, kind.replaceAll("_", " ")),
+        " ",
+        message,
+      ];
       if (k === null) return h("li", {}, ...text);
-      return h("li", {}, h("button", { type: "button", onclick: () => change({ i: k, j: k }), title: "Show in every picture" }, ...text));
+      return h(
+        "li",
+        {},
+        h(
+          "button",
+          { type: "button", onclick: () => change({ i: k, j: k }), title: "Show in every picture" },
+          ...text,
+        ),
+      );
     });
     const more = items.splice(MOST_FINDINGS);
-    filled(lists, h("ul", {}, ...(items.length ? items : [h("li", {}, "nothing found")])), more.length ? h("details", {}, h("summary", {}, `${more.length} more`), h("ul", {}, ...more)) : null);
+    filled(
+      lists,
+      h("ul", {}, ...(items.length ? items : [h("li", {}, "nothing found")])),
+      more.length ? h("details", {}, h("summary", {}, `${more.length} more`), h("ul", {}, ...more)) : null,
+    );
   };
   onChange((names) => names.has("run") && show());
   show();
@@ -67,14 +127,28 @@ function selection() {
   const element = h("nav", { class: "selection", "aria-label": "What is shown" });
   const show = () => {
     const runs = CONTENT.runs.map((run, at) => [at, run.run]);
-    const scopes = { model: "model", body: "model", component: "roles", layer: "layers", layer_component: "layers × roles", tensor: "tensors", head: "heads" };
+    const scopes = {
+      model: "model",
+      body: "model",
+      component: "roles",
+      layer: "layers",
+      layer_component: "layers × roles",
+      tensor: "tensors",
+      head: "heads",
+    };
     const groups = new Map();
     shownRun().groups.forEach((group, at) => {
       const label = scopes[group.scope];
       groups.set(label, [...(groups.get(label) ?? []), [at, groupName(group)]]);
     });
     element.replaceChildren(
-      ...(runs.length > 1 ? [select("Run", runs, state.run, (run) => change({ run: Number(run), group: sameGroup(Number(run)), i: -1, j: -1, a: -1, b: -1 }))] : []),
+      ...(runs.length > 1
+        ? [
+            select("Run", runs, state.run, (run) =>
+              change({ run: Number(run), group: sameGroup(Number(run)), i: -1, j: -1, a: -1, b: -1 }),
+            ),
+          ]
+        : []),
       select("Weights", [...groups], state.group, (group) => change({ group: Number(group) })),
     );
   };
@@ -86,55 +160,38 @@ function selection() {
 /** The number of the group of another run that is called as the one shown; the first where it has none. */
 function sameGroup(run) {
   const name = groupName(shownGroup());
-  return Math.max(0, CONTENT.runs[run].groups.findIndex((group) => groupName(group) === name));
+  return Math.max(
+    0,
+    CONTENT.runs[run].groups.findIndex((group) => groupName(group) === name),
+  );
 }
 
-const MEANINGS = {
-  mds: "mean cosine of all pairs of checkpoints",
-  mds_offdiagonal: "the same without each checkpoint with itself",
-  relative_mds: "mean cosine of all pairs of displacements",
-  mds_time_weighted: "mds, checkpoints weighted by training time",
-  relative_mds_time_weighted: "relative_mds, weighted by training time",
-  path_length: "length of the whole path",
-  displacement: "distance from the first checkpoint to the last",
-  straightness: "displacement over path length",
-  norm_ratio: "last norm over first norm",
-  mean_update_angle_deg: "mean angle between successive increments",
-  mean_apex_angle_next_deg: "mean angle of successive displacements",
-  mean_apex_angle_last_deg: "mean angle of displacements to the last one",
-  cone_angle_deg: "largest angle between two displacements",
-  origin_angle_deg: "angle between the first and the last weights",
-  pca_share_1: "variance in the first principal component",
-  pca_share_2: "variance in the second",
-  pca_share_3: "variance in the third",
-  effective_rank: "effective number of components (entropy)",
-  participation_ratio: "effective number of components (squares)",
-  stable_rank: "total variance over the largest",
-  rank_95: "components that hold 95 % of the variance",
-  rank_99: "components that hold 99 %",
-  diffusion_exponent: "growth of squared distance with lag: 1 walk, 2 straight",
-  norm_growth_exponent: "growth of the norm with time",
-  predictability_1: "share of an increment along the one before",
-  predictability_2: "share in the span of the two before",
-  predictability_4: "share in the span of the four before",
-  predictability_8: "share in the span of the eight before",
-  lookahead_share: "share of the distance to the end along an increment",
-  saturation_step: "from here within 8° of the final direction",
-  settled_step: "from here within 5 % of the end",
-};
-
 function keyFigures() {
-  const body = h("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table of key figures" });
+  const body = h("div", {
+    class: "scrolls",
+    tabindex: 0,
+    role: "region",
+    "aria-label": "Table of key figures",
+  });
   const header = ["indicator", "value", "stderr", "null_value", "straight", "differs_from_null"];
   const rows = () => {
     const { value = [], stderr = [], null_value = [], straight = [], differs_from_null = [] } = shownGroup();
-    return CONTENT.indicators.map((name, at) => [name, value[at], stderr[at], null_value[at], straight[at], differs_from_null[at]]);
+    return CONTENT.indicators.map((name, at) => [
+      name,
+      value[at],
+      stderr[at],
+      null_value[at],
+      straight[at],
+      differs_from_null[at],
+    ]);
   };
   const { section, refresh } = figure({
     id: "figures",
     title: "Key figures",
-    meaning: "Each figure on a line from a random walk (│) to a straight path (┃) with the same step lengths. Greyed: it does not differ from the walk's.",
-    method: "The random walk and the straight path have this run's own step lengths and start at right angles to the first weights: what no direction, and what one direction only, would show. A figure does not differ from the walk's if they are closer than 1.96 standard errors, and than 5 % of the way to the straight path. docs/method.md, section 2.",
+    meaning:
+      "Each figure on a line from a random walk (│) to a straight path (┃) with the same step lengths. Greyed: it does not differ from the walk's.",
+    method:
+      "The random walk and the straight path have this run's own step lengths and start at right angles to the first weights: what no direction, and what one direction only, would show. A figure does not differ from the walk's if they are closer than 1.96 standard errors, and than 5 % of the way to the straight path. docs/method.md, section 2.",
     body,
     query: () => indicatorsQuery(shownRun(), shownGroup()),
     rows: async () => [header, ...rows()],
@@ -142,7 +199,14 @@ function keyFigures() {
   });
   const show = () => {
     const sampled = shownRun().fraction < 1;
-    const columns = ["indicator", "value", ...(sampled ? ["±"] : []), "walk to straight", "random walk", "straight path"];
+    const columns = [
+      "indicator",
+      "value",
+      ...(sampled ? ["±"] : []),
+      "walk to straight",
+      "random walk",
+      "straight path",
+    ];
     body.replaceChildren(
       h(
         "table",
@@ -157,7 +221,12 @@ function keyFigures() {
               h(
                 "tr",
                 { class: differs === false && walk !== null ? "same" : null },
-                h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, MEANINGS[name])),
+                h(
+                  "th",
+                  { scope: "row" },
+                  h("span", { class: "name" }, name),
+                  h("small", {}, CONTENT.meanings[name]),
+                ),
                 h("td", {}, number(value)),
                 sampled ? h("td", {}, number(error, 2)) : null,
                 h("td", { class: "bar" }, bar(value, error, walk, straight)),
@@ -177,14 +246,21 @@ function keyFigures() {
 
 /** A value on the line from the random walk's to the straight path's. */
 function bar(value, error, walk, straight) {
-  if (walk === null || straight === null || walk === undefined || straight === undefined || walk === straight) return null;
+  if (walk === null || straight === null || walk === undefined || straight === undefined || walk === straight)
+    return null;
   const share = (of) => (of - walk) / (straight - walk);
   const [low, high] = [Math.min(-0.15, share(value)), Math.max(1.15, share(value))];
   const x = (of) => 4 + (112 * (share(of) - low)) / (high - low);
   const reach = error > 0 ? Math.abs(x(value + 1.96 * error) - x(value)) : 0;
   return s(
     "svg",
-    { viewBox: "0 0 120 16", width: 120, height: 16, role: "img", "aria-label": `${Math.round(100 * share(value))} % of the way from a random walk to a straight path` },
+    {
+      viewBox: "0 0 120 16",
+      width: 120,
+      height: 16,
+      role: "img",
+      "aria-label": `${Math.round(100 * share(value))} % of the way from a random walk to a straight path`,
+    },
     s("line", { x1: x(walk), x2: x(straight), y1: 8, y2: 8, class: "rail" }),
     s("line", { x1: x(walk), x2: x(walk), y1: 3, y2: 13, class: "walk" }),
     s("line", { x1: x(straight), x2: x(straight), y1: 3, y2: 13, class: "straight" }),

@@ -1,4 +1,4 @@
-// Layers × roles: small maps, the same grid in numbers, and when each settled.
+// Layers × roles: small maps, and the same grid in numbers.
 
 const QUERY_KEY_VALUE = ["attn_q", "attn_k", "attn_v"];
 
@@ -11,7 +11,12 @@ function grid(run) {
     if (!["component", "layer", "layer_component"].includes(group.scope)) return;
     const row = [group.stack ?? "", group.layer ?? -1].join(" ");
     const name = group.layer === undefined ? "all" : String(group.layer);
-    rows.set(row, { key: row, name: group.stack ? `${group.stack} ${name}` : name, stack: group.stack ?? "", layer: group.layer ?? -1 });
+    rows.set(row, {
+      key: row,
+      name: group.stack ? `${group.stack} ${name}` : name,
+      stack: group.stack ?? "",
+      layer: group.layer ?? -1,
+    });
     const role = group.component ?? "";
     roles.add(role);
     cells.set(`${row} ${role}`, at);
@@ -26,8 +31,10 @@ function layers() {
   const { section, controls, refresh } = figure({
     id: "layers",
     title: "Layers × roles",
-    meaning: "The map of each role in each layer; choose one to see it large. Queries, keys and values side by side on one scale show whether they share their directions. As numbers: any indicator, or how far it is from a random walk's.",
-    method: "A role is what a tensor does in its layer: attn_q, attn_k, attn_v and attn_out of attention, mlp_gate, mlp_up and mlp_down, norms. The first row has each role over all layers, the first column whole layers. docs/contract.md, section 4.",
+    meaning:
+      "The map of each role in each layer; choose one to see it large. Queries, keys and values side by side on one scale show whether they share their directions. As numbers: any indicator, or how far it is from a random walk's.",
+    method:
+      "A role is what a tensor does in its layer: attn_q, attn_k, attn_v and attn_out of attention, mlp_gate, mlp_up and mlp_down, norms. The first row has each role over all layers, the first column whole layers. docs/contract.md, section 4.",
     body,
     query: () => layersQuery(shownRun(), state.indicator),
     rows: async () => {
@@ -35,21 +42,61 @@ function layers() {
       const groups = [...cells.values()].map((at) => shownRun().groups[at]);
       return [
         ["scope", "stack", "layer", "component", state.indicator, "random walk"],
-        ...groups.map((group) => [group.scope, group.stack, group.layer, group.component, valueOf(group, state.indicator), nullValueOf(group, state.indicator)]),
+        ...groups.map((group) => [
+          group.scope,
+          group.stack,
+          group.layer,
+          group.component,
+          valueOf(group, state.indicator),
+          nullValueOf(group, state.indicator),
+        ]),
       ];
     },
+    picture: () => tablePicture(body.querySelector("table")),
     table: false,
   });
 
   function showControls() {
     const values = state.show === "numbers";
     controls.replaceChildren(
-      choice("As", "show", [["maps", "maps"], ["numbers", "numbers"]], state.show, (show) => change({ show })),
-      choice("Roles", "columns", [["all", "all"], ["qkv", "q, k, v"]], state.columns, (columns) => change({ columns })),
+      choice(
+        "As",
+        "show",
+        [
+          ["maps", "maps"],
+          ["numbers", "numbers"],
+        ],
+        state.show,
+        (chosen) => change({ show: chosen }),
+      ),
+      choice(
+        "Roles",
+        "columns",
+        [
+          ["all", "all"],
+          ["qkv", "q, k, v"],
+        ],
+        state.columns,
+        (columns) => change({ columns }),
+      ),
       ...(values
         ? [
-            select("Indicator", CONTENT.indicators.map((name) => [name, name]), state.indicator, (indicator) => change({ indicator })),
-            h("label", { class: "check" }, h("input", { type: "checkbox", checked: state.minus === 1, onchange: (event) => change({ minus: event.target.checked ? 1 : 0 }) }), h("span", {}, "minus the random walk's")),
+            select(
+              "Indicator",
+              CONTENT.indicators.map((name) => [name, name]),
+              state.indicator,
+              (indicator) => change({ indicator }),
+            ),
+            h(
+              "label",
+              { class: "check" },
+              h("input", {
+                type: "checkbox",
+                checked: state.minus === 1,
+                onchange: (event) => change({ minus: event.target.checked ? 1 : 0 }),
+              }),
+              h("span", {}, "minus the random walk's"),
+            ),
           ]
         : []),
     );
@@ -60,7 +107,16 @@ function layers() {
     refresh();
     const { cells, rows, roles } = grid(shownRun());
     const columns = state.columns === "qkv" ? roles.filter((role) => QUERY_KEY_VALUE.includes(role)) : roles;
-    if (!rows.length || !columns.length) return body.replaceChildren(h("p", {}, rows.length ? "This run has no separate queries, keys and values." : "This run has no layers, or they are left out of this page."));
+    if (!rows.length || !columns.length)
+      return body.replaceChildren(
+        h(
+          "p",
+          {},
+          rows.length
+            ? "This run has no separate queries, keys and values."
+            : "This run has no layers, or they are left out of this page.",
+        ),
+      );
     const groupAt = (row, role) => shownRun().groups[cells.get(`${row.key} ${role}`)];
     const table = state.show === "maps" ? smallMaps : numbers;
     return body.replaceChildren(table(columns, rows, groupAt, cells));
@@ -69,12 +125,28 @@ function layers() {
   const head = (role) => role || "whole layer";
 
   function smallMaps(columns, rows, groupAt, cells) {
-    const size = Math.round(Math.min(state.columns === "qkv" ? 150 : 96, Math.max(56, (body.clientWidth - 60) / columns.length - 12)));
+    const size = Math.round(
+      Math.min(
+        state.columns === "qkv" ? 150 : rows.length > 12 ? 60 : 96,
+        Math.max(56, (body.clientWidth - 60) / columns.length - 12),
+      ),
+    );
     const drawn = [];
+    const caption = h("caption", {});
     const table = h(
       "table",
       { class: "small-maps" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "layer"), ...columns.map((role) => h("th", { scope: "col" }, head(role))))),
+      caption,
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", { scope: "col" }, "layer"),
+          ...columns.map((role) => h("th", { scope: "col" }, head(role))),
+        ),
+      ),
       h(
         "tbody",
         {},
@@ -92,27 +164,57 @@ function layers() {
               drawn.push([group, canvas]);
               const at = cells.get(`${row.key} ${role}`);
               const value = valueOf(group, "relative_mds");
-              return h("td", {}, h("button", { type: "button", "aria-label": `${groupName(group)}: relative MDS ${number(value)}; show large`, title: `${groupName(group)}\nrelative MDS ${number(value)}`, "aria-pressed": String(at === state.group), "data-group": at, onclick: () => change({ group: at }) }, canvas));
+              return h(
+                "td",
+                {},
+                h(
+                  "button",
+                  {
+                    type: "button",
+                    "aria-label": `${groupName(group)}: relative MDS ${number(value)}; show large`,
+                    title: `${groupName(group)}\nrelative MDS ${number(value)}`,
+                    "aria-pressed": String(at === state.group),
+                    "data-group": at,
+                    onclick: () => change({ group: at }),
+                  },
+                  canvas,
+                ),
+              );
             }),
           ),
         ),
       ),
     );
-    drawAll(drawn, size);
+    drawAll(drawn, size, caption);
     return table;
   }
 
   /** Draw one small map after another; give up when others are to be drawn. */
-  async function drawAll(drawn, size) {
+  async function drawAll(drawn, size, caption) {
     const turn = (drawing += 1);
-    const kind = state.kind === "increments" && drawn.some(([group]) => !group.maps.increments) ? "displacements" : state.kind;
+    const kind =
+      state.kind === "increments" && drawn.some(([group]) => !group.maps.increments)
+        ? "displacements"
+        : state.kind;
     const together = state.scale === "common" || state.columns === "qkv";
     const all = drawn.map(([group]) => group.maps[kind]);
     const width = Math.round(size * Math.max(1, window.devicePixelRatio || 1));
+    const { low, high } = scaleOf(kind, null, all, together);
+    caption.textContent =
+      `Cosines of ${kind}, ` +
+      (together
+        ? `on one scale from ${number(low, 3)} to ${number(high, 3)}`
+        : "each map on a scale of its own");
     for (const [group, canvas] of drawn) {
       const map = await readMap(group, kind);
       if (turn !== drawing) return;
-      paint(canvas, map, scaleOf(kind, map, together ? all : [group.maps[kind]], together), width, evenPlaces(map.count, width));
+      paint(
+        canvas,
+        map,
+        scaleOf(kind, map, together ? all : [group.maps[kind]], together),
+        width,
+        evenPlaces(map.count, width),
+      );
     }
     body.dataset.drawn = String(drawn.length);
   }
@@ -123,21 +225,38 @@ function layers() {
       const walk = group ? nullValueOf(group, state.indicator) : null;
       return known === null || (state.minus && walk === null) ? null : known - (state.minus ? walk : 0);
     };
-    const all = rows.flatMap((row) => columns.map((role) => value(groupAt(row, role)))).filter((each) => each !== null);
+    const all = rows
+      .flatMap((row) => columns.map((role) => value(groupAt(row, role))))
+      .filter((each) => each !== null);
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const bound = Math.max(Math.abs(low), Math.abs(high));
-    const scale = state.minus ? new ColourScale(DIVERGING, -bound, bound) : new ColourScale(SEQUENTIAL, low, high);
+    const scale = state.minus
+      ? new ColourScale(DIVERGING, -bound, bound)
+      : new ColourScale(SEQUENTIAL, low, high);
     const sorted = [...rows];
     if (columns.map(head).includes(state.sort)) {
       const role = columns.find((each) => head(each) === state.sort);
       const rank = (row) => value(groupAt(row, role)) ?? Infinity;
       sorted.sort((a, b) => rank(a) - rank(b));
     }
-    const sorter = (name, by) => h("th", { scope: "col", "aria-sort": state.sort === by ? "ascending" : "none" }, h("button", { type: "button", onclick: () => change({ sort: by }), title: "Sort by this column" }, name));
+    const sorter = (name, by) =>
+      h(
+        "th",
+        { scope: "col", "aria-sort": state.sort === by ? "ascending" : "none" },
+        h(
+          "button",
+          { type: "button", onclick: () => change({ sort: by }), title: "Sort by this column" },
+          name,
+        ),
+      );
     return h(
       "table",
       { class: "grid-numbers" },
-      h("thead", {}, h("tr", {}, sorter("layer", ""), ...columns.map((role) => sorter(head(role), head(role))))),
+      h(
+        "thead",
+        {},
+        h("tr", {}, sorter("layer", ""), ...columns.map((role) => sorter(head(role), head(role)))),
+      ),
       h(
         "tbody",
         {},
@@ -151,7 +270,11 @@ function layers() {
               const each = value(group);
               if (each === null) return h("td", {}, group ? "–" : "");
               const at = cells.get(`${row.key} ${role}`);
-              const button = h("button", { type: "button", title: groupName(group), onclick: () => change({ group: at }) }, number(each));
+              const button = h(
+                "button",
+                { type: "button", title: groupName(group), onclick: () => change({ group: at }) },
+                number(each),
+              );
               button.style.setProperty("background", scale.css(each));
               button.style.setProperty("color", scale.inkOn(each));
               return h("td", {}, button);
@@ -163,8 +286,15 @@ function layers() {
   }
 
   onChange((names) => {
-    if (["run", "kind", "scale", "show", "columns", "indicator", "minus", "sort"].some((name) => names.has(name))) show();
-    else if (names.has("group")) for (const button of body.querySelectorAll("[data-group]")) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === state.group));
+    if (
+      ["run", "kind", "scale", "show", "columns", "indicator", "minus", "sort"].some((name) =>
+        names.has(name),
+      )
+    )
+      show();
+    else if (names.has("group"))
+      for (const button of body.querySelectorAll("[data-group]"))
+        button.setAttribute("aria-pressed", String(Number(button.dataset.group) === state.group));
   });
   let width = 0;
   new ResizeObserver(() => {
@@ -172,61 +302,5 @@ function layers() {
     width = body.clientWidth;
     show();
   }).observe(body);
-  return section;
-}
-
-/** When each layer and role came near its end: bars from the first step. */
-function settling() {
-  const svg = s("svg", { role: "img", "aria-label": "When each part settled" });
-  const outside = h("div", { class: "bars" }, svg);
-  const chosen = () => shownRun().groups.filter(({ scope }) => ["model", "layer", "component"].includes(scope));
-  const { section, refresh } = figure({
-    id: "settling",
-    title: "When each part settled",
-    meaning: "A bar ends at the step from which the weights stay within 5 % of their whole displacement from where they end; the point marks when the direction was final to 8°, the line when a random walk would have settled.",
-    method: "settled_step: the first step from which ‖θT − θk‖ ≤ 0.05 ‖θT − θ0‖ for good. saturation_step: the first from which cos(θk − θ0, θT − θ0) ≥ 0.99 for good. A part that settled early could have been frozen from there. docs/method.md, section 2.",
-    body: outside,
-    query: () => settlingQuery(shownRun()),
-    rows: async () => [
-      ["weights", "settled_step", "saturation_step", "random walk settles"],
-      ...chosen().map((group) => [groupName(group), valueOf(group, "settled_step"), valueOf(group, "saturation_step"), nullValueOf(group, "settled_step")]),
-    ],
-    picture: () => svg,
-  });
-  let width = 0;
-  function show() {
-    width = Math.max(240, outside.clientWidth);
-    const groups = chosen().filter((group) => valueOf(group, "settled_step") !== null);
-    const run = shownRun();
-    const known = run.checkpoint.step.filter((step) => step !== null);
-    const [first, last] = known.length ? [Math.min(...known), Math.max(...known)] : [0, run.checkpoint.name.length - 1];
-    section.hidden = !groups.length; // of several sources together nothing settles
-    const line = 19;
-    const left = Math.min(170, width / 2.6);
-    const height = groups.length * line + 40;
-    const x = (step) => left + ((width - left - 24) * (step - first)) / (last - first || 1);
-    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.style.setProperty("height", `${height}px`);
-    svg.setAttribute("aria-label", "Steps from which each part of the network stayed near its end; the same as numbers below");
-    svg.replaceChildren(
-      ...groups.map((group, at) => {
-        const y = at * line + 6;
-        const [settled, saturated, walk] = [valueOf(group, "settled_step"), valueOf(group, "saturation_step"), nullValueOf(group, "settled_step")];
-        return s(
-          "g",
-          {},
-          s("title", {}, `${groupName(group)}: settled ${settled}, direction final ${saturated}`),
-          s("text", { x: left - 8, y: y + 12, "text-anchor": "end", class: "tick" }, groupName(group).replace(", all layers", "")),
-          s("rect", { x: x(first), y: y + 3, width: Math.max(1, x(settled) - x(first)), height: line - 8, class: "settled" }),
-          walk === null ? "" : s("line", { x1: x(walk), x2: x(walk), y1: y + 1, y2: y + line - 3, class: "walk" }),
-          saturated === null ? "" : s("circle", { cx: x(saturated), cy: y + line / 2 - 1, r: 4, class: "value" }),
-        );
-      }),
-      s("g", { class: "ticks" }, ...[0, 0.25, 0.5, 0.75, 1].map((share) => s("text", { x: x(first + share * (last - first)), y: groups.length * line + 22, "text-anchor": "middle" }, shortStep(Math.round(first + share * (last - first)))))),
-    );
-    refresh();
-  }
-  onChange((names) => names.has("run") && show());
-  new ResizeObserver(() => outside.clientWidth !== width && show()).observe(outside);
   return section;
 }

@@ -9,7 +9,11 @@ page.append(
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
   keyFigures(),
   layers(),
-  h("div", { class: "columns" }, path(), spectrum()),
+  h("div", { class: "columns" }, pathInComponents(), spectrum()),
   settling(),
-  h("footer", {}, `Made ${CONTENT.made} by hallmarks ${CONTENT.version} from the store ${CONTENT.store}. The address of this page holds what is shown: copy it to send this view.`),
+  h(
+    "footer",
+    {},
+    `Made ${CONTENT.made} by hallmarks ${CONTENT.version} from the store ${CONTENT.store}. The address of this page holds what is shown: copy it to send this view.`,
+  ),
 );

@@ -1,6 +1,7 @@
 // The query that gives what a figure shows, for `hallmarks sql` or any DuckDB.
 
-const literal = (value) => (typeof value === "number" ? String(value) : `'${String(value).replaceAll("'", "''")}'`);
+const literal = (value) =>
+  typeof value === "number" ? String(value) : `'${String(value).replaceAll("'", "''")}'`;
 
 /** The condition that only this group of this run meets. */
 function whereGroup(run, group) {
@@ -11,7 +12,8 @@ function whereGroup(run, group) {
   return [`run = ${literal(run.run)}`, `scope = ${literal(group.scope)}`, ...conditions].join(" AND ");
 }
 
-const mayVary = (run, scope, key) => run.groups.some((each) => each.scope === scope && each[key] !== undefined);
+const mayVary = (run, scope, key) =>
+  run.groups.some((each) => each.scope === scope && each[key] !== undefined);
 
 function mapQuery(run, group, kind) {
   const where = whereGroup(run, group);
@@ -36,8 +38,10 @@ JOIN lengths li ON li.k = a.i JOIN lengths lj ON lj.k = a.j
 ORDER BY a.i, a.j`;
 }
 
-const curvesQuery = (run, group) => `SELECT k, step, norm, displacement, increment, increment / norm AS relative_increment,
-    update_angle_deg, path_length, noise_floor_deg
+const curvesQuery = (
+  run,
+  group,
+) => `SELECT k, step, norm, displacement, increment, relative_increment, update_angle_deg, path_length, noise_floor_deg
 FROM path
 WHERE ${whereGroup(run, group)}
 ORDER BY k`;

@@ -1,7 +1,10 @@
 // Several runs beside each other: maps, indicators with differences, an indicator against a setting.
 
 /** The group of another run that is called as the one shown. */
-const counterpart = (run) => run.groups.find((group) => groupName(group) === groupName(shownGroup()) && group.scope === shownGroup().scope) ?? null;
+const counterpart = (run) =>
+  run.groups.find(
+    (group) => groupName(group) === groupName(shownGroup()) && group.scope === shownGroup().scope,
+  ) ?? null;
 
 function severalRuns() {
   const body = h("div", {});
@@ -9,41 +12,95 @@ function severalRuns() {
   const rows = () => {
     const groups = CONTENT.runs.map(counterpart);
     const header = ["indicator", ...CONTENT.runs.map((run) => run.run)];
-    return [header, ...CONTENT.indicators.map((name) => [name, ...groups.map((group) => group && valueOf(group, name))])];
+    return [
+      header,
+      ...CONTENT.indicators.map((name) => [name, ...groups.map((group) => group && valueOf(group, name))]),
+    ];
   };
   const { section, controls, refresh } = figure({
     id: "runs",
     title: "Runs side by side",
-    meaning: "The same weights of every run, on one colour scale; below each value its difference to the first run.",
-    method: "Maps depend on the schedule of the checkpoints: compare runs that were saved at the same steps. docs/method.md, section 2.",
+    meaning:
+      "The same weights of every run, on one colour scale; below each value its difference to the first run.",
+    method:
+      "Maps depend on the schedule of the checkpoints: compare runs that were saved at the same steps. docs/method.md, section 2.",
     body,
     query: () => runsQuery(shownGroup()),
     rows: async () => rows(),
+    picture: () => tablePicture(body.querySelector("table")),
     table: false,
   });
 
   function show() {
     const groups = CONTENT.runs.map(counterpart);
     const size = Math.max(110, Math.min(220, (body.clientWidth - 380) / CONTENT.runs.length - 24));
-    const canvases = groups.map((group) => (group?.maps[state.kind] ? h("canvas", { role: "img", "aria-label": "Trajectory map" }) : null));
+    const canvases = groups.map((group) =>
+      group?.maps[state.kind] ? h("canvas", { role: "img", "aria-label": "Trajectory map" }) : null,
+    );
     const settings = settingNames();
-    controls.replaceChildren(...(settings.length ? [select("Indicator", CONTENT.indicators.map((name) => [name, name]), state.indicator, (indicator) => change({ indicator }))] : []));
+    controls.replaceChildren(
+      ...(settings.length
+        ? [
+            select(
+              "Indicator",
+              CONTENT.indicators.map((name) => [name, name]),
+              state.indicator,
+              (indicator) => change({ indicator }),
+            ),
+          ]
+        : []),
+    );
     body.replaceChildren(
       h(
         "div",
-        { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Runs side by side" },
+        { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table of runs" },
         h(
           "table",
           { class: "keys" },
-          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, groupName(shownGroup())), ...CONTENT.runs.map((run) => h("th", { scope: "col" }, run.run)))),
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              h("th", { scope: "col" }, groupName(shownGroup())),
+              ...CONTENT.runs.map((run) => h("th", { scope: "col" }, run.run)),
+            ),
+          ),
           h(
             "tbody",
             {},
-            h("tr", {}, h("th", { scope: "row" }, `cosines of ${state.kind}`), ...canvases.map((canvas) => h("td", {}, canvas ?? "–"))),
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, `cosines of ${state.kind}`),
+              ...canvases.map((canvas) => h("td", {}, canvas ?? "–")),
+            ),
             ...rows()
               .slice(1)
               .filter(([, ...values]) => values.some((value) => value !== null))
-              .map(([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, name), h("small", {}, MEANINGS[name])), ...values.map((value, at) => h("td", {}, number(value), at && value !== null && values[0] !== null ? h("small", {}, signed(value - values[0])) : null)))),
+              .map(([name, ...values]) =>
+                h(
+                  "tr",
+                  {},
+                  h(
+                    "th",
+                    { scope: "row" },
+                    h("span", { class: "name" }, name),
+                    h("small", {}, CONTENT.meanings[name]),
+                  ),
+                  ...values.map((value, at) =>
+                    h(
+                      "td",
+                      {},
+                      number(value),
+                      at && value !== null && values[0] !== null
+                        ? h("small", {}, signed(value - values[0]))
+                        : null,
+                    ),
+                  ),
+                ),
+              ),
           ),
         ),
       ),
@@ -79,16 +136,12 @@ function severalRuns() {
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${number(Math.abs(value), 3)}`;
 
-/** Settings of a run as an object; they come as JSON. */
-function settingsOf(run) {
-  const parsed = typeof run.settings === "string" ? JSON.parse(run.settings) : run.settings;
-  return parsed && typeof parsed === "object" ? parsed : {};
-}
-
 /** Numeric settings in which the runs differ, but for their seeds. */
 function settingNames() {
-  const all = CONTENT.runs.map(settingsOf);
-  const names = Object.keys(all[0] ?? {}).filter((name) => name !== "seed" && all.every((settings) => typeof settings[name] === "number"));
+  const all = CONTENT.runs.map((run) => run.settings ?? {});
+  const names = Object.keys(all[0] ?? {}).filter(
+    (name) => name !== "seed" && all.every((settings) => typeof settings[name] === "number"),
+  );
   return names.filter((name) => new Set(all.map((settings) => settings[name])).size > 1);
 }
 
@@ -98,14 +151,23 @@ function scatter(setting) {
   for (const run of CONTENT.runs) {
     const group = counterpart(run);
     const value = group && valueOf(group, state.indicator);
-    const at = settingsOf(run)[setting];
+    const at = run.settings[setting];
     if (value !== null) points.set(at, [...(points.get(at) ?? []), value]);
   }
-  const means = [...points].sort(([a], [b]) => a - b).map(([at, values]) => {
-    const mean = values.reduce((a, b) => a + b) / values.length;
-    const spread = values.length > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length - 1) / values.length) : 0;
-    return { at, mean, reach: 2 * spread };
-  });
+  const means = [...points]
+    .sort(([a], [b]) => a - b)
+    .map(([at, values]) => {
+      const mean = values.reduce((a, b) => a + b) / values.length;
+      const spread =
+        values.length > 1
+          ? Math.sqrt(
+              values.reduce((sum, value) => sum + (value - mean) ** 2, 0) /
+                (values.length - 1) /
+                values.length,
+            )
+          : 0;
+      return { at, mean, reach: 2 * spread };
+    });
   const [width, height, left] = [420, 220, 56];
   const positive = means.every(({ at }) => at > 0);
   const place = (at) => (positive ? Math.log(at) : at);
@@ -116,9 +178,18 @@ function scatter(setting) {
   const y = (value) => 28 + ((height - 70) * (high - value)) / (high - low || 1);
   return s(
     "svg",
-    { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${state.indicator} against ${setting}`, class: "scatter" },
+    {
+      viewBox: `0 0 ${width} ${height}`,
+      width,
+      height,
+      role: "img",
+      "aria-label": `${state.indicator} against ${setting}`,
+      class: "scatter",
+    },
     s("text", { x: left, y: 14, class: "title" }, `${state.indicator} against ${setting}`),
-    ...[low, high].map((value) => s("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end", class: "tick" }, number(value, 3))),
+    ...[low, high].map((value) =>
+      s("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end", class: "tick" }, number(value, 3)),
+    ),
     ...means.flatMap(({ at, mean, reach }) => [
       s("line", { x1: x(at), x2: x(at), y1: y(mean - reach), y2: y(mean + reach), class: "error" }),
       s("circle", { cx: x(at), cy: y(mean), r: 4, class: "value" }),

@@ -2,8 +2,29 @@
 
 const CONTENT = JSON.parse(document.getElementById("content").textContent);
 
-const DEFAULTS = { run: 0, group: 0, kind: "displacements", axis: "index", scale: "own", i: -1, j: -1, a: -1, b: -1, show: "maps", columns: "all", indicator: "relative_mds", minus: 0, sort: "" };
-const CHOICES = { kind: ["weights", "displacements", "increments"], axis: ["index", "step", "log"], scale: ["own", "common"], show: ["maps", "numbers"], columns: ["all", "qkv"] };
+const DEFAULTS = {
+  run: 0,
+  group: 0,
+  kind: "displacements",
+  axis: "index",
+  scale: "own",
+  i: -1,
+  j: -1,
+  a: -1,
+  b: -1,
+  show: "maps",
+  columns: "all",
+  indicator: "relative_mds",
+  minus: 0,
+  sort: "",
+};
+const CHOICES = {
+  kind: ["weights", "displacements", "increments"],
+  axis: ["index", "step", "log"],
+  scale: ["own", "common"],
+  show: ["maps", "numbers"],
+  columns: ["all", "qkv"],
+};
 
 const QUIET_MS = 150; // browsers allow some 200 changes of the address in ten seconds, and a pointer makes more
 let writing = 0;
@@ -52,11 +73,13 @@ function checked(wanted) {
   const run = CONTENT.runs[result.run];
   result.group = within(wanted.group, run.groups.length);
   const group = run.groups[result.group];
-  for (const [name, allowed] of Object.entries(CHOICES)) if (!allowed.includes(wanted[name])) result[name] = DEFAULTS[name];
+  for (const [name, allowed] of Object.entries(CHOICES))
+    if (!allowed.includes(wanted[name])) result[name] = DEFAULTS[name];
   if (group && !group.maps[result.kind]) result.kind = "displacements";
   if (!hasTimes(run)) result.axis = "index";
   const count = run.checkpoint.name.length;
-  for (const name of ["i", "j", "a", "b"]) result[name] = Number.isInteger(wanted[name]) && wanted[name] < count ? Math.max(-1, wanted[name]) : -1;
+  for (const name of ["i", "j", "a", "b"])
+    result[name] = Number.isInteger(wanted[name]) && wanted[name] < count ? Math.max(-1, wanted[name]) : -1;
   if (!CONTENT.indicators.includes(wanted.indicator)) result.indicator = DEFAULTS.indicator;
   return result;
 }
@@ -92,7 +115,27 @@ function borders(run) {
   return run.checkpoint.source.flatMap((source, k, all) => (k && source !== all[k - 1] ? [k] : []));
 }
 
-const ROLE_ORDER = ["embed", "position", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "cross_q", "cross_k", "cross_v", "cross_out", "mlp_gate", "mlp_up", "mlp_down", "router", "norm", "conv", "other", "unembed"];
+const ROLE_ORDER = [
+  "embed",
+  "position",
+  "attn_q",
+  "attn_k",
+  "attn_v",
+  "attn_qkv",
+  "attn_out",
+  "cross_q",
+  "cross_k",
+  "cross_v",
+  "cross_out",
+  "mlp_gate",
+  "mlp_up",
+  "mlp_down",
+  "router",
+  "norm",
+  "conv",
+  "other",
+  "unembed",
+];
 
 /** What a group is called. */
 function groupName(group) {
@@ -110,4 +153,5 @@ function groupName(group) {
 
 /** The value of an indicator of a group; null where it has none. */
 const valueOf = (group, indicator) => (group.value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;
-const nullValueOf = (group, indicator) => (group.null_value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;
+const nullValueOf = (group, indicator) =>
+  (group.null_value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;
