@@ -11,11 +11,12 @@ import readline
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import duckdb
 
 from jobs.console import refuse
-from pipeline.errors import HallmarksError
+from pipeline.errors import HallmarksError, Interrupted
 from pipeline.planning.plan_cache import cache_file
 from pipeline.store.glossary import column, terms
 from pipeline.store.query import Store, views
@@ -36,6 +37,14 @@ A query is run when it is whole; an empty line runs what has been typed. Tab com
 def converse(store: Store, answer: Callable[[str], None]) -> None:
     """Ask for queries and answer them until there are no more."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ends a query, not the command
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        del frame
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     history = cache_file().with_name(_HISTORY)
     _remember(history)
     candidates = _candidates(store)
@@ -43,7 +52,7 @@ def converse(store: Store, answer: Callable[[str], None]) -> None:
     readline.set_completer(lambda text, number: _completed(candidates, text, number))
     readline.parse_and_bind("tab: complete")
     print("queries over the store; .help for help")
-    while True:
+    while not terminated:
         try:
             typed = _typed()
             if typed in (".quit", ".exit"):
@@ -60,6 +69,8 @@ def converse(store: Store, answer: Callable[[str], None]) -> None:
         except HallmarksError as error:
             refuse(error)
     _save(history)
+    if terminated:
+        raise Interrupted(signal.Signals(terminated[0]).name)
 
 
 def _typed() -> str:

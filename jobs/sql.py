@@ -15,7 +15,7 @@ import click
 from jobs.console import EXIT_INCOMPLETE, console, hint, run
 from jobs.options import debug_option, store_option
 from jobs.tables import Screen, write
-from pipeline.errors import QueryError
+from pipeline.errors import Interrupted, QueryError
 from pipeline.store.confine import memory_limit
 from pipeline.store.glossary import terms
 from pipeline.store.hints import unknown_words
@@ -84,7 +84,10 @@ def sql(
 
         converse(opened, lambda typed: answer(opened, _unicode(typed), form, rows))
     else:
-        answer(opened, text, form, rows)
+        try:
+            answer(opened, text, form, rows)
+        except KeyboardInterrupt:  # a query that a signal has stopped
+            raise Interrupted("the query was stopped") from None
     return EXIT_INCOMPLETE if opened.damaged else 0
 
 

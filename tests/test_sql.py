@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,24 @@ def test_help_names_what_there_is_to_ask() -> None:
     text = " ".join(hallmarks("sql", "--help").stdout.split())
     for term in terms():
         assert term.kind not in ("view", "function") or f" {term.name}" in text
+
+
+@pytest.mark.slow
+def test_a_query_can_be_stopped(store: Path) -> None:
+    """DuckDB sometimes ends its own tasks first: the command does not wait longer than a minute."""
+    query = "SELECT sum(hash(range) % 7) FROM range(1_000_000_000_000)"
+    command = [
+        sys.executable,
+        "-c",
+        "from jobs.cli import main; main()",
+        "sql",
+        "--store",
+        str(store),
+    ]
+    job = subprocess.Popen(
+        [*command, query], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(5)
+    job.send_signal(signal.SIGINT)
+    output, errors = job.communicate(timeout=120)
+    assert (job.returncode, output, errors) == (130, "", "interrupted (SIGINT)\n")

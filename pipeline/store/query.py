@@ -173,7 +173,8 @@ class Store:
             check(self._connection, query)
         named = _uses(re.findall(r"\w+", query.lower()))
         self._make(named or _STATEMENTS)
-        relation = self._connection.sql(query, params=parameters)
+        with _interruptible():
+            relation = self._connection.sql(query, params=parameters)
         if relation is None:  # pyright: ignore[reportUnnecessaryComparison] - as a SET is
             raise QueryError("the query gives no rows", "ask with SELECT, FROM, SHOW or DESCRIBE")
         return relation
@@ -329,7 +330,7 @@ class Rows(Iterator[tuple[Any, ...]]):
     """
 
     def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
-        self._batches = _batches(relation)
+        self._batches = self._read(relation)
         self._rows: Iterator[tuple[Any, ...]] = iter(())
         self._left = 0
         """Rows of the batch that have not been given out."""
@@ -349,18 +350,32 @@ class Rows(Iterator[tuple[Any, ...]]):
         count, self._left = self._left, 0
         return count + sum(batch.num_rows for batch in self._batches)
 
+    def _read(self, relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
+        # Arrow's, since DuckDB's own rows want another package for times with a zone
+        with _told():
+            yield from relation.to_arrow_reader(_ROWS_AT_ONCE)
 
-def _batches(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
-    # Arrow's, since DuckDB's own rows want another package for times with a zone
-    with _told():
-        yield from relation.to_arrow_reader(_ROWS_AT_ONCE)
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have a query that a signal stops end as Python ends what Ctrl-C stops.
+
+    DuckDB looks for signals between its tasks: a product of large tables may be one long task.
+    """
+    try:
+        yield
+    except (duckdb.InterruptException, RuntimeError) as error:
+        if "interrupted" not in str(error).lower():
+            raise
+        raise KeyboardInterrupt from None
 
 
 @contextmanager
 def _told() -> Iterator[None]:
     """Tell in one line what fails while an answer is made."""
     try:
-        yield
+        with _interruptible():
+            yield
     except (duckdb.Error, pa.ArrowException, ValueError, OverflowError, ImportError) as error:
         raise QueryError(f"query failed: {_one_line(error)}") from None
 
