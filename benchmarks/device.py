@@ -32,8 +32,9 @@ from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Receipt, Worker
+from pipeline.planning.make import make_plan
 from pipeline.planning.memory import project
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.statistics.digest import Digest

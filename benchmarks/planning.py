@@ -64,7 +64,7 @@ def main() -> None:
     endpoint = here.recv()
     os.environ["HF_ENDPOINT"] = endpoint  # read when the client is imported
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hallmarks-planning-")
-    from pipeline.planning.plan import make_plan
+    from pipeline.planning.make import make_plan
     from pipeline.planning.request import Request
 
     started = time.perf_counter()

@@ -109,7 +109,7 @@ def ranges_of_job(source: str) -> tuple[Any, list[tuple[int, int, int]], int, in
     from pipeline.job.memory import worker_memory
     from pipeline.planning.blocks import block_layouts
     from pipeline.planning.machine import available_cores
-    from pipeline.planning.plan import make_plan
+    from pipeline.planning.make import make_plan
     from pipeline.planning.request import Request, Resources
     from pipeline.transport.reader import Reader
 

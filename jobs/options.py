@@ -197,7 +197,7 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
     With `--seeds all` there is one for each of the runs in a source.
     """
     # planning takes a sixth of a second to import: not for those who ask a store
-    from pipeline.planning.plan import check_distinct, one_for_each_run, run_name
+    from pipeline.planning.make import check_distinct, one_for_each_run, run_name
 
     sources, joint, run = options["sources"], options.get("joint"), options["run"]
     patterns = {f"--{name}": options.get(name, ()) for name in ("revisions", "weights")}

@@ -18,8 +18,9 @@ from pipeline.findings.listings import findings_of_listings
 from pipeline.job.memory import worker_memory
 from pipeline.planning.listings import listings_of
 from pipeline.planning.machine import available_cores
+from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
-from pipeline.planning.plan import Plan, make_joint_plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
 from pipeline.transport.limits import QUOTAS, windows
 

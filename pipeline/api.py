@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from pipeline.planning.make import make_plan
 from pipeline.planning.options import flag, texts
 from pipeline.planning.options import path as path_text
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.store.query import Store
 

@@ -79,7 +79,7 @@ class Bench:
     """One plan, worked through again and again."""
 
     def __init__(self, hub: Hub) -> None:
-        from pipeline.planning.plan import make_plan
+        from pipeline.planning.make import make_plan
         from pipeline.planning.request import Request
 
         self._hub = hub

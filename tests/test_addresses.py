@@ -21,7 +21,8 @@ from pipeline.execute.work.urls import (
     HostPaused,
     UrlBroker,
 )
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.make import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.sources import hub_urls
 from pipeline.sources.base import Source

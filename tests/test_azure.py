@@ -23,7 +23,7 @@ import pytest
 from obstore.store import from_url
 
 from pipeline.errors import SourceChanged, StoreUnusable
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.store.folder import Folder
 from pipeline.transport import object_client

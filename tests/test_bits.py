@@ -21,8 +21,9 @@ from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
+from pipeline.planning.make import make_plan
 from pipeline.planning.memory import project
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.sources.base import Source
 from pipeline.statistics.gram import LEAST_IN_FLOAT32

@@ -27,7 +27,7 @@ from pipeline.errors import Interrupted, StoreUnusable
 from pipeline.execute.drive import loop
 from pipeline.job import snapshots
 from pipeline.job.summary import Summary
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import ArraySpec

@@ -37,8 +37,9 @@ from pipeline.execute.work.device import (
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
 from pipeline.planning.blocks import block_layouts
+from pipeline.planning.make import make_plan
 from pipeline.planning.memory import project
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.planning.tiles import TensorRange, Tile
 from pipeline.reduce.parts import sums_of_parts

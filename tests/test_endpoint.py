@@ -18,7 +18,7 @@ from huggingface_hub.utils import close_session
 
 import pipeline
 from pipeline.errors import HallmarksError, ReadError
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
 from pipeline.transport.access import ThroughDriver, Url, for_workers

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 
 import pipeline
 from pipeline.errors import FormatError, HallmarksError, ReadError, SourceNotFound
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository

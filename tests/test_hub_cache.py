@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 import pipeline
 from pipeline.errors import HallmarksError, SourceNotFound
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.transport.access import LocalPath, Url
 from pipeline.transport.reader import Reader

@@ -14,7 +14,8 @@ from huggingface_hub import snapshot_download
 
 import pipeline
 from pipeline.errors import RequestError
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.make import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.sources.directory import FileState
 from tests.conftest import serving

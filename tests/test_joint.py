@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import pipeline
 from jobs.analyze import analyze
 from jobs.plan import plan as plan_command
-from pipeline.planning.plan import make_joint_plan
+from pipeline.planning.make import make_joint_plan
 from pipeline.planning.request import Request
 from tests import reference
 from tests.reference import Matrix

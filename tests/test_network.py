@@ -15,7 +15,7 @@ import pytest
 import pipeline
 from pipeline.errors import HallmarksError, ReadError, SourceChanged, TransientReadError
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.plan_cache import cache_file
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository

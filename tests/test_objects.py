@@ -21,7 +21,7 @@ from pipeline.errors import (
     TransientReadError,
 )
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.transport import object_client
 from pipeline.transport.reader import Reader

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.make import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from pipeline.planning.tiles import results
 from pipeline.reduce.parts import sums_of_parts

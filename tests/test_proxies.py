@@ -16,7 +16,7 @@ from obstore.store import from_url
 import pipeline
 from pipeline.errors import HallmarksError, TransientReadError
 from pipeline.job.summary import Summary
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.transport import object_client
 from pipeline.transport.proxies import proxy_of

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipeline
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.make import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from tests.hub import Hub
 

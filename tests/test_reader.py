@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import Interrupted, SourceChanged, TransientReadError
 from pipeline.execute.work.urls import UrlBroker
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.transport import local
 from pipeline.transport.access import LocalPath

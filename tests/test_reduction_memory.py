@@ -12,7 +12,7 @@ from pipeline.findings.observe import Observations, Seen
 from pipeline.job import memory
 from pipeline.job.analyze import analyze
 from pipeline.numerics.basis import Basis
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.figures import GroupSums, Times, figures

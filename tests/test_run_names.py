@@ -12,7 +12,7 @@ import pytest
 import pipeline
 from pipeline.errors import RequestError
 from pipeline.job.summary import Summary
-from pipeline.planning.plan import run_name
+from pipeline.planning.make import run_name
 from pipeline.planning.request import Request
 from tests.commands import Done, hallmarks
 from tests.suites import trajectory, write_suite

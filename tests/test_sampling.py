@@ -27,7 +27,8 @@ from pipeline.job.progress import Silent
 from pipeline.job.summary import FIGURES_FORMAT, Summary
 from pipeline.planning import tiles
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.make import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
 from pipeline.planning.sample import (
     JACKKNIFE_FOLDS,

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import ReadError, TransientReadError
 from pipeline.execute.work.urls import LongWait, UrlBroker
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from pipeline.sources.hub import HubRepository
 from pipeline.transport import waiting

@@ -17,7 +17,8 @@ from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.summary import Execution, Summary, stored_summary
 from pipeline.job.write import Written, write_runs
-from pipeline.planning.plan import Plan, make_joint_plan, make_plan
+from pipeline.planning.make import make_joint_plan, make_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.reduce import group_sums

@@ -162,7 +162,7 @@ def _planned(suite: Path, changed: str, change: Callable[[random.Random, bytes],
     shutil.copytree(suite, copy)
 
     def plan(rng: random.Random) -> None:
-        from pipeline.planning.plan import make_plan
+        from pipeline.planning.make import make_plan
         from pipeline.planning.request import Request
 
         (copy / changed).write_bytes(change(rng, original))
@@ -175,7 +175,7 @@ def _manifest(table: Path) -> Reader:
     changed = Path(tempfile.mkdtemp()) / table.name
 
     def plan(rng: random.Random) -> None:
-        from pipeline.planning.plan import make_plan
+        from pipeline.planning.make import make_plan
         from pipeline.planning.request import Request
         from tests.fuzz import mutate
 

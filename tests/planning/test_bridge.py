@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 
 COUNT = 4

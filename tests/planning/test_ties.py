@@ -11,7 +11,7 @@ import torch
 
 import pipeline
 from pipeline.api import analyze_joint
-from pipeline.planning.plan import make_plan
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from tests.planning.test_bridge import COUNT, states, write
 

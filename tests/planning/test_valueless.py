@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline.planning.plan import Plan, make_joint_plan
+from pipeline.planning.make import make_joint_plan
+from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request
 from tests.commands import hallmarks
 

@@ -1,0 +1,294 @@
+"""Making a plan: from a request and its source to tiles and a digest. Reads listings and headers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import PlanDoesNotFit, RequestError
+from pipeline.planning.account import Account, account_of, of_several
+from pipeline.planning.align import AlignedTensor, Alignment, align
+from pipeline.planning.choose import choose
+from pipeline.planning.contents import read_all
+from pipeline.planning.memory import show_size
+from pipeline.planning.parallel import one_request_each
+from pipeline.planning.plan import Plan, PlannedCheckpoint, PlannedPath
+from pipeline.planning.request import Request, check_run_name, run_name_from
+from pipeline.planning.sample import Draw, Sample, draw, draw_within
+from pipeline.planning.select import LeftOut, Selected, Selection
+from pipeline.planning.tiles import (
+    Tile,
+    divide,
+    everything,
+    range_bytes,
+    tile_bytes,
+)
+from pipeline.planning.valueless import without_values
+from pipeline.sources import open_source
+from pipeline.sources.base import Source
+from pipeline.sources.joint import Joint
+from pipeline.statistics.pieces import CHUNK, PIECE
+
+RESULT_FORMAT = 5
+"""Raised when the arithmetic or the result files change: results of before are not taken up."""
+
+
+def make_plan(
+    request: Request, source: Source | None = None, least_tile_bytes: int | None = None
+) -> tuple[Plan, Source]:
+    """Return the plan for a request, and the source that it was made from.
+
+    Args:
+        source: what to plan on; default: what the request names.
+        least_tile_bytes: bytes of a tile; default: the rule of `tiles.py`.
+
+    Raises:
+        RequestError: nothing can be planned; nothing was written.
+    """
+    source = source or _open(request)
+    selection = choose(source, request)
+    labels = [source.label] * len(selection.checkpoints)
+    name, account = run_name(request, source), account_of(source, selection)
+    return _made(name, source, selection, account, labels, (), request, least_tile_bytes), source
+
+
+def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
+    """Return one plan for several requests, whose checkpoints follow each other, and its source.
+
+    Tensors are those that all checkpoints of all sources hold.
+
+    Args:
+        requests: alike but for their sources; at least two.
+        run: name of the run over all of them; default: made from their names.
+
+    Raises:
+        RequestError: nothing can be planned; nothing was written.
+    """
+    if len(requests) < 2:
+        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
+    sources = [_open(request) for request in requests]
+    joint = Joint(sources)
+    checkpoints: list[Selected] = []
+    paths: list[PlannedPath] = []
+    labels: list[str] = []
+    for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
+        selection = choose(source, request)
+        paths.append(
+            PlannedPath(
+                run_name(request, source),
+                source.label,
+                _selection(source, request),
+                len(checkpoints),
+                selection.left_out,
+                selection.gaps,
+                account_of(source, selection),
+            )
+        )
+        checkpoints += [
+            replace(selected, candidate=joint.adopted(number, selected.candidate))
+            for selected in selection.checkpoints
+        ]
+        labels += [source.label] * len(selection.checkpoints)
+    together = Selection(
+        tuple(checkpoints),
+        tuple(left_out for path in paths for left_out in path.left_out_checkpoints),
+        tuple(gap for path in paths for gap in path.gaps),
+    )
+    name = check_run_name(run) if run else run_name_from(joint.run_name)
+    check_distinct([*(path.run for path in paths), name])
+    account = of_several([path.account for path in paths])
+    return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
+
+
+def _made(
+    run: str,
+    source: Source,
+    selection: Selection,
+    account: Account,
+    labels: Sequence[str],
+    paths: tuple[PlannedPath, ...],
+    request: Request,
+    least_tile_bytes: int | None = None,
+) -> Plan:
+    """Return the plan of a selection; `labels` name the source of each checkpoint."""
+    contents = read_all(source, selection.checkpoints, request.reading)
+    lacking = without_values(
+        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    )
+    kept = [k for k in range(len(contents)) if k not in lacking]
+    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    account, paths = _lacking(selection.checkpoints, lacking, account, paths)
+    checkpoints = tuple(selection.checkpoints[k] for k in kept)
+    firsts = tuple(path.first for path in paths) or (0,)
+    alignment = align(source, checkpoints, contents, request, firsts)
+    sample = _sample(alignment.tensors, request)
+    ranges = sample.ranges if sample else everything(alignment.tensors)
+    total = range_bytes(ranges, alignment.tensors)
+    least = least_tile_bytes or tile_bytes(len(checkpoints), total)
+    tiles = divide(ranges, alignment.tensors, least)
+    draws = sample.draws if sample else ()
+    return Plan(
+        run=run,
+        source=source.label,
+        checkpoints=_checkpoints(checkpoints, alignment, labels),
+        left_out_checkpoints=selection.left_out,
+        gaps=selection.gaps,
+        files=alignment.files,
+        tensors=alignment.tensors,
+        left_out_tensors=alignment.left_out,
+        tiles=tiles,
+        account=account,
+        unread=alignment.unread,
+        content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
+        selection=_selection(source, request),
+        paths=paths,
+        draws=draws,
+        seed=request.seed,
+        statistics_asked=request.statistics,
+    )
+
+
+def _lacking(
+    checkpoints: Sequence[Selected],
+    lacking: Mapping[int, str],
+    account: Account,
+    paths: tuple[PlannedPath, ...],
+) -> tuple[Account, tuple[PlannedPath, ...]]:
+    """Return the account and the paths of a plan that leaves out checkpoints without values."""
+    entries = {k: LeftOut(checkpoints[k].candidate.name, why) for k, why in lacking.items()}
+    stops = [*(path.first for path in paths[1:]), len(checkpoints)]
+    adjusted = tuple(
+        replace(
+            path,
+            first=path.first - sum(k < path.first for k in lacking),
+            account=_with(path.account, [e for k, e in entries.items() if path.first <= k < stop]),
+        )
+        for path, stop in zip(paths, stops, strict=False)
+    )
+    return _with(account, list(entries.values())), adjusted
+
+
+def _with(account: Account, lacking: Sequence[LeftOut]) -> Account:
+    return replace(account, lacking=(*account.lacking, *lacking))
+
+
+def _open(request: Request) -> Source:
+    return open_source(request.source, request.layout, request.reading)
+
+
+def _sample(tensors: Sequence[AlignedTensor], request: Request) -> Sample | None:
+    """Return the sample that is asked for; None: every weight."""
+    fraction = 1.0 if request.fraction is None else request.fraction
+    if request.budget is not None:
+        fraction, sample = draw_within(tensors, request.budget, request.seed)
+        if fraction < 1 and sample is None:
+            least = range_bytes(draw(tensors, 1e-9, request.seed).ranges, tensors)
+            raise PlanDoesNotFit(
+                f"--budget {show_size(request.budget)} is too small: the smallest sample with"
+                f" standard errors reads {show_size(least, up=True)}",
+                f"use --budget {show_size(least, up=True)}, or fewer checkpoints with --steps",
+            )
+        return sample
+    return None if fraction == 1 else draw(tensors, fraction, request.seed)
+
+
+def run_name(request: Request, source: Source | None = None) -> str:
+    """Return the name that the request's run will have; reads nothing."""
+    if request.run:
+        return check_run_name(request.run)
+    return run_name_from((source or _open(request)).run_name)
+
+
+def one_for_each_run(request: Request) -> list[Request]:
+    """Return the request, or one for each run in its source if all are asked for."""
+    if request.seeds != "all":
+        return [request]
+    source = _open(request)
+    return one_request_each(request, source.candidates(), run_name(request, source))
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """Refuse runs of one job of which one would replace the other.
+
+    Raises:
+        RequestError: two have one name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(
+                f"two runs would both be called {name}",
+                "choose another name, or analyze the SOURCEs one by one with --run",
+            )
+
+
+def _selection(source: Source, request: Request) -> str:
+    return json.dumps({"source": source.uri, **request.selection()}, sort_keys=True)
+
+
+def _checkpoints(
+    checkpoints: Sequence[Selected], alignment: Alignment, labels: Sequence[str]
+) -> tuple[PlannedCheckpoint, ...]:
+    planned = []
+    for k, selected in enumerate(checkpoints):
+        numels: Counter[str] = Counter()
+        for tensor in alignment.tensors:
+            numels[tensor.dtypes[k]] += tensor.numel
+        planned.append(
+            PlannedCheckpoint(
+                source=labels[k],
+                name=selected.candidate.name,
+                commit=selected.candidate.commit,
+                step=selected.position.step,
+                elapsed=selected.elapsed,
+                tokens=selected.position.tokens,
+                stage=selected.position.stage,
+                bytes=alignment.bytes[k],
+                dtype=numels.most_common(1)[0][0],
+            )
+        )
+    return tuple(planned)
+
+
+def _digest(
+    checkpoints: Sequence[Selected],
+    alignment: Alignment,
+    tiles: tuple[Tile, ...],
+    firsts: tuple[int, ...],
+    draws: tuple[tuple[Draw, ...], ...],
+    request: Request,
+) -> str:
+    """Return the digest of all that decides the figures; what is in files by their identities.
+
+    So a store that moved has the same plans. Local files that moved or were copied are others: that
+    they hold what they held could be told only by reading them.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value).encode() + b"\n")
+
+    add([RESULT_FORMAT, PIECE, CHUNK, *firsts[1:]])
+    if request.roles:
+        add(request.roles.text)
+    for selected in checkpoints:
+        add([selected.candidate.name, selected.candidate.commit, selected.elapsed])
+    for file in alignment.files:
+        add([file.path, file.size, file.identity])
+    for tensor in alignment.tensors:
+        parts = [
+            (part.label, part.head, part.expert, part.period, part.start, part.stop)
+            for part in tensor.parts
+        ]
+        add([tensor.name, tensor.shape, tensor.dtypes, tensor.files, tensor.starts, parts])
+        add(list(tensor.scattered.items()))
+        if tensor.scales:
+            add(list(tensor.scales.items()))
+    for tile in tiles:
+        add(tile.name)
+    for drawn in draws:
+        add([[draw_of_part.segments, draw_of_part.folds] for draw_of_part in drawn])
+    return digest.hexdigest()[:32]
