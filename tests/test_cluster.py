@@ -41,7 +41,7 @@ from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 from tests.test_status import told
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 NAME = "org/walk"
 CHECKPOINTS, ELEMENTS = 8, 2_000_000

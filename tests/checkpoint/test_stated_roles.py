@@ -115,20 +115,21 @@ def test_of_manifests_in_python_and_again(suite: Path, tmp_path: Path) -> None:
 
 def test_plan_names_what_is_not_known(tmp_path: Path) -> None:
     shapes = {"layers.0.odd.weight": (30, 10), "layers.1.odd.weight": (30, 10),
-              "layers.0.mlp.up_proj.weight": (20, 10)}  # fmt: skip
+              "layers.0.mlp.up_proj.weight": (20, 10), "layers.1.mlp.up_proj.weight": (20, 10),
+              "alone.layers.0.weight": (50, 10)}  # fmt: skip
     values = {
         n: trajectory("walk", 3, int(np.prod(s)), 0.1).reshape(3, *s) for n, s in shapes.items()
     }
     suite = write_suite(tmp_path / "run", values)
     done = hallmarks("plan", suite)
-    assert "other: 75.0% of the weights of layers: layers.N.odd.weight (600)" in done.stdout
+    assert "other: 60.0% of the weights of layers: layers.N.odd.weight (600)" in done.stdout
     assert "--roles FILE.toml" in done.stdout
     told = json.loads(hallmarks("plan", suite, "--json").stdout)["roles"]
-    assert told["share_of_layers"] == 0.75 and told["patterns"] == [["layers.N.odd.weight", 600]]
+    assert told["share_of_layers"] == 0.6 and told["patterns"] == [["layers.N.odd.weight", 600]]
     pipeline.analyze(suite, tmp_path / "store", executor="local")
     query = "SELECT severity, message FROM findings WHERE kind = 'unknown_roles'"
     ((severity, message),) = pipeline.open_store(tmp_path / "store").sql(query).fetchall()
-    assert severity == "warning" and "75.0%" in message and "--roles" in message
+    assert severity == "warning" and "60.0%" in message and "--roles" in message
     file = tmp_path / "roles.toml"
     file.write_text("[[role]]\nname = 'odd'\ncomponent = 'mlp_down'\n")
     assert "--roles" not in hallmarks("plan", suite, "--roles", file).stdout
