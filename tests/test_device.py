@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -341,6 +342,24 @@ def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.Mon
     assert ran_out_of_memory(
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     )
+
+
+def test_a_worker_holds_a_block_for_each_tile_in_hand_not_for_each_thread(
+    suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    table = Device.table
+    monkeypatch.setattr(Device, "table", lambda self, size: made.append(size) or table(self, size))
+    worker, kept = suite.worker()
+    try:
+        for tile in range(len(suite.plan.tiles)):
+            thread = threading.Thread(target=worker.run, args=(tile, tile))
+            thread.start()
+            thread.join()
+    finally:
+        worker.close()
+    assert kept.bits() == expected
+    assert len(made) == 1
 
 
 class Recorder:
