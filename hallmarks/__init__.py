@@ -16,6 +16,7 @@ import pipeline
 __all__ = pipeline.__all__  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    # the names of `pipeline`, whatever they are: type checkers and editors see them only through a star
     from pipeline import *  # noqa: F403
 else:
 

@@ -15,6 +15,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 if sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "hallmarks":  # noqa: PTH119 - no import
+    # `os.path`, since importing pathlib takes time in which a signal would end in a traceback;
     # this process is the program: `python -m` looks for its module, or the console script runs
     signal.signal(signal.SIGINT, _leave)
     signal.signal(signal.SIGTERM, _leave)

@@ -47,6 +47,7 @@ def without_secrets(text: str) -> str:
 
 def _kept(text: str, store: str | None) -> Path | None:
     """Write a new file that nobody else can read, beside the store or with temporary files."""
+    # not `resolve`, which follows links and fails where one leads in a circle
     beside = Path(os.path.abspath(store)) if store and "://" not in store else None  # noqa: PTH100
     places = [(beside.parent, beside.name)] if beside else []
     for folder, name in [*places, (Path(tempfile.gettempdir()), "hallmarks")]:

@@ -36,7 +36,8 @@ class FigureBatch:
     @property
     def rows_or_all(self) -> NDArray[np.int64] | slice:
         """What `rows` selects, without a copy where that is every figure once."""
-        return slice(None) if len(self.rows) == len(self.figures.known) else self.rows
+        each_once = np.array_equal(self.rows, np.arange(len(self.figures.known)))
+        return slice(None) if each_once else self.rows
 
     @property
     def paths(self) -> tuple[FigureBatch, ...]:

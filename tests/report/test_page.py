@@ -24,6 +24,7 @@ from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
 from tests.suites import trajectory, write_suite
 
+# a real browser or nothing: .ci/run installs it, a newcomer's machine may lack it
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"
 )
