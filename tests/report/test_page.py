@@ -319,7 +319,7 @@ def test_a_view_lies_in_the_address(browser: Browser, page: str) -> None:
     assert (
         browser.evaluate("document.querySelector('[data-choice=kind]:checked').value") == "weights"
     )
-    assert browser.evaluate("!!document.querySelector('.grid-numbers')")
+    browser.until("!!document.querySelector('.grid-numbers')")
 
 
 def test_any_fragment_shows_a_page(browser: Browser, page: str) -> None:
