@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from dataclasses import replace
 
 from pipeline.errors import PlanDoesNotFit
@@ -55,12 +56,14 @@ def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
 
 
 def give_back() -> None:
-    """Return to the system what figures have taken and freed, which allocators keep for later.
+    """Return to the system what tiles and figures have taken and freed, which allocators keep for later.
 
     An estimate of 154 checkpoints left a job 190 MB larger; after this it was 140 MB smaller than before.
+    A worker and its reader refer to each other: blocks and scratch of 154 checkpoints, 340 MB, outlived it.
     """
     import pyarrow  # what only plans does without it
 
+    gc.collect()
     pyarrow.default_memory_pool().release_unused()
     with contextlib.suppress(AttributeError, OSError):  # glibc's; other systems do without
         ctypes.CDLL(None).malloc_trim(0)
