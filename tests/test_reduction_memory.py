@@ -110,7 +110,7 @@ def test_no_budget_is_exceeded_and_the_least_that_works_is_named(
     request = Request(str(suite(tmp_path)))
     plan, _ = make_plan(request)
     with pytest.raises(PlanDoesNotFit, match="their figures and tables need at least") as refused:
-        worker_memory(plan, Resources(executor=executor, memory=64 << 20), 2)
+        worker_memory(plan, Resources(executor=executor, memory=40 << 20), 2)
     named = parse_size(refused.value.hint.split()[2].rstrip(","))
     enough = Resources(executor=executor, memory=named)
     assert worker_memory(plan, enough, 2).projected <= named
@@ -118,7 +118,7 @@ def test_no_budget_is_exceeded_and_the_least_that_works_is_named(
     assert projection <= named < 1.01 * least(plan, grouping(plan))
     store = tmp_path / "store"
     with pytest.raises(PlanDoesNotFit):
-        analyze(request, str(store), Resources(executor="local", memory=64 << 20))
+        analyze(request, str(store), Resources(executor="local", memory=40 << 20))
     assert not store.exists()
 
 
