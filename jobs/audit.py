@@ -17,7 +17,7 @@ from jobs.options import (
     requests_from,
     store_option,
 )
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, quoted
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -86,7 +86,7 @@ def _of_store(store: str, name: str | None, strict: bool, as_json: bool) -> int:
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
     if name is not None and name not in runs:
-        raise RequestError(f"no run {name} in {store}", f"there are: {', '.join(runs)}")
+        raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
     screen = console()
     errors, damaged = 0, bool(opened.damaged)
     described = []

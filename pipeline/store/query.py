@@ -390,6 +390,8 @@ def _cure(said: str, query: str) -> str:
         f'"{name[1]}"' in query
     ):
         return f"texts stand in single quotes: '{name[1]}'"
+    if name is not None and name[1] in {t.name for t in terms() if t.kind == "indicator"}:
+        return f"{name[1]} is an indicator, and texts stand in single quotes: '{name[1]}'"
     if "syntax error" in said and re.search(r"\b(from|join)\s+between\s*\(", query, re.IGNORECASE):
         return (
             "between is a word of SQL, so the function's name is quoted: FROM \"between\"('a', 'b')"
