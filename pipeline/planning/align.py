@@ -275,15 +275,15 @@ def _reason(
     names_of: Sequence[str],
     request: Request,
 ) -> _Reason | None:
-    shapes = {tensor[1].shape for tensor in stored if tensor is not None}
+    kinds = dict.fromkeys((t[1].dtype, t[1].shape) for t in stored if t is not None)
+    shapes = {shape for _, shape in kinds}
     without = _without_values(stored, names_of)
     if without is not None:
         return without
-    for tensor in stored:
-        if tensor is not None:
-            reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
-            if reason is not None:
-                return _Reason(reason, "excluded_tensor")
+    for dtype, shape in kinds:
+        reason = reason_to_leave_out(name, dtype, shape)
+        if reason is not None:
+            return _Reason(reason, "excluded_tensor")
     if unwanted := _unwanted(name, request):
         return _Reason(unwanted)
     absent = [k for k, tensor in enumerate(stored) if tensor is None]

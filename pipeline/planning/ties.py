@@ -7,6 +7,7 @@ the digests of their values decide (`Plan.settled`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,13 +40,14 @@ def one_place(contents: Sequence[Stored], names: Sequence[str]) -> dict[str, str
     """Return the tensors that all checkpoints store at the place of another one, and its name."""
     tied: dict[str, str] = {}
     firsts: dict[tuple[Any, ...], str] = {}
+    shared = Counter(contents[0].values())
     for name in names:
-        held = [stored.get(name) for stored in contents]
-        places = [(file, place) for file, place in filter(None, held)]
-        if len(places) == len(contents):
-            first = firsts.setdefault(tuple(places), name)
-            if first != name:
-                tied[name] = first
+        place = contents[0].get(name)
+        if place is None or shared[place] < 2:  # so are nearly all: no others need be looked at
+            continue
+        places = tuple(stored.get(name) for stored in contents)
+        if None not in places and (first := firsts.setdefault(places, name)) != name:
+            tied[name] = first
     return tied
 
 
