@@ -17,7 +17,8 @@ from jobs.options import (
     requests_from,
     store_option,
 )
-from pipeline.errors import RequestError, quoted
+from jobs.tables import between_words
+from pipeline.errors import RequestError, printable, quoted
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -130,10 +131,20 @@ def told(rows: list[tuple[str, str, str]]) -> str:
 
 
 def print_finding(screen: Console, row: tuple[str, str, str]) -> None:
-    """Print one finding on a line."""
+    """Print one finding: on a line, or on a terminal as many as it takes."""
     severity, kind, message = row
-    say(screen, f"{severity:<8}", style=_COLOURS[severity], end="")
-    say(screen, f"{kind}: {message}")
+    margin = 8
+    first, *others = folded(screen, f"{severity:<{margin}}{kind}: {message}", margin)
+    say(screen, first[:margin], style=_COLOURS[severity], end="")
+    for line in (first[margin:], *others):
+        say(screen, line)
+
+
+def folded(screen: Console, text: str, margin: int) -> list[str]:
+    """Return the lines that a text takes on a terminal; elsewhere it is one."""
+    if not screen.is_terminal:
+        return [text]
+    return between_words(printable(text), screen.width, margin)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,7 +123,19 @@ def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output:
     for number, row in enumerate(texts):
         output.write("\n" * (number > 0))
         for name, text in zip(names, row, strict=True):
-            output.write(f"{_padded(name, longest)}{_GAP}{text}".rstrip() + "\n")
+            margin = longest + len(_GAP)
+            for line in between_words(_padded(name, margin) + text, screen.width, margin):
+                output.write(line.rstrip() + "\n")
+
+
+def between_words(text: str, width: int, margin: int) -> list[str]:
+    """Return the lines of a text that is broken between words, and goes on `margin` characters in."""
+    start, rest = text[:margin], text[margin:]
+    lines = textwrap.wrap(
+        rest, max(1, width - margin), break_long_words=False, break_on_hyphens=False
+    )
+    first, *others = lines or [""]
+    return [start + first, *(" " * margin + line for line in others)]
 
 
 def table_lines(names: list[str], rows: list[list[str]], right: list[bool]) -> Iterator[str]:
