@@ -55,12 +55,21 @@ class AlignedTensor:
     """What its values are multiplied with, at the checkpoints that store codes."""
 
     bytes_per_element: int = field(init=False, compare=False)
-    """Stored size of one element, over the checkpoints; what several share counts once."""
+    """Stored size of one element, over the checkpoints; what several share counts once, and what
+    another tensor shares counts there."""
 
     def __post_init__(self) -> None:
         places = set(zip(self.files, self.starts, self.dtypes, strict=True))
+        if self.twin is not None and self.twin.filled:
+            others = set(self.twin.filled)
+            rows = enumerate(zip(self.files, self.starts, self.dtypes, strict=True))
+            places = {place for k, place in rows if k not in others}
         sizes = (DTYPES[dtype].itemsize for _, _, dtype in places)
         object.__setattr__(self, "bytes_per_element", sum(sizes))
+
+    def shares_bytes_of(self, first: AlignedTensor) -> bool:
+        """Return whether it is, in some checkpoints, another tensor: the same bytes of the same files."""
+        return self.twin is not None and bool(self.twin.filled) and self.twin.name == first.name
 
     def all_files(self) -> set[int]:
         """Return the files that any of its elements lie in."""

@@ -29,11 +29,17 @@ class Twin:
     """`config.json` says so."""
     filled: tuple[int, ...] = ()
     """Checkpoints that store it under the first name only."""
+    is_partial: bool = False
+    """There are such, of this path or another one of the same plan."""
+
+    @property
+    def is_drawn_alike(self) -> bool:
+        """True if a sample holds the same elements of both, so that they can be compared."""
+        return self.stated or self.is_partial
 
     def seen_from(self, first: int, stop: int) -> Twin:
         """Return the same for the checkpoints from `first` on; one that is missing stays missing."""
-        inside = tuple(k - first for k in self.filled if first <= k < stop)
-        return replace(self, filled=inside or (self.filled and (0,)))
+        return replace(self, filled=tuple(k - first for k in self.filled if first <= k < stop))
 
 
 def one_place(contents: Sequence[Stored], names: Sequence[str]) -> dict[str, str]:
@@ -77,7 +83,7 @@ def twins(
         first = next((each for each in firsts if _alike(each, name, contents)), name)
         if first != name:
             absent = tuple(k for k, stored in enumerate(contents) if name not in stored)
-            made[name] = Twin(first, stated, absent)
+            made[name] = Twin(first, stated, absent, is_partial=bool(absent))
     return made
 
 
