@@ -7,7 +7,7 @@ from shlex import quote
 
 from rich.console import Console
 
-from jobs.audit import findings_of, print_finding, told
+from jobs.audit import findings_of, folded, print_finding, told
 from jobs.console import console, say
 from jobs.tables import table_lines
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
@@ -40,24 +40,29 @@ _BREAK = " \\"
 def print_summary(summary: Summary) -> None:
     """Print a run's figures, findings, times, and the commands that come next."""
     screen, store = console(), Store(summary.store)
-    say(screen, f"run {summary.run}: {_what(summary)}")
+    _say(screen, f"run {summary.run}: {_what(summary)}")
     findings = findings_of(store, summary.run)
-    say(screen, _beginning(summary, {kind for _, kind, _ in findings}))
+    _say(screen, _beginning(summary, {kind for _, kind, _ in findings}))
     say(screen, "")
     _print_figures(screen, store, summary)
     for line in _straightest(store, summary.run):
-        say(screen, line)
+        _say(screen, line)
     say(screen, "")
     for reason in summary.lost:
-        say(screen, f"incomplete: {reason}")
+        _say(screen, f"incomplete: {reason}")
     say(screen, f"findings: {told(findings)}")
     for row in findings[:_FINDINGS_SHOWN]:
         print_finding(screen, row)
-    say(screen, _times(summary))
+    _say(screen, _times(summary))
     say(screen, f"results: {summary.store}")
     for words in _next_commands(summary, len(findings)):
         for line in command_lines(words, screen.width if screen.is_terminal else _PAGE):
             say(screen, line)
+
+
+def _say(screen: Console, text: str) -> None:
+    for line in folded(screen, text, 2):
+        say(screen, line)
 
 
 def command_lines(command: Sequence[str], width: int) -> list[str]:
@@ -127,7 +132,7 @@ def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
     for line in table_lines(titles, lines, [title not in (titles[0], "") for title in titles]):
         say(screen, line)
     if below:
-        say(
+        _say(
             screen,
             f"{below} of {angles} update angles are below the noise floor: rounding alone makes such",
         )

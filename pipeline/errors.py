@@ -74,6 +74,13 @@ class QueryError(RequestError):
 class FormatError(RequestError):
     """A header, an index or a listing does not keep to its format."""
 
+    def __init__(
+        self,
+        message: str,
+        hint: str = "fetch the file again, or leave the checkpoint out with --revisions or --steps",
+    ) -> None:
+        super().__init__(message, hint)
+
 
 class ReadError(HallmarksError, OSError):
     """Planned bytes could not be read."""

@@ -79,7 +79,10 @@ def read_contents(
         weights = weight_files_in(base, listing, read_text, where)
     absent = [path for path in weights.paths if path not in listing]
     if absent:
-        raise FormatError(f"{where}: shard {quoted(absent[0])} is absent")
+        raise FormatError(
+            f"{where}: shard {quoted(absent[0])} is absent",
+            "the upload or download is incomplete: fetch it again, or leave the checkpoint out",
+        )
     if not weights.paths:
         raise FormatError(
             f"{where}: expected weight files, found none among {len(listing)} files",
@@ -93,7 +96,8 @@ def read_contents(
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
-                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}"
+                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}",
+                    "say which file counts with --weights GLOB",
                 )
             tensors[name] = (index, tensor)
     unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}

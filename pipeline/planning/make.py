@@ -69,7 +69,10 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
         RequestError: nothing can be planned; nothing was written.
     """
     if len(requests) < 2:
-        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
+        raise RequestError(
+            f"--joint needs at least 2 SOURCEs, found {len(requests)}",
+            "name another SOURCE, or leave out --joint",
+        )
     sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -124,7 +127,10 @@ def _made(
     account, paths = _lacking(selection.checkpoints, lacking, account, paths)
     checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, contents, request, firsts)
+    names = [checkpoint.candidate.name for checkpoint in checkpoints]
+    if paths:
+        names = [f"{name} of {label}" for name, label in zip(names, labels, strict=True)]
+    alignment = align(source, names, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, most_scale_bytes, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, most_scale_bytes, piece_bytes, width
 from pipeline.planning.tiles import Tile, results
-from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
+from pipeline.statistics.pieces import batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
@@ -94,8 +94,7 @@ def project(
         )
         for tile in tiles
     )
-    beside = max(most_scale_bytes(tensor, PIECE) for tensor in tensors)
-    least_row = _aligned(min(PIECE * widest + beside, longest))
+    least_row = _aligned(min(piece_bytes(tensors), longest))
     of_tiles = fixed + calls * num_checkpoints * least_row
     least = max(of_tiles, afterwards)
     if budget < least:

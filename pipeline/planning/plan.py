@@ -174,11 +174,13 @@ class Plan:
                 continue
             reason, kind, k = f"tied to {twin.name}", "tied_weights", None
             if self.apart is not None and number in self.apart:
-                if twin.stated or not twin.filled:
+                if twin.stated or not twin.is_partial:
                     continue
-                kind, k = "missing_tensor", twin.filled[0]
+                kind, k = "missing_tensor", twin.filled[0] if twin.filled else 0
                 reason = (
                     f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                    if twin.filled
+                    else "absent from checkpoints of another source"
                 )
             second_names[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k

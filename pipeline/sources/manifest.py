@@ -91,12 +91,16 @@ class Manifest:
         uri, where = row.get("uri"), f"{self._path}, row {number}"
         if not isinstance(uri, str) or not uri or len(uri) > _MOST_CHARACTERS:
             raise SourceNotFound(f"{where}: expected a uri, found {quoted(uri)}")
-        source = self._sources.get(uri) or self._open(uri)
-        self._sources[uri] = source
         try:
+            source = self._sources[uri] = self._sources.get(uri) or self._open(uri)
             (checkpoint,) = source.whole()
+        except SourceNotFound as error:
+            raise SourceNotFound(f"{where}: {error.message}", error.hint) from None
         except ValueError:
-            raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
+            raise SourceNotFound(
+                f"{where}: {quoted(uri)} is not one checkpoint",
+                "name a folder with the weights of one, a weight file, or hf://org/name@revision",
+            ) from None
         name = _name(row.get("name"), where) or _last_part(uri)
         named = self._reading.position(name)
         step = _number(row, "step", where)

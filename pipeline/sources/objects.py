@@ -66,7 +66,7 @@ class ObjectStorage:
             entry = self._head(name) if self._object else self._list(folder).files.get(name)
             files = {} if entry is None else {name_alone(name): entry}
         else:
-            files = checkpoint_files(self._list, candidate.path, self._reading, everywhere=False)
+            files = checkpoint_files(self._list, candidate.path, self._reading)
         for entry in files.values():
             if not entry["e_tag"]:
                 raise SourceNotFound(
