@@ -15,17 +15,10 @@ from itertools import chain
 from typing import NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.pickles import (
-    Split,
-    Storage,
-    TensorRecord,
-    element_span,
-    extents,
-    load,
-    state_dict,
-    storage_order,
-)
+from pipeline.checkpoint.pickles import Split, Storage, TensorRecord, load
+from pipeline.checkpoint.state_dict import state_dict
 from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
+from pipeline.checkpoint.strides import element_span, extents, storage_order
 from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, WeightFile
 from pipeline.checkpoint.zip_directory import Entry, directory
 from pipeline.errors import FormatError, HallmarksError, quoted
