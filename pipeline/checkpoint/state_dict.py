@@ -47,7 +47,7 @@ def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRec
 
 
 def _usual(state: Any, flat: _Flat) -> dict[str, TensorRecord]:
-    entries = _entries(state)
+    entries = entries_of(state)
     for key in NESTED_UNDER:
         if records := flat.paths(entries.get(key)):
             while all(len(path) > 1 and path[0] in NESTED_UNDER for path in records) and (
@@ -66,8 +66,8 @@ def _where_else(state: Any, flat: _Flat) -> str:
     """Return a hint: the keys under which there are tensors."""
     keys = [
         key
-        for key, value in _entries(state).items()
-        if type(key) is str and _entries(value) and flat.paths(value)
+        for key, value in entries_of(state).items()
+        if type(key) is str and entries_of(value) and flat.paths(value)
     ]
     if keys:
         return (
@@ -84,7 +84,7 @@ def _at(state: Any, key: str, depth: int = 0) -> list[Any]:
         return []
     values: list[Any] = []
     parts = key.split(".")
-    entries = _entries(state)
+    entries = entries_of(state)
     for count in range(len(parts), 0, -1):
         value = entries.get(".".join(parts[:count]))
         if value is not None:
@@ -92,7 +92,7 @@ def _at(state: Any, key: str, depth: int = 0) -> list[Any]:
     return values
 
 
-def _entries(value: Any) -> Mapping[Any, Any]:
+def entries_of(value: Any) -> Mapping[Any, Any]:
     """Return the entries of a dictionary, of whatever class."""
     if isinstance(value, Record):
         return value.entries or {}
@@ -116,7 +116,7 @@ class _Flat:
         pending: list[tuple[tuple[str, ...], Any]] = [((), value)]
         while pending:
             path, inner = pending.pop()
-            for key, entry in _entries(inner).items():
+            for key, entry in entries_of(inner).items():
                 self._left -= 1
                 if self._left < 0:
                     raise FormatError(f"{self._where}: expected nested dictionaries, found a cycle")
@@ -124,6 +124,6 @@ class _Flat:
                     continue
                 if record := as_tensor(entry):
                     records[*path, key] = record
-                elif len(path) < _MOST_NESTED and _entries(entry):
+                elif len(path) < _MOST_NESTED and entries_of(entry):
                     pending.append(((*path, key), entry))
         return records

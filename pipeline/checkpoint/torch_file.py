@@ -12,7 +12,7 @@ import io
 import struct
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.pickles import Split, Storage, TensorRecord, load
@@ -74,6 +74,16 @@ def zip_parts(file: WeightFile) -> dict[str, StoredPart]:
     program, place = _archive(file)
     records = state_dict(load(io.BytesIO(program), file.where), file.where, file.state)
     return _all_placed(records, place, file)
+
+
+def saved_value(file: WeightFile) -> Any:
+    """Return what an archive of `torch.save` holds, as plain containers and records.
+
+    Raises:
+        FormatError: as for `read_zip`.
+    """
+    program, _ = _archive(file)
+    return load(io.BytesIO(program), file.where).value
 
 
 def _whole(parts: dict[str, StoredPart], where: str) -> dict[str, StoredTensor]:
