@@ -20,6 +20,7 @@ from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
+from pipeline.planning.columns import in_like_blocks
 from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
@@ -151,7 +152,7 @@ def align(
     """
     with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
-    tensors_of = bridged([each.tensors for each in contents])
+    tensors_of = in_like_blocks(bridged([each.tensors for each in contents]))
     contents = [
         replace(each, tensors=stored) for each, stored in zip(contents, tensors_of, strict=True)
     ]
@@ -240,7 +241,7 @@ def _parts(
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
     # lay out tensors of one name differently.
-    if len(ways) == 1 and not place.order:
+    if len(ways) == 1 and place.is_in_order:
         return ways.pop()
     return parts(name, role.component, place.shape, {}, role.experts)
 
@@ -249,7 +250,11 @@ def _rows(stored: Sequence[tuple[int, StoredTensor] | None]) -> tuple[int, ...]:
     """Return how many rows each checkpoint stores of a tensor that differs in nothing else."""
     places = [each[1] for each in stored if each is not None]
     shapes = {place.shape for place in places}
-    if len(places) < len(stored) or len(shapes) == 1 or any(place.order for place in places):
+    if (
+        len(places) < len(stored)
+        or len(shapes) == 1
+        or not all(place.is_in_order for place in places)
+    ):
         return ()
     if () in shapes or len({shape[1:] for shape in shapes}) > 1:
         return ()
@@ -308,6 +313,9 @@ def _reason(
         )
     if len(orders) > 1 and len(shapes) == 1:
         return _Reason("stored transposed in some checkpoints and not in others", "excluded_tensor")
+    if len({tensor[1].column_blocks for tensor in stored if tensor is not None}) > 1:
+        text = "its columns are divided among other numbers of ranks at some checkpoints"
+        return _Reason(text, "valueless_tensor")
     if len(shapes) > 1:
         first = stored[0][1].shape if stored[0] else ()
         k, changed = next(

@@ -111,13 +111,14 @@ class _Looking:
             return None
         try:
             contents = self._contents(entry)
-            near = self._contents(before)
         except FormatError as error:
             return f"cannot be read: {error.message}"
-        if len(contents.tensors.keys() & near.tensors.keys()) * 2 < len(near.tensors):
+        near = self._readable(before)
+        if near and len(contents.tensors.keys() & near.tensors.keys()) * 2 < len(near.tensors):
             return f"other tensors than those of {before.candidate.name}"
         for other in reversed(others):
-            if self._are_copies(contents, self._contents(other)):
+            held = self._readable(other)
+            if held and self._are_copies(contents, held):
                 return f"the same weights as {other.candidate.name}"
         return None
 
@@ -141,6 +142,13 @@ class _Looking:
         middle = start + max(0, stop - start - _BYTES_COMPARED) // 2
         stop = min(stop, middle + _BYTES_COMPARED, contents.files[file].size)
         return self._source.read(contents.files[file], middle, stop) if stop > middle else b""
+
+    def _readable(self, entry: Selected) -> Contents | None:
+        """Return what a checkpoint of the series stores; one that cannot be read is told of later."""
+        try:
+            return self._contents(entry)
+        except FormatError:
+            return None
 
     def _contents(self, entry: Selected) -> Contents:
         return read_contents(self._source, entry, self._cache, self._request.reading)

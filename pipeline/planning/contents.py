@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.checkpoint.file_kinds import (
     NOT_UNDERSTOOD,
     PARTS_OF_DISTRIBUTED,
+    TRAINER_STATE,
     UNREAD_WEIGHTS,
     FileKind,
     file_kind,
@@ -100,11 +101,14 @@ def read_contents(
                     "say which file counts with --weights GLOB",
                 )
             tensors[name] = (index, tensor)
-    unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}
+    beside = sorted(listing.keys() - {*weights.paths})
+    unread = {path: _unread_kind(path, weights.format) for path in beside}
     return Contents(files, with_scales(tensors), _config(listing, base), unread)
 
 
-def _unread_kind(path: str) -> FileKind:
+def _unread_kind(path: str, format: Format | None) -> FileKind:
+    if format and format.without_weights and format.without_weights.fullmatch(path):
+        return TRAINER_STATE
     if kind := file_kind(path):
         return kind if kind.what != PARTS_OF_DISTRIBUTED else UNREAD_WEIGHTS
     return UNREAD_WEIGHTS if weight_suffix(path) else NOT_UNDERSTOOD
@@ -120,14 +124,17 @@ def _config(listing: Mapping[str, File], base: str) -> File | None:
 
 def read_all(
     source: Source, checkpoints: Sequence[Selected], reading: Reading = BY_TABLES
-) -> list[Contents]:
-    """Return what each checkpoint stores.
+) -> list[Contents | FormatError]:
+    """Return what each checkpoint stores, or why it cannot be read."""
 
-    Raises:
-        FormatError: a header or index is malformed, or a checkpoint holds no weights.
-    """
+    def read(checkpoint: Selected) -> Contents | FormatError:
+        try:
+            return read_contents(source, checkpoint, cache, reading)
+        except FormatError as error:
+            return error
+
     with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-        return list(pool.map(lambda each: read_contents(source, each, cache, reading), checkpoints))
+        return list(pool.map(read, checkpoints))
 
 
 def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
@@ -173,9 +180,10 @@ def _tensors(
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost)
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost,
+             t.column_blocks)
             for n, t in tensors.items()
-        )
+        )  # fmt: skip
         cache.put(key, list(rows))
     return tensors
 
@@ -204,9 +212,15 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), *why
+            dtype,
+            tuple(shape),
+            start,
+            stop,
+            tuple(order),
+            tuple(Extent(*e) for e in extents),
+            *rest,
         )
-        for name, dtype, shape, start, stop, order, extents, *why in known
+        for name, dtype, shape, start, stop, order, extents, *rest in known
     }
 
 

@@ -7,13 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
-from pipeline.errors import PlanDoesNotFit, RequestError
+from pipeline.errors import FormatError, PlanDoesNotFit, RequestError
 from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, align
 from pipeline.planning.choose import choose
-from pipeline.planning.contents import read_all
+from pipeline.planning.contents import Contents, read_all
 from pipeline.planning.memory import show_size
 from pipeline.planning.parallel import one_request_each
 from pipeline.planning.plan import Plan, PlannedCheckpoint, PlannedPath
@@ -118,12 +119,11 @@ def _made(
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    contents = read_all(source, selection.checkpoints, request.reading)
-    lacking = without_values(
-        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    contents, lacking = _contents(
+        source, selection.checkpoints, [path.first for path in paths] or [0], request
     )
-    kept = [k for k in range(len(contents)) if k not in lacking]
-    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    kept = [k for k in range(len(selection.checkpoints)) if k not in lacking]
+    labels = [labels[k] for k in kept]
     account, paths = _lacking(selection.checkpoints, lacking, account, paths)
     checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
@@ -156,6 +156,39 @@ def _made(
         seed=request.seed,
         statistics_asked=request.statistics,
     )
+
+
+def _contents(
+    source: Source, checkpoints: Sequence[Selected], firsts: Sequence[int], request: Request
+) -> tuple[list[Contents], dict[int, str]]:
+    """Return what the checkpoints store that can be read and hold values, and why the others do not.
+
+    Args:
+        firsts: where each path begins.
+
+    Raises:
+        FormatError: of a path fewer than two can be read.
+    """
+    read = read_all(source, checkpoints, request.reading)
+    errors = {k: each for k, each in enumerate(read) if isinstance(each, FormatError)}
+    for first, stop in pairwise([*firsts, len(read)]):
+        of_path = [k for k in errors if first <= k < stop]
+        if of_path and stop - first - len(of_path) < 2:
+            raise errors[of_path[0]]
+    lacking = {k: _why(error, checkpoints[k].candidate.name) for k, error in errors.items()}
+    readable = [k for k in range(len(read)) if k not in errors]
+    contents = [each for each in read if isinstance(each, Contents)]
+    starts = [sum(k < first for k in readable) for first in firsts]
+    without = without_values([each.tensors for each in contents], starts)
+    lacking |= {readable[number]: why for number, why in without.items()}
+    return [each for number, each in enumerate(contents) if number not in without], lacking
+
+
+def _why(error: FormatError, name: str) -> str:
+    """Return why a checkpoint cannot be read, without the way to its file."""
+    place, _, what = error.message.partition(": ")
+    file = place.rpartition("/")[2]
+    return what if place.endswith(name) else f"{file}: {what}" if what else place
 
 
 def _lacking(
