@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pipeline.planning.request import Request
 from pipeline.training import logs as module
 from pipeline.training.logs import Log, read_best, read_logs
 from pipeline.training.metrics import Metric, Training
-from pipeline.training.settings import SUFFIXES, assigned, of_text, read_settings
+from pipeline.training.settings import SUFFIXES, assigned, flat, of_text, read_settings
 from tests.commands import hallmarks
 from tests.hub import Hub
 from tests.suites import trajectory, write_suite
@@ -250,8 +249,7 @@ def test_event_files(tmp_path: Path) -> None:
 
 
 def test_event_files_need_a_package(suite: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    loader = "tensorboard.backend.event_processing.event_file_loader"
-    monkeypatch.setitem(sys.modules, loader, None)
+    monkeypatch.setattr("pipeline.training.events.find_spec", lambda name: None)
     name = "events.out.tfevents.1700000000.host"
     with pytest.raises(PackageMissing) as raised:
         read_logs([written(tmp_path, name, b"x")])
@@ -326,6 +324,14 @@ def test_settings_in_python() -> None:
     for wrong in ({"x": object()}, {"x": {1, 2}}, {"": 1}, {1j: 1}, {"x": "\ud800"}, ["a"], 7):
         with pytest.raises(RequestError, match="--settings: "):
             Request("x", settings=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_secrets_are_no_settings() -> None:
+    """Trainers keep tokens among their arguments; names that only speak of tokens are others."""
+    kept = {"max_tokens": "7", "tokenizer": "x", "secretary.name": "y", "hub_token": None, "lr": 1}
+    secret = {"hub_token": "abc", "wandb.api_key": "k", "PASSWORD": "p", "x": ["hf_abcdefghij"]}
+    secret |= {"url": "https://user:word@host/x", "aws.secret_access_key": "z"}
+    assert flat({**kept, **secret}) == {**kept, **dict.fromkeys(secret, "…")}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.errors import FormatError
 from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
@@ -56,9 +57,12 @@ def _logged(source: Source, contents: Sequence[Contents], beside: Sequence[File]
 def _measured(source: Source, checkpoints: Sequence[Selected]) -> Training:
     """Return what a manifest says was measured at each checkpoint."""
     collector = Collector(source.label)
-    for k, selected in enumerate(checkpoints):
-        for name, value in selected.candidate.metrics:
-            collector.add(Metric(None, name), selected.position.step, value, k)
+    try:
+        for k, selected in enumerate(checkpoints):
+            for name, value in selected.candidate.metrics:
+                collector.add(Metric(None, name), selected.position.step, value, k)
+    except ValueError as error:
+        raise FormatError(f"{source.label}: {error}") from None
     return collector.training()
 
 

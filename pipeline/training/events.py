@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -15,26 +16,34 @@ _HEADER, _FOOTER = 12, 4
 """Bytes of a record before its event (its length, and a checksum of that) and behind it."""
 
 
+def need_tensorboard(where: str) -> None:
+    """Check that there is what reads event files, before one is fetched.
+
+    Raises:
+        PackageMissing: tensorboard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise PackageMissing(
+            f"{where}: event files are read by a package that is not installed",
+            "pip install tensorboard",
+        )
+
+
 def take_events(name: str, data: bytes, collector: Collector) -> None:
     """Take all scalars; events of other kinds are no metrics.
 
     Raises:
         ValueError: it is no event file.
-        PackageMissing: tensorboard is not installed.
     """
-    try:
-        from google.protobuf.message import DecodeError
-        from tensorboard.backend.event_processing.event_file_loader import (  # pyright: ignore[reportMissingImports]
-            LegacyEventFileLoader,
-        )
-        from tensorboard.util.tensor_util import (  # pyright: ignore[reportMissingImports]
-            make_ndarray,
-        )
-    except ImportError:
-        raise PackageMissing(
-            f"{name}: event files are read by a package that is not installed",
-            "pip install tensorboard",
-        ) from None
+    # a second, and few need them
+    from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import (  # pyright: ignore[reportMissingImports]
+        LegacyEventFileLoader,
+    )
+    from tensorboard.util.tensor_util import (  # pyright: ignore[reportMissingImports]
+        make_ndarray,
+    )
+
     whole, records = _records(data)
     if whole < len(data):  # a record that is being written, or was cut off
         collector.trouble("a record at the end that breaks off", name)

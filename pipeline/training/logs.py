@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.json_text import JsonText
-from pipeline.errors import FormatError, HallmarksError, quoted
-from pipeline.training.events import take_events
+from pipeline.errors import FormatError, HallmarksError, Interrupted, quoted
+from pipeline.training.events import need_tensorboard, take_events
 from pipeline.training.metrics import Collector, Metric, Training
 from pipeline.training.rows import SUFFIXES, take_rows
 
@@ -62,7 +62,8 @@ def read_logs(logs: Sequence[Log]) -> Training:
         raise FormatError(f"{where}: expected at most {MOST_BYTES >> 20} MiB, found {size:,} bytes")
     for log in logs:
         try:
-            _reader(log)(log.name, log.read(0, log.size), collector)
+            take = _reader(log)
+            take(log.name, log.read(0, log.size) if log.size else b"", collector)
         except (ValueError, RecursionError) as error:
             if isinstance(error, HallmarksError):
                 raise
@@ -88,6 +89,8 @@ def read_best(logs: Sequence[Log]) -> Training:
             continue
         try:
             training = read_logs(kind)
+        except Interrupted:
+            raise
         except HallmarksError as error:
             hint = f" ({error.hint})" if error.hint else ""
             notes.append(f"not read: {error.message}{hint}")
@@ -117,6 +120,7 @@ def _written(log: Log) -> tuple[int, str]:
 
 def _reader(log: Log) -> Callable[[str, bytes, Collector], None]:
     if EVENTS.fullmatch(log.name):
+        need_tensorboard(log.where)
         return take_events
     if log.name.endswith(SUFFIXES):
         return take_rows

@@ -29,6 +29,13 @@ _LONGEST_NAME = 256
 _LONGEST_VALUE = 4096
 """Characters of one value as JSON: a path, a list of 500 layers."""
 _DEEPEST = 16
+_SECRET_NAME = re.compile(
+    r"(?:.*[._])?(?:api_?key|(?:hf|hub|auth|access|api)_?token|password|passwd|secret\w*|credentials?)",
+    re.IGNORECASE,
+)
+"""Arguments of trainers and loggers that hold one, such as transformers' `hub_token`."""
+_SECRET = re.compile(r"hf_\w{8,}|//[^\s/@]+@")
+"""A token of the Hub; who asks, in a URL."""
 _NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|[1-9]\d*(?=[eE]))(?:[eE][-+]?\d+)?")
 """With a point or an exponent: JSON knows neither `.5` nor `1.`"""
 
@@ -169,7 +176,7 @@ def _key(key: Any) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a value as JSON holds it; infinities as texts, and dates and paths."""
+    """Return a value as JSON holds it; infinities as texts, and dates and paths; secrets as an ellipsis."""
     plain = _as_json(value, 0)
     try:
         shown = json.dumps(plain, ensure_ascii=False)
@@ -179,7 +186,8 @@ def _plain(name: str, value: Any) -> Any:
         raise ValueError(f"{quoted(name)} is not UTF-8") from None
     if len(name) > _LONGEST_NAME or len(shown) > _LONGEST_VALUE:
         raise ValueError(f"{quoted(name)} is longer than {_LONGEST_VALUE:,} characters")
-    return plain
+    named = plain and isinstance(plain, str) and _SECRET_NAME.fullmatch(name)
+    return "…" if named or _SECRET.search(shown) else plain
 
 
 def _as_json(value: Any, depth: int) -> Any:
