@@ -376,6 +376,9 @@ def test_a_store_holds_them(suite: Path, tmp_path: Path) -> None:
     assert store.sql("SELECT settings->>'lr', settings->>'seed' FROM runs").fetchall() == [
         ("0.0003", "1")
     ]
+    before = "ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step"
+    losses = store.sql(f"SELECT c.k, t.step FROM checkpoints c {before} ORDER BY 1").fetchall()
+    assert losses == [(0, 0), (1, 10), (2, 15), (3, 15)]
     shown = store.sql("SELECT run, settings->>'lr' FROM compare('mds')").fetchall()
     assert shown == [("r", "0.0003")]
 

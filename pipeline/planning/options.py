@@ -107,8 +107,11 @@ def training(option: str, value: Any) -> Training:
 
     try:
         return read_logs([Log(where.name, where.stat().st_size, str(where), read)])
-    except OSError as error:
-        raise RequestError(f"{option} {quoted(str(where))}: {error.strerror}") from None
+    except RequestError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in its name
+        why = getattr(error, "strerror", error)
+        raise RequestError(f"{option} {quoted(str(where))}: {why}") from None
 
 
 def path(option: str, value: Any) -> str:

@@ -36,8 +36,8 @@ _SECRET_NAME = re.compile(
 """Arguments of trainers and loggers that hold one, such as transformers' `hub_token`."""
 _SECRET = re.compile(r"hf_\w{8,}|//[^\s/@]+@")
 """A token of the Hub; who asks, in a URL."""
-_NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|[1-9]\d*(?=[eE]))(?:[eE][-+]?\d+)?")
-"""With a point or an exponent: JSON knows neither `.5` nor `1.`"""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?")
+"""With a point: JSON knows neither `.5` nor `1.`"""
 
 
 def read_settings(option: str, value: Any) -> Settings:
@@ -135,10 +135,10 @@ def _read(option: str, path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(_LONGEST_FILE + 1)
         text = data.decode()
-    except OSError as error:
-        raise RequestError(f"{where}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{where}: expected UTF-8") from None
+    except (OSError, ValueError) as error:  # a NUL in its name
+        raise RequestError(f"{where}: {getattr(error, 'strerror', error)}") from None
     if len(data) > _LONGEST_FILE:
         raise RequestError(f"{where}: expected at most 1 MiB")
     try:

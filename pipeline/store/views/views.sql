@@ -116,7 +116,8 @@ SELECT t.run, t.severity, t.kind, t.k, t.tensor, t.message, t.evidence
 FROM stored_findings t
 SEMI JOIN attempts USING (run, attempt);
 
--- What the training logged, where known.
+-- What the training logged, where known. The last loss at or before each checkpoint:
+-- FROM checkpoints c ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step
 CREATE OR REPLACE VIEW training AS
 SELECT t.run, t.k, t.step, t.split, t.metric, t.value
 FROM stored_training t
