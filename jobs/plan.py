@@ -262,7 +262,9 @@ def _training(say: _Say, made: Plan, most: int) -> None:
         more = f" and {len(shown) - 2 * most} more" if len(shown) > 2 * most else ""
         say("settings", ", ".join(shown[: 2 * most]) + more)
     if made.training.curves:
-        say("training", f"{made.training.told}, from {made.training.logs[0]}")
+        names = sorted({log.rpartition("/")[2] for log in made.training.logs})
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        say("training", f"{made.training.told}, from {', '.join(names[:most])}{more}")
     for note in made.training.notes[:most]:
         say("", note)
 
@@ -284,6 +286,10 @@ def _account(say: _Say, made: Plan, most: int) -> None:
     for unread in made.unread:
         for path, kind in unread.items():
             kinds.setdefault(kind, Counter())[path] += 1
+    for paths in kinds.values():
+        for path in paths:
+            paths[path] -= sum(log.endswith(f"/{path}") for log in made.training.logs)
+    kinds = {kind: +paths for kind, paths in kinds.items() if +paths}
     label = "not read"
     for kind in sorted(kinds, key=lambda kind: (not kind.advice, kind != NOT_UNDERSTOOD))[
         : most + 2

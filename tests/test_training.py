@@ -376,7 +376,9 @@ def test_a_store_holds_them(suite: Path, tmp_path: Path) -> None:
     assert store.sql("SELECT settings->>'lr', settings->>'seed' FROM runs").fetchall() == [
         ("0.0003", "1")
     ]
-    before = "ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step"
+    before = (
+        "ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step"
+    )
     losses = store.sql(f"SELECT c.k, t.step FROM checkpoints c {before} ORDER BY 1").fetchall()
     assert losses == [(0, 0), (1, 10), (2, 15), (3, 15)]
     shown = store.sql("SELECT run, settings->>'lr' FROM compare('mds')").fetchall()
@@ -560,6 +562,7 @@ def test_a_repeated_step_names_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_commands(suite: Path, tmp_path: Path) -> None:
+    trainer_state(suite / "step0", [{"loss": 1.0, "step": 0}])
     trainer_state(suite / "step30", [{"loss": 1.0, "step": 10}, {"loss": "?", "step": 20}])
     settings = tmp_path / "s.yaml"
     settings.write_text("lr: 3e-4\nwd: 0.1\n")
@@ -569,6 +572,7 @@ def test_the_commands(suite: Path, tmp_path: Path) -> None:
     shown = " ".join(done.stdout.split())
     assert 'settings lr 0.001, wd 0.1, note "x"' in shown
     assert "train loss: 1 values at steps 10 … 10" in shown and "no number (first '?')" in shown
+    assert "trainer state: 1 × trainer_state.json" in shown  # that of step 0, which is not read
     described = json.loads(hallmarks("plan", suite, "--json", *chosen).stdout)
     assert described["settings"] == {"lr": 1e-3, "wd": 0.1, "note": "x"}
     assert described["training"] == [{"split": "train", "metric": "loss", "values": 1}]
