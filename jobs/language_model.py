@@ -95,6 +95,8 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     saved = set(saved_steps(settings.steps))
+    directory.mkdir(parents=True, exist_ok=True)
+    log = ["step,train_loss,learning_rate\n"]
     for step in range(settings.steps + 1):
         starts = torch.randint(
             len(text) - shape.context - 1, (settings.batch, 1), generator=generator
@@ -102,7 +104,9 @@ def train(
         window = text[starts + torch.arange(shape.context + 1)].long()
         logits = network(window[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        log.append(f"{step},{loss.item()},{schedule.get_last_lr()[0]}\n")
         if step in saved:
+            (directory / "metrics.csv").write_text("".join(log))
             _save(directory, step, network, shape, settings)
             if on_checkpoint is not None:
                 on_checkpoint(step, loss.item())

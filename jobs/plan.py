@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -90,6 +91,13 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "bytes_to_read": made.bytes_to_read,
         "fraction": made.bytes_to_read / made.bytes_total,
         "seed": made.seed,
+        "settings": made.settings,
+        "training": [
+            {"split": metric.split, "metric": metric.name, "values": len(curve.values)}
+            for metric, curve in made.training.curves.items()
+        ],
+        "logs": list(made.training.logs),
+        "logs_not_understood": list(made.training.notes),
         "gaps": [asdict(gap) for gap in made.gaps],
         "ordering": made.account.ordering,
         "incomplete": [asdict(entry) for entry in made.account.lacking],
@@ -148,6 +156,7 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
     if first.step is not None:
         say("", f"displacements are measured from step {first.step:,}")
     _stages(say, made, most)
+    _training(say, made, most)
     worst = [f for f in findings_of_listings(listings_of(made)) if f.severity == "error"]
     for finding in worst[:most]:
         say("", f"error: {finding.kind}: {finding.message}")
@@ -246,6 +255,20 @@ def _stages(say: _Say, made: Plan, most: int) -> None:
         say("", f"… and {len(stages) - most - 3} more stages")
 
 
+def _training(say: _Say, made: Plan, most: int) -> None:
+    """Say what is known of the training besides its weights, and from where."""
+    if made.settings:
+        shown = [f"{name} {json.dumps(value)}" for name, value in made.settings.items()]
+        more = f" and {len(shown) - 2 * most} more" if len(shown) > 2 * most else ""
+        say("settings", ", ".join(shown[: 2 * most]) + more)
+    if made.training.curves:
+        names = sorted({log.rpartition("/")[2] for log in made.training.logs})
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        say("training", f"{made.training.told}, from {', '.join(names[:most])}{more}")
+    for note in made.training.notes[:most]:
+        say("", note)
+
+
 def _account(say: _Say, made: Plan, most: int) -> None:
     """Say what is incomplete, what is placed without a step, and what there is that is not read."""
     if made.account.ordering:
@@ -263,6 +286,10 @@ def _account(say: _Say, made: Plan, most: int) -> None:
     for unread in made.unread:
         for path, kind in unread.items():
             kinds.setdefault(kind, Counter())[path] += 1
+    for paths in kinds.values():
+        for path in paths:
+            paths[path] -= sum(log.endswith(f"/{path}") for log in made.training.logs)
+    kinds = {kind: +paths for kind, paths in kinds.items() if +paths}
     label = "not read"
     for kind in sorted(kinds, key=lambda kind: (not kind.advice, kind != NOT_UNDERSTOOD))[
         : most + 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from shlex import quote
 
@@ -14,8 +15,11 @@ from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.store.query import Store
+from pipeline.training.settings import of_text
 
 _FINDINGS_SHOWN = 8
+_SETTINGS_SHOWN = 8
+_METRICS_SHOWN = 6
 _SHOWN = (
     "mds",
     "relative_mds",
@@ -48,6 +52,8 @@ def print_summary(summary: Summary) -> None:
     for line in _straightest(store, summary.run):
         _say(screen, line)
     say(screen, "")
+    for line in _training(store, summary.run):
+        say(screen, line)
     for reason in summary.lost:
         _say(screen, f"incomplete: {reason}")
     say(screen, f"findings: {told(findings)}")
@@ -149,6 +155,21 @@ def _straightest(store: Store, run: str) -> Iterator[str]:
         if len(rows) > 1:
             ends = [f"{name} ({value:.3f})" for name, value in (rows[0], rows[-1])]
             yield f"straightest of {len(rows)} {kind}: {ends[0]}; least straight: {ends[1]}"
+
+
+def _training(store: Store, run: str) -> Iterator[str]:
+    """Yield a line for the settings and one for the metrics of the training, where known."""
+    settings = store.sql("SELECT settings FROM runs WHERE run = ?", [run]).fetchall()[0][0]
+    if shown := [f"{name} {json.dumps(value)}" for name, value in of_text(settings).items()]:
+        more = f" and {len(shown) - _SETTINGS_SHOWN} more" if len(shown) > _SETTINGS_SHOWN else ""
+        yield f"settings: {', '.join(shown[:_SETTINGS_SHOWN])}{more}"
+    names, values = store.sql(
+        "SELECT list(DISTINCT concat_ws(' ', split, metric)), count(*) FROM training WHERE run = ?",
+        [run],
+    ).fetchall()[0]
+    if values:
+        more = f" and {len(names) - _METRICS_SHOWN} more" if len(names) > _METRICS_SHOWN else ""
+        yield f"training: {', '.join(sorted(names)[:_METRICS_SHOWN])}{more}, {values:,} values"
 
 
 def _times(summary: Summary) -> str:

@@ -224,7 +224,7 @@ def test_a_bucket_is_asked_for_what_is_needed_alone(
             assert len(pipeline.plan(f"{bucket}/{name}").checkpoints) == len(STEPS)
             counts.append(sum("list-type=2" in request for request in proxy.requests))
     object_client.client.cache_clear()
-    folders = len(STEPS) + 1  # and the logs
+    folders = len(STEPS) + 2  # and the logs, in two folders
     assert counts == [1 + folders + len(STEPS), 1 + folders + 2 * len(STEPS)]
 
 

@@ -31,6 +31,7 @@ from pipeline.errors import FormatError, quoted
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.select import Selected
 from pipeline.sources.base import Candidate, File, Source
+from pipeline.training.logs import is_log
 
 HEADERS_AT_ONCE = 16
 """Each is a round trip or two; the Hub's client shares one connection pool."""
@@ -45,7 +46,9 @@ class Contents:
     """By name: index of the file, place in it."""
     config: File | None
     unread: Mapping[str, FileKind] = field(default_factory=dict)
-    """Its files that are not read, by path, and what they are."""
+    """Its files that are not read as weights, by path, and what they are."""
+    logs: tuple[File, ...] = ()
+    """Those of them in which trainers log."""
 
 
 def read_contents(
@@ -103,7 +106,8 @@ def read_contents(
             tensors[name] = (index, tensor)
     beside = sorted(listing.keys() - {*weights.paths})
     unread = {path: _unread_kind(path, weights.format) for path in beside}
-    return Contents(files, with_scales(tensors), _config(listing, base), unread)
+    logs = tuple(listing[path] for path in unread if is_log(path))
+    return Contents(files, with_scales(tensors), _config(listing, base), unread, logs)
 
 
 def _unread_kind(path: str, format: Format | None) -> FileKind:

@@ -28,6 +28,7 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.training import known
 from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
@@ -81,6 +82,11 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
         selection = choose(source, request)
+        account = account_of(source, selection)
+        logs = tuple(
+            replace(file, checkpoint=joint.adopted(number, file.checkpoint))
+            for file in account.logs
+        )
         paths.append(
             PlannedPath(
                 run_name(request, source),
@@ -89,7 +95,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
-                account_of(source, selection),
+                replace(account, logs=logs),
             )
         )
         checkpoints += [
@@ -137,7 +143,7 @@ def _made(
     least = least_tile_bytes or tile_bytes(len(checkpoints), total)
     tiles = divide(ranges, alignment.tensors, least)
     draws = sample.draws if sample else ()
-    return Plan(
+    plan = Plan(
         run=run,
         source=source.label,
         checkpoints=_checkpoints(checkpoints, alignment, labels),
@@ -155,6 +161,14 @@ def _made(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+    )
+    bounds = pairwise((*firsts, len(checkpoints)))
+    accounts = [path.account for path in paths] or [account]
+    return plan.knowing(
+        [
+            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
+            for (a, b), each in zip(bounds, accounts, strict=True)
+        ]
     )
 
 

@@ -19,7 +19,9 @@ SCRIPTS = (
     *(
         "header.js",
         "map.js",
+        "stacked.js",
         "curves.js",
+        "training.js",
         "layers.js",
         "settling.js",
         "components.js",

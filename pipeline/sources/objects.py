@@ -20,6 +20,7 @@ from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound
 from pipeline.sources.base import ROOT, Candidate, File
 from pipeline.sources.beside import Beside, beside
+from pipeline.sources.logs import log_paths
 from pipeline.transport import objects
 from pipeline.transport.access import ObjectKey
 
@@ -52,6 +53,12 @@ class ObjectStorage:
 
     def beside(self) -> list[Beside]:
         return beside(self._layout, self._reading)
+
+    def logs(self) -> list[File]:
+        if self._object:
+            return []
+        paths = log_paths(self._list)
+        return [file for path in paths for file in self.files(Candidate(path, None, path, True))]
 
     def whole(self) -> list[Candidate]:
         name = self.label.rpartition("/")[2]

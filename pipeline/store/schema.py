@@ -149,6 +149,16 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("evidence", pa.string()),
         ]
     ),
+    "training": pa.schema(
+        [
+            *_common,
+            ("k", pa.int32()),
+            ("step", pa.int64()),
+            ("split", _key),
+            ("metric", _key),
+            ("value", pa.float64()),
+        ]
+    ),
     "projection": pa.schema(
         [*_grouped, ("k", pa.int32()), *[(f"pc{c}", pa.float64()) for c in (1, 2, 3)]]
     ),

@@ -30,6 +30,7 @@ from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS
 from pipeline.store.tables import TableWriter, parquet
+from pipeline.training.metrics import UNKNOWN, Curve, Metric
 
 
 class RunWriter:
@@ -108,6 +109,8 @@ class RunWriter:
         self._tables["checkpoints"].add(_checkpoint_columns(plan))
         self._tables["tensors"].add(_tensor_columns(plan))
         self._tables["findings"].add(_finding_columns(findings))
+        for metric, curve in plan.training.curves.items():
+            self._tables["training"].add(_training_columns(metric, curve))
         for table in self._tables.values():
             table.close()
         files = list(chain.from_iterable(self._files.values()))
@@ -215,6 +218,17 @@ def _finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
         name: [getattr(finding, name) for finding in findings] for name in names
     }
     return columns | {"evidence": [json.dumps(finding.evidence) for finding in findings]}
+
+
+def _training_columns(metric: Metric, curve: Curve) -> dict[str, Any]:
+    count = len(curve.values)
+    return {
+        "k": np.ma.masked_equal(curve.k, UNKNOWN),
+        "step": np.ma.masked_equal(curve.steps, UNKNOWN),
+        "split": pa.array([metric.split] * count, pa.string()).dictionary_encode(),
+        "metric": _words([metric.name] * count),
+        "value": curve.values,
+    }
 
 
 def _tensor_columns(plan: Plan) -> dict[str, Any]:

@@ -83,6 +83,24 @@ def test_long_runs_show_every_second_checkpoint(
     assert 1 - 2 * half**2 == pytest.approx(cosines(rows[::2]), abs=2e-5)
 
 
+def test_long_logs_are_means(tmp_path: Path) -> None:
+    """Of more values than a curve has points: means of as many consecutive ones, at the last one's step."""
+    log = tmp_path / "m.csv"
+    values = np.random.default_rng(0).standard_normal(1700)
+    lines = [f"{n},loss,{value!r}\n" for n, value in enumerate(values.tolist())]
+    log.write_text("step,metric,value\n" + "".join([*lines, "7,epoch,1\n", "3,accuracy,nan\n"]))
+    store, _ = analyzed(tmp_path, 4, training=log)
+    shown = content(store, "store", ["suite"])["runs"][0]["training"]
+    assert shown["others"] == ["epoch"] and shown["points"] == 800
+    loss, accuracy = shown["curves"]
+    assert (loss["metric"], loss["split"], loss["number"]) == ("loss", None, 1700)
+    each = 3  # 1700 / 800, up
+    expected = [values[at : at + each].mean() for at in range(0, 1700, each)]
+    assert loss["value"] == pytest.approx(expected, rel=1e-5)
+    assert loss["step"] == [min(at + each - 1, 1699) for at in range(0, 1700, each)]
+    assert accuracy["value"] == [None] and accuracy["k"] == [3]
+
+
 def test_scopes_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = analyzed(tmp_path, 6)
     monkeypatch.setattr(module, "SIZE", 9000)

@@ -7,6 +7,7 @@ await map.drawn;
 await new Promise((shown) => setTimeout(shown));
 page.append(
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
+  training(),
   keyFigures(),
   layers(),
   h("div", { class: "columns" }, pathInComponents(), spectrum()),

@@ -70,6 +70,23 @@ FROM spectrum
 WHERE ${whereGroup(run, group)} AND basis = 'centered' AND rank <= 10
 ORDER BY rank`;
 
+function trainingQuery({ run, training: { points, curves } }) {
+  const names = [...new Set(curves.map(({ metric }) => metric))].map(literal).join(", ");
+  const where = `WHERE run = ${literal(run)} AND metric IN (${names})`;
+  if (curves.every(({ number }) => number <= points))
+    return `SELECT metric, split, step, k, value\nFROM training\n${where}\nORDER BY metric, split, step, k`;
+  return `WITH numbered AS (
+    SELECT metric, split, step, k, value,
+        row_number() OVER (PARTITION BY metric, split ORDER BY step NULLS FIRST, k) - 1 AS place,
+        count(*) OVER (PARTITION BY metric, split) AS number
+    FROM training ${where}
+)
+SELECT metric, split, max(step) AS step, CASE WHEN count(*) = 1 THEN max(k) END AS k, avg(value) AS value
+FROM numbered
+GROUP BY metric, split, place // ceil(number / ${points})::BIGINT
+ORDER BY metric, split, step, k`;
+}
+
 const runsQuery = (group) => `SELECT run, indicator, value, stderr, null_value
 FROM indicators
 WHERE scope = ${literal(group.scope)} AND run IN (${CONTENT.runs.map((run) => literal(run.run)).join(", ")})

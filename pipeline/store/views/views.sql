@@ -116,6 +116,13 @@ SELECT t.run, t.severity, t.kind, t.k, t.tensor, t.message, t.evidence
 FROM stored_findings t
 SEMI JOIN attempts USING (run, attempt);
 
+-- What the training logged, where known. The last loss at or before each checkpoint:
+-- FROM checkpoints c ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step
+CREATE OR REPLACE VIEW training AS
+SELECT t.run, t.k, t.step, t.split, t.metric, t.value
+FROM stored_training t
+SEMI JOIN attempts USING (run, attempt);
+
 -- The whole square of a map, a row for each ordered pair, of every group that fits.
 CREATE OR REPLACE MACRO trajectory_map(
     run, scope := 'model', layer := NULL, component := NULL, tensor := NULL
@@ -135,15 +142,17 @@ SELECT h.run, h.scope, h.stack, h.layer, h.component, h.tensor, h.head, h.expert
 FROM half h
 WHERE h.i < h.j;
 
--- One indicator of the same groups in every run, the largest first.
+-- One indicator of the same groups in every run, the largest first; of one setting, over seeds:
+-- SELECT settings->>'lr' AS lr, avg(value), stddev(value) FROM compare('mds') GROUP BY lr
 CREATE OR REPLACE MACRO compare(indicator, scope := 'model') AS TABLE
 SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, n.run, n.value, n.stderr,
     n.null_value, n.value - n.null_value AS above_null,
     rank() OVER (
         PARTITION BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert
         ORDER BY n.value DESC NULLS LAST
-    ) AS place
+    ) AS place, r.settings
 FROM indicators n
+JOIN runs r ON r.run = n.run
 WHERE n.indicator = indicator AND n.scope = scope
 ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
 
