@@ -18,7 +18,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 5
+FIGURES_FORMAT = 6
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
