@@ -319,7 +319,7 @@ class Store:
         values = np.ma.filled(rows[column], np.nan)
         square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
         steps, names = zip(*checkpoints, strict=True)
-        return TrajectoryMap(square, run, steps, names)
+        return TrajectoryMap(square, run, steps, names, relative)
 
 
 class Rows(Iterator[tuple[Any, ...]]):
