@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline.report import content as module
 from pipeline.report.content import content
 from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
 
 # a real browser or nothing: .ci/run installs it, a newcomer's machine may lack it
@@ -133,6 +135,29 @@ def test_keys_read_the_store_s_values(
         else:
             value, half_a_digit = shown_value(text)
             assert abs(value - truth) <= 2 * half_a_digit
+
+
+def test_the_query_of_a_map_of_every_third_checkpoint(
+    browser: Browser, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Increments between checkpoints of the map: the page's SQL and its own values, from the same products."""
+    opened = Store(str(store))
+    scopes = {scope: (fine, 8) for scope, (fine, _) in module.SCOPES.items()}
+    monkeypatch.setattr(module, "SCOPES", scopes)
+    made = content(opened, "store", ["suite"])
+    (tmp_path / "page.html").write_text(page_of(made))
+    browser.open((tmp_path / "page.html").as_uri() + "#kind=increments")
+    answer = opened.table(query_of(browser, "map"))
+    assert answer.column_names == ["i", "j", "step_i", "step_j", "cosine"]
+    upper = np.triu_indices(8)
+    half = np.full((8, 8), np.nan)
+    half[upper] = unpacked(made["runs"][0]["groups"][0]["maps"]["increments"])
+    expected = [
+        (3 * i, 3 * j, STEPS[3 * i], STEPS[3 * j]) for i, j in zip(*upper, strict=True) if i
+    ]
+    *places, cosines = (column.to_pylist() for column in answer.columns)
+    assert list(zip(*places, strict=True)) == expected
+    assert cosines == pytest.approx((1 - 2 * half[1:, 1:] ** 2)[np.triu_indices(7)], abs=1e-4)
 
 
 def choose_group(browser: Browser, name: str) -> None:
