@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -111,42 +111,48 @@ def short_step(step: float) -> str:
 
 
 def draw_map(
-    axes: Axes, square: FloatArray, labels: Sequence[str], cosine_of: str, axis: str = "step"
-) -> AxesImage:
+    axes: Axes,
+    square: FloatArray,
+    labels: Sequence[str],
+    meaning: str,
+    *,
+    axis: str = "step",
+    about_zero: bool = False,
+) -> None:
     """Draw a value for each pair of checkpoints, with its colour bar.
-
-    Cosines, with 1 on the diagonal, have an even scale from the least of them to 1. All else, and cosines
-    of increments, have one about 0 up to the size that 98 % of the pairs of different checkpoints do not
-    exceed.
 
     Args:
         square: (K, K), NaN where undefined.
         labels: (K,), empty where unknown.
-        cosine_of: what the values are, for the colour bar.
+        meaning: of the values, for the colour bar.
         axis: what the labels are.
+        about_zero: colours stand for values on both sides of 0, as those of increments and differences are;
+            otherwise for those from the least to 1.
     """
-    colours, norm = _scale(square)
+    if about_zero:
+        colours, norm = DIVERGING, _about_zero(square)
+    else:
+        colours, norm = SEQUENTIAL, _up_to_one([square])
     image = axes.imshow(square, cmap=colours, norm=norm, interpolation="nearest", origin="upper")
     axes.set_facecolor(_UNDEFINED)
-    _label_checkpoints(axes.xaxis, labels or list(map(str, range(len(square)))))
-    _label_checkpoints(axes.yaxis, labels or list(map(str, range(len(square)))))
+    for each in (axes.xaxis, axes.yaxis):
+        _label_checkpoints(each, labels or list(map(str, range(len(square)))))
     axes.set_xlabel(axis)
     axes.set_ylabel(axis)
-    _colour_bar(axes, image, cosine_of)
-    return image
+    _colour_bar(axes, image, meaning)
 
 
-def _scale(square: FloatArray) -> tuple[str, Normalize]:
-    known = square[np.isfinite(square)]
-    diagonal = np.diagonal(square)[np.isfinite(np.diagonal(square))]
+def _up_to_one(squares: Iterable[FloatArray]) -> Normalize:
+    least = min((float(each[np.isfinite(each)].min(initial=1.0)) for each in squares), default=1.0)
+    return Normalize(min(least, 1.0 - 1e-12), 1.0)
+
+
+def _about_zero(square: FloatArray) -> Normalize:
+    """Return a scale as large as 98 % of the pairs of different checkpoints: others would hide them."""
     others = np.abs(square[~np.eye(len(square), dtype=bool)])
     others = others[np.isfinite(others)]
-    least = float(known.min()) if known.size else 0.0
-    # increments hardly agree: half of what is off the diagonal lies nearer to 0 than to 1
-    if (diagonal == 1.0).all() and (not others.size or np.median(others) > 0.5):
-        return SEQUENTIAL, Normalize(min(least, 1.0 - 1e-12), 1.0)
-    bound = float(np.quantile(others, 0.98)) if others.size else 1.0
-    return DIVERGING, Normalize(-(bound or 1.0), bound or 1.0)
+    bound = (float(np.quantile(others, 0.98)) if others.size else 0.0) or 1.0
+    return Normalize(-bound, bound)
 
 
 def draw_boundaries(axes: Axes, firsts: Sequence[int]) -> None:
@@ -161,7 +167,7 @@ def draw_map_grid(
     maps: Mapping[tuple[int, int], FloatArray],
     rows: Sequence[str],
     columns: Sequence[str],
-) -> AxesImage:
+) -> None:
     """Draw a map for each of some rows and columns, all on one scale.
 
     Args:
@@ -172,16 +178,12 @@ def draw_map_grid(
     whole = np.full((len(rows) * pitch, len(columns) * pitch), np.nan)
     for (row, column), square in maps.items():
         whole[row * pitch : row * pitch + side, column * pitch : column * pitch + side] = square
-    least = min(
-        (np.nanmin(square) for square in maps.values() if np.isfinite(square).any()), default=0
-    )
-    norm = Normalize(min(float(least), 1.0 - 1e-12), 1.0)
+    norm = _up_to_one(maps.values())
     image = axes.imshow(whole, cmap=SEQUENTIAL, norm=norm, interpolation="nearest")
     _label_grid(axes, rows, columns, pitch, (side - 1) / 2)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     _colour_bar(axes, image, "cosine of displacements")
-    return image
 
 
 def draw_numbers(

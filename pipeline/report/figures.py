@@ -133,7 +133,14 @@ def _maps(run: _Run) -> Iterator[tuple[str, Figure]]:
     for kind, square in squares.items():
         figure = new_figure(COLUMN, COLUMN * 0.86)
         axes = figure.add_subplot()
-        drawing.draw_map(axes, square, run.labels, f"cosine of {kind}", run.axis)
+        drawing.draw_map(
+            axes,
+            square,
+            run.labels,
+            f"cosine of {kind}",
+            axis=run.axis,
+            about_zero=kind == "increments",
+        )
         drawing.draw_boundaries(axes, run.firsts)
         yield f"map-{kind}", figure
 

@@ -69,12 +69,15 @@ class TrajectoryMap(np.ndarray[tuple[int, ...], np.dtype[np.float64]]):
 
             ax = pyplot.gca()
         known = bool(self.steps) and None not in self.steps
+        square = np.asarray(self)
+        diagonal = np.diagonal(square)
         draw_map(
             ax,
-            np.asarray(self),
+            square,
             labels_of(self.steps, self.names),
             f"cosine of {'displacements' if self.relative else 'weights'}",
-            "step" if known else "checkpoint",
+            axis="step" if known else "checkpoint",
+            about_zero=bool(np.any(diagonal[np.isfinite(diagonal)] != 1)),  # a difference of maps
         )
         ax.set_title(self.run)
         return ax
