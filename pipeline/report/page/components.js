@@ -95,7 +95,9 @@ function pathInComponents() {
   }
 
   const point = () =>
-    points?.forEach((dot, k) => dot.setAttribute("r", k === state.i || k === state.j ? 7 : 3));
+    points?.forEach((dot, k) => {
+      dot.setAttribute("r", k === state.i || k === state.j ? 7 : 3);
+    });
 
   onChange((names) => {
     if (names.has("run") || names.has("group")) draw();

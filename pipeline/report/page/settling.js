@@ -18,8 +18,8 @@ function settling() {
       ["weights", "settled_step", "saturation_step", "random walk settles"],
       ...chosen().map((group) => [
         groupName(group),
-        valueOf(group, "settled_step"),
-        valueOf(group, "saturation_step"),
+        indicatorValue(group, "settled_step"),
+        indicatorValue(group, "saturation_step"),
         nullValueOf(group, "settled_step"),
       ]),
     ],
@@ -28,7 +28,7 @@ function settling() {
   let width = 0;
   function show() {
     width = Math.max(240, outside.clientWidth);
-    const groups = chosen().filter((group) => valueOf(group, "settled_step") !== null);
+    const groups = chosen().filter((group) => indicatorValue(group, "settled_step") !== null);
     const run = shownRun();
     const known = run.checkpoint.step.filter((step) => step !== null);
     const [first, last] = known.length
@@ -49,8 +49,8 @@ function settling() {
       ...groups.map((group, at) => {
         const y = at * line + 6;
         const [settled, saturated, walk] = [
-          valueOf(group, "settled_step"),
-          valueOf(group, "saturation_step"),
+          indicatorValue(group, "settled_step"),
+          indicatorValue(group, "saturation_step"),
           nullValueOf(group, "settled_step"),
         ];
         return s(
