@@ -37,7 +37,7 @@ function settling() {
     section.hidden = !groups.length; // of several sources together nothing settles
     const line = 19;
     const left = Math.min(170, width / 2.6);
-    const height = groups.length * line + 40;
+    const height = groups.length * line + 46;
     const x = (step) => left + ((width - left - 24) * (step - first)) / (last - first || 1);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.style.setProperty("height", `${height}px`);
@@ -87,6 +87,7 @@ function settling() {
             shortStep(Math.round(first + share * (last - first))),
           ),
         ),
+        s("text", { x: x(last), y: groups.length * line + 38, "text-anchor": "end" }, known.length ? "step →" : "checkpoint →"),
       ),
     );
     refresh();
