@@ -122,6 +122,23 @@ def test_small_increments_keep_their_directions(tmp_path: Path) -> None:
     assert np.allclose(square(rows, "cosine")[1:, 1:][upper], expected, atol=2e-7)
 
 
+@pytest.mark.slow
+def test_a_layer_s_map_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2.2 million similarities the view reads those of two groups; joined in another order, it would hold all."""
+    tensors = {
+        f"layers.{layer}.{name}.weight": trajectory("walk", 154, 16, 0.1, layer)
+        for layer in range(60)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    }
+    suite = write_suite(tmp_path / "suite", tensors)
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    monkeypatch.chdir(tmp_path / "store")
+    connection = duckdb.connect(config={"memory_limit": "64MB", "threads": 2})
+    connection.execute(Path("views.sql").read_text())
+    query = "SELECT count(dot) FROM update_similarity WHERE scope = 'layer' AND layer IN (0, 1)"
+    assert connection.sql(query).fetchall() == [(153 * 154,)]
+
+
 def test_from_anchor(store: Store, suite: Path) -> None:
     rows = records(store, "FROM from_anchor('a', 3, scope := 'layer') WHERE layer = 2")
     others = [k for k in range(8) if k != 3]
