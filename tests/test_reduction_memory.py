@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_store
@@ -24,6 +26,8 @@ from pipeline.reduce.groups import Key, grouping
 from pipeline.reduce.memory import (
     Buffers,
     buffers,
+    encoded_tables,
+    kept_increments,
     largest_estimate,
     least,
     most_open,
@@ -31,6 +35,7 @@ from pipeline.reduce.memory import (
     projected_estimate,
 )
 from pipeline.reduce.reduce import _strata, estimate_bytes
+from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 
 VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
@@ -86,6 +91,26 @@ def test_groups_that_are_open_at_one_time(tmp_path: Path) -> None:
             ),
         )
     assert most_open(grouped) == most > 1
+
+
+def test_tables_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:
+    source, store = suite(tmp_path), tmp_path / "store"
+    analyze(Request(str(source)), str(store), Resources(executor="local"))
+    plan, _ = make_plan(Request(str(source)))
+    grouped, count = grouping(plan), len(plan.checkpoints)
+    (file,) = (store / "similarity").rglob("*.parquet")
+    group = pq.read_metadata(file).row_group(0)
+    taken = {
+        (column := group.column(number)).path_in_schema: column.total_compressed_size
+        for number in range(group.num_columns)
+    }
+    similarities, *_ = encoded_tables(grouped, count)
+    kept = kept_increments(grouped, count)
+    assert similarities / 2 < sum(taken.values()) <= similarities
+    assert kept / 2 < taken["increment_dot"] <= kept * 1.1
+    described = json.loads(hallmarks("plan", source, "--json").stdout)
+    assert described["tables"]["bytes"] > similarities
+    assert described["tables"]["increments"] == kept
 
 
 def test_a_smaller_budget_makes_the_reduction_smaller_until_it_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.planning.memory import largest_result, plan_bytes, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.figures import STACK_BYTES as MOST_BATCH
-from pipeline.reduce.groups import Grouping
+from pipeline.reduce.groups import INCREMENTS_KEPT, Grouping
 from pipeline.statistics.statistic import part_bytes
 
 MOST_STACK = 16 << 20
@@ -43,8 +43,9 @@ _CHANGES = 4  # times the changes of a group: of batches that wait and the one i
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
 _WAITING = 2  # times the rows of a row group: as they came, and in one piece
 _ENCODED = 3, 2  # a file grows by doubling
-_PAIR, _CHECKPOINT, _INDICATOR = (56, 18), (264, 140), (37, 11)
-# bytes of a row of similarities, of all rows of a k and of a row of indicators: waiting, encoded
+_PAIR, _CHECKPOINT, _INDICATOR = (64, 18), (264, 140), (37, 11)
+# bytes of a row of similarities, of all rows of a k and of a row of indicators: waiting, encoded (products of
+# increments besides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,26 @@ def largest_estimate(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     return projected_estimate(plan, grouped, divided, matrices, max(folds.values()))
 
 
+def encoded_tables(grouped: Grouping, count: int) -> tuple[int, int, int]:
+    """Return the bytes of the tables of a run with this many checkpoints, at most.
+
+    Of similarities, of all that there is of each checkpoint, of indicators. Statistics on request are
+    not among them.
+    """
+    groups, pairs = len(grouped.keys), count * (count + 1) // 2
+    return (
+        groups * _PAIR[1] * pairs + kept_increments(grouped, count),
+        groups * _CHECKPOINT[1] * count,
+        groups * _INDICATOR[1] * len(INDICATORS),
+    )
+
+
+def kept_increments(grouped: Grouping, count: int) -> int:
+    """Return how many bytes of the similarities are products of increments."""
+    kept = sum(key.scope in INCREMENTS_KEPT for key in grouped.keys)
+    return 8 * kept * count * (count + 1) // 2  # of which hardly a bit can be spared
+
+
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
     return _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
@@ -173,15 +194,12 @@ def _of_figures(divided: Buffers, of_matrix: int, folds: int) -> int:
 
 def _of_tables(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     count, total = len(plan.checkpoints), 0
-    tables = (
-        (count * (count + 1) // 2, _PAIR),
-        (count, _CHECKPOINT),
-        (len(INDICATORS), _INDICATOR),
-    )
-    for rows_of_group, (waiting, encoded) in tables:
-        rows = rows_of_group * len(grouped.keys)
-        total += _WAITING * waiting * min(rows, ROW_GROUP)
-        total += min(divided.file, encoded * rows) * _ENCODED[0] // _ENCODED[1]
+    rows_of_group = count * (count + 1) // 2, count, len(INDICATORS)
+    tables = encoded_tables(grouped, count)
+    waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0]
+    for rows, of_row, encoded in zip(rows_of_group, waiting, tables, strict=True):
+        total += _WAITING * of_row * min(rows * len(grouped.keys), ROW_GROUP)
+        total += min(divided.file, encoded) * _ENCODED[0] // _ENCODED[1]
     return total * (1 + len(plan.paths))
 
 

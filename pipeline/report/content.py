@@ -195,7 +195,7 @@ def _scope(
         store,
         run,
         scope,
-        sources=checkpoints["source"],
+        count=len(checkpoints["source"]),
         sampled=sampled,
         fine=fine,
         most=most,

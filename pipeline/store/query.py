@@ -123,7 +123,13 @@ class Store:
         self.damaged: dict[str, str] = {}
         """What was left out so far, by run, and why."""
         self._connection = duckdb.connect()
-        self._connection.execute("SET enable_progress_bar = false")  # it goes to standard output
+        bar = self._connection.sql("SELECT current_setting('enable_progress_bar')").fetchall()
+        if bar == [
+            (True,)
+        ]:  # in Jupyter without ipywidgets it is off, and DuckDB refuses to set it
+            self._connection.execute(
+                "SET enable_progress_bar = false"
+            )  # it goes to standard output
         if self._folder.remote:
             # DuckDB cannot know how many rows Arrow will bring, and would keep the largest table in
             # memory to join the others to it; in the order in which they are written, the views do
@@ -319,7 +325,7 @@ class Store:
         values = np.ma.filled(rows[column], np.nan)
         square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
         steps, names = zip(*checkpoints, strict=True)
-        return TrajectoryMap(square, run, steps, names)
+        return TrajectoryMap(square, run, steps, names, relative)
 
 
 class Rows(Iterator[tuple[Any, ...]]):

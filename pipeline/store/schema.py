@@ -95,6 +95,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cosine_stderr", pa.float64()),
             ("relative_cosine_stderr", pa.float64()),
             ("squared_distance", pa.float64()),
+            ("increment_dot", pa.float64()),  # NULL but of groups.INCREMENTS_KEPT
         ]
     ),
     "path": pa.schema(

@@ -23,7 +23,7 @@ from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
-from pipeline.reduce.groups import Key
+from pipeline.reduce.groups import INCREMENTS_KEPT, Key
 from pipeline.reduce.memory import MOST_FILE
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
@@ -61,10 +61,13 @@ class RunWriter:
             "dot": figures.dots,
             "relative_dot": figures.relative_dots,
             "squared_distance": figures.squared_distances,
+            "increment_dot": figures.increments,
             "cosine_stderr": figures.cosine_errors,
             "relative_cosine_stderr": figures.relative_cosine_errors,
         }
         upper = {name: _upper(values, places)[rows] for name, values in matrices.items()}
+        kept = np.array([key.scope in INCREMENTS_KEPT for key in batch.keys])
+        upper["increment_dot"][~kept] = np.nan
         self._add("similarity", numbers, {"i": i, "j": j}, upper)
         checkpoints = {"k": np.arange(count)}
         columns = {name: values[rows] for name, values in figures.path.items()}

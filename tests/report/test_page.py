@@ -6,7 +6,7 @@ Needs Chromium (Debian's package `chromium`); the tests skip without it.
 from __future__ import annotations
 
 import json
-import os
+import lzma
 import random
 import re
 from collections.abc import Iterator
@@ -18,11 +18,13 @@ import pytest
 from transformers.trainer_callback import TrainerState
 
 import pipeline
+from pipeline.report import content as module
 from pipeline.report.content import content
 from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
 
 # a real browser or nothing: .ci/run installs it, a newcomer's machine may lack it
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"
 )
 
+AXE_CORE = Path(__file__).with_name("axe.min.js.xz")
+"""Of npm's package axe-core, version 4.14.1, as it is published (MPL-2.0)."""
 HOSTILE = "model.layers.0.<script>document.title='run'</script>.weight"
 CHECKPOINTS = 24
 MOVES = {
@@ -146,6 +150,29 @@ def test_keys_read_the_store_s_values(
         else:
             value, half_a_digit = shown_value(text)
             assert abs(value - truth) <= 2 * half_a_digit
+
+
+def test_the_query_of_a_map_of_every_third_checkpoint(
+    browser: Browser, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Increments between checkpoints of the map: the page's SQL and its own values, from the same products."""
+    opened = Store(str(store))
+    scopes = {scope: (fine, 8) for scope, (fine, _) in module.SCOPES.items()}
+    monkeypatch.setattr(module, "SCOPES", scopes)
+    made = content(opened, "store", ["suite"])
+    (tmp_path / "page.html").write_text(page_of(made))
+    browser.open((tmp_path / "page.html").as_uri() + "#kind=increments")
+    answer = opened.table(query_of(browser, "map"))
+    assert answer.column_names == ["i", "j", "step_i", "step_j", "cosine"]
+    upper = np.triu_indices(8)
+    half = np.full((8, 8), np.nan)
+    half[upper] = unpacked(made["runs"][0]["groups"][0]["maps"]["increments"])
+    expected = [
+        (3 * i, 3 * j, STEPS[3 * i], STEPS[3 * j]) for i, j in zip(*upper, strict=True) if i
+    ]
+    *places, cosines = (column.to_pylist() for column in answer.columns)
+    assert list(zip(*places, strict=True)) == expected
+    assert cosines == pytest.approx((1 - 2 * half[1:, 1:] ** 2)[np.triu_indices(7)], abs=1e-4)
 
 
 def choose_group(browser: Browser, name: str) -> None:
@@ -399,9 +426,6 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
 
 
-@pytest.mark.skipif(
-    "AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (npm pack axe-core)"
-)
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("fragment", ["#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments"])
 def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: bool) -> None:
@@ -410,7 +434,7 @@ def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: boo
         browser.evaluate(
             "for (const each of document.querySelectorAll('details')) each.open = true"
         )
-        browser.evaluate(Path(os.environ["AXE_CORE"]).read_text() + "; 0")
+        browser.evaluate(lzma.decompress(AXE_CORE.read_bytes()).decode() + "; 0")
         broken = "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
         assert browser.evaluate(broken) == []
 

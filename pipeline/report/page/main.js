@@ -1,6 +1,7 @@
 // The page from top to bottom. What lies below the first map waits until it is drawn.
 
 const page = document.getElementById("page");
+readMap(shownGroup(), state.kind); // is unpacked by another thread while the page is made
 const map = trajectoryMap();
 filled(page, pageHeader(), findings(), selection(), h("div", { class: "columns" }, map.section, curves()));
 await map.drawn;

@@ -14,7 +14,7 @@ function severalRuns() {
     const header = ["indicator", ...CONTENT.runs.map((run) => run.run)];
     return [
       header,
-      ...CONTENT.indicators.map((name) => [name, ...groups.map((group) => group && valueOf(group, name))]),
+      ...CONTENT.indicators.map((name) => [name, ...groups.map((group) => group && indicatorValue(group, name))]),
     ];
   };
   const { section, controls, refresh } = figure({
@@ -111,7 +111,8 @@ function severalRuns() {
   }
 
   async function drawMaps(groups, canvases, size) {
-    const turn = (drawing += 1);
+    drawing += 1;
+    const turn = drawing;
     const { kind } = state;
     const packed = groups.flatMap((group) => group?.maps[kind] ?? []);
     for (const [at, canvas] of canvases.entries()) {
@@ -160,7 +161,7 @@ function scatter(setting) {
   const series = new Map();
   for (const run of CONTENT.runs) {
     const group = counterpart(run);
-    const value = group && valueOf(group, state.indicator);
+    const value = group && indicatorValue(group, state.indicator);
     if (value === null) continue;
     const label = others.map((name) => `${name} ${run.settings[name] ?? "–"}`).join(", ");
     const points = series.get(label) ?? new Map();

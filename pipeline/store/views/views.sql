@@ -93,6 +93,30 @@ JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
 
+-- Of increments alone: none leads to the first checkpoint of a source, nor past an absent one. Their
+-- products are stored, since from distances they would cancel.
+CREATE OR REPLACE VIEW update_similarity AS
+WITH lengths AS (
+    SELECT p.run, p.attempt, p.group_id, p.k, p.increment
+    FROM stored_path p
+)
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
+    ci.step AS step_i, cj.step AS step_j,
+    CASE WHEN pi.increment * pj.increment IS NOT NULL THEN s.increment_dot END AS dot,
+    CASE WHEN s.increment_dot IS NOT NULL AND pi.increment * pj.increment > 0 THEN
+        CASE WHEN s.i = s.j THEN 1.0
+            ELSE greatest(-1.0, least(1.0, s.increment_dot / (pi.increment * pj.increment))) END
+        END AS cosine
+FROM stored_similarity s
+JOIN groups g USING (run, attempt, group_id)
+JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
+    AND pi.k = s.i
+JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
+    AND pj.k = s.j
+JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
+JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
+WHERE s.i > 0 AND g.scope IN ('model', 'body', 'layer', 'component');
+
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
