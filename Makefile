@@ -26,9 +26,14 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The site's pages lie as they lie here, so that a link means the same in both.
 docs: $(READY)      ## the pages as a site, in build/site
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	rm -rf build/pages && mkdir -p build/pages/benchmarks
+	ln -s $(addprefix $(CURDIR)/,README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE CITATION.cff \
+		Dockerfile docs infra) build/pages
+	ln -s $(CURDIR)/benchmarks/results build/pages/benchmarks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pages: $(READY)     ## what the pages hold that is made: generated pages, and what executed blocks print
 	PYTHONPATH=. $(BIN)/python -m docs.write

@@ -32,35 +32,35 @@ TRAININGS = {
 CHECKPOINTS, WEIGHTS = 32, 20_000
 """Of a drawn path."""
 
-Path2D = NDArray[np.float64]
-"""A path: a row for each checkpoint."""
+Rows = NDArray[np.float64]
+"""Of a path: (checkpoints, weights)."""
 
 
-def straight(rng: np.random.Generator) -> Path2D:
-    """Return equal steps in one direction."""
-    return np.arange(CHECKPOINTS)[:, None] * rng.standard_normal(WEIGHTS)
+def straight(rng: np.random.Generator) -> Rows:
+    """Return equal steps in one direction, each a little off it."""
+    return np.arange(CHECKPOINTS)[:, None] * rng.standard_normal(WEIGHTS) + 0.3 * random(rng)
 
 
-def random(rng: np.random.Generator) -> Path2D:
+def random(rng: np.random.Generator) -> Rows:
     """Return equal steps, each in a direction of its own."""
     return np.cumsum(rng.standard_normal((CHECKPOINTS, WEIGHTS)), axis=0)
 
 
-def redundant(rng: np.random.Generator) -> Path2D:
+def redundant(rng: np.random.Generator) -> Rows:
     """Return a path that arrives in the first third, and then only shakes about where it is."""
     share = 1 - np.exp(-np.arange(CHECKPOINTS) / 3)
-    shaking = 0.05 * rng.standard_normal((CHECKPOINTS, WEIGHTS))
+    shaking = 0.2 * rng.standard_normal((CHECKPOINTS, WEIGHTS))
     return 10 * share[:, None] * rng.standard_normal(WEIGHTS) + shaking
 
 
-def oscillating(rng: np.random.Generator) -> Path2D:
+def oscillating(rng: np.random.Generator) -> Rows:
     """Return a path that goes forward slowly while it swings across, eight checkpoints a period."""
     forward, across = rng.standard_normal((2, WEIGHTS))
     k = np.arange(CHECKPOINTS)[:, None]
     return k * forward / 4 + 3 * np.sin(2 * np.pi * k / 8) * across
 
 
-DRAWN: dict[str, Callable[[np.random.Generator], Path2D]] = {
+DRAWN: dict[str, Callable[[np.random.Generator], Rows]] = {
     path.__name__: path for path in (straight, random, redundant, oscillating)
 }
 
@@ -111,7 +111,7 @@ def _write_faulty(training: Path, target: Path) -> None:
     save_file(weights, file)
 
 
-def _write_drawn(target: Path, path: Callable[[np.random.Generator], Path2D]) -> None:
+def _write_drawn(target: Path, path: Callable[[np.random.Generator], Rows]) -> None:
     rng = np.random.default_rng(0)
     rows = 100 * rng.standard_normal(WEIGHTS) + path(rng)
     for k, row in enumerate(rows):

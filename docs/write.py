@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from docs import blocks, examples, schema
+from docs import blocks, examples, messages, schema, sources
 
 DOCS = Path(__file__).parent
 GENERATED: dict[str, Callable[[], str]] = {
+    "operations.md": messages.page,
     "schema.md": schema.page,
+    "sources.md": sources.page,
 }
 """Pages that are made as a whole."""
 
@@ -31,9 +33,12 @@ def workplace(examples: Path, target: Path) -> Path:
 
 def main() -> None:
     """Write all pages, or those that are named."""
-    for name, page in GENERATED.items():
-        (DOCS / name).write_text(page(), "utf-8")
-    chosen = [DOCS / name for name in sys.argv[1:]] or executed()
+    wanted = [DOCS / name for name in sys.argv[1:]] or [*map(DOCS.joinpath, GENERATED), *executed()]
+    for name in GENERATED:
+        if DOCS / name in wanted:
+            (DOCS / name).write_text(GENERATED[name](), "utf-8")
+    if not (chosen := [page for page in executed() if page in wanted]):
+        return
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "examples")
         made.mkdir()
