@@ -139,9 +139,11 @@ def same(expected: str, printed: str, relative: float = 0.0) -> bool:
     the last place that is shown, whole ones not at all.
 
     Args:
-        relative: by how much all numbers may differ besides, and widths of columns with them.
+        relative: by how much all numbers may differ besides, and the order of the lines with them.
     """
-    wanted, given = (_NUMBER.split(_masked(text)) for text in (expected, printed))
+    texts = [_masked(text).splitlines() for text in (expected, printed)]
+    lines = map(sorted, texts) if relative else texts
+    wanted, given = (_NUMBER.split("\n".join(each)) for each in lines)
     if len(wanted) != len(given):
         return False
     for place, (one, other) in enumerate(zip(wanted, given, strict=True)):

@@ -40,16 +40,6 @@ def test_blocks_print_what_the_page_shows(page: Path, made: Path, tmp_path: Path
         )
 
 
-@pytest.mark.slow
-def test_the_readme_as_a_newcomer_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another processor, or with the language reference of another Python, figures differ a little."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    session = blocks.Session(tmp_path)
-    for block in blocks.blocks((ROOT / "README.md").read_text("utf-8")):
-        printed = session.printed(block)
-        assert blocks.same(block.expected, printed, 0.15), f"README.md:{block.line}\n{printed}"
-
-
 @pytest.mark.parametrize(
     ("expected", "printed"),
     [
@@ -76,6 +66,12 @@ def test_what_counts_as_the_same(expected: str, printed: str) -> None:
 )
 def test_what_does_not(expected: str, printed: str) -> None:
     assert not blocks.same(expected, printed)
+
+
+def test_figures_that_differ_by_processor_may_change_the_order() -> None:
+    expected, printed = "mlp_up 0.710\nmlp_gate 0.715", "mlp_gate 0.711\nmlp_up 0.712"
+    assert blocks.same(expected, printed, 0.15) and not blocks.same(expected, printed)
+    assert not blocks.same(expected, printed.replace("0.711", "0.911"), 0.15)
 
 
 def test_a_page_is_brought_up_to_date(tmp_path: Path) -> None:
