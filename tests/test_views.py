@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -281,12 +280,3 @@ def test_the_glossary_has_everything_and_nothing_else() -> None:
     found = {name for kind, name in names if kind == "finding"}
     assert set(made) - {"warning"} <= found
     assert all(term.meaning and (term.unit or term.kind == "indicator") for term in terms)
-
-
-def test_the_page_is_that_of_the_glossary() -> None:
-    spec = importlib.util.spec_from_file_location("write_schema", ROOT / "docs" / "write_schema.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    expected = (ROOT / "docs" / "schema.md").read_text("utf-8")
-    assert script.page() == expected, "python docs/write_schema.py"
