@@ -432,7 +432,12 @@ def test_every_element_arrives_once_and_in_order(
     chosen: list[tuple[int, int, tuple[str, ...]]], on_gpu: bool
 ) -> None:
     """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
-    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=(), scales={}) for _, _, dtypes in chosen]
+    tensors: Any = [
+        SimpleNamespace(
+            dtypes=dtypes, parts=(), scales={}, twin=None, shares_bytes_of=lambda first: False
+        )
+        for _, _, dtypes in chosen
+    ]
     whole = Part("", "other", 1, 0, 1)
     facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
     parts = tuple(TensorRange(n, a, a + length) for n, (a, length, _) in enumerate(chosen))

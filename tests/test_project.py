@@ -154,9 +154,10 @@ def apart(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
 
 
 def truncated(suite: Path, target: Path) -> Path:
+    """Cut off the end of every checkpoint; a single one of them would be left out."""
     shutil.copytree(suite, target)
-    file = target / "step2" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
+    for file in target.glob("*/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
     return target
 
 
