@@ -187,8 +187,8 @@ def _matrix_bytes(plan: Plan) -> int:
 
 
 def _of_figures(divided: Buffers, of_matrix: int, folds: int) -> int:
-    # replicates are worked on in stacks of their own size, whatever a batch has
-    at_once = max(divided.batch, MOST_BATCH if folds else 0, of_matrix)
+    # replicates of a group are worked on together, whatever a batch may have
+    at_once = max(divided.batch, of_matrix, min(MOST_BATCH, folds * of_matrix))
     return divided.threads * (_FIGURES * at_once + _CHANGES * folds * of_matrix)
 
 
