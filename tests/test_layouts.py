@@ -87,6 +87,14 @@ def deepspeed(state: State, folder: Path) -> None:
     torch.save({"optimizer_state_dict": {}}, zero)
 
 
+def ranks(state: State, folder: Path) -> None:
+    """Two stages of a pipeline, each in a folder of its rank."""
+    for stage, part in enumerate(halves(state)):
+        (folder / f"mp_rank_00_{stage:03d}").mkdir()
+        torch.save({"model": part}, folder / f"mp_rank_00_{stage:03d}" / "model_optim_rng.pt")
+        torch.save({}, folder / f"mp_rank_00_{stage:03d}" / "distrib_optim.pt")
+
+
 FOLDERS: dict[str, tuple[str, Callable[[State, Path], object]]] = {
     "safetensors": ("step{}", lambda s, f: save_file(s, f / "model.safetensors")),
     "index": (
@@ -109,6 +117,7 @@ FOLDERS: dict[str, tuple[str, Callable[[State, Path], object]]] = {
     "beside": ("checkpoint-{}", beside),
     "layers": ("global_step{}", neox),
     "deepspeed": ("global_step{}", deepspeed),
+    "ranks": ("iter_{}", ranks),
     "distributed": ("step{}", distributed),
     "model_and_optim": ("step{}", lambda s, f: distributed(s, f / "model_and_optim")),
     "fsdp": ("checkpoint_{}", lambda s, f: distributed(s, f / "pytorch_model_fsdp_0")),
