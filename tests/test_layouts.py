@@ -328,3 +328,24 @@ def test_a_new_format_is_a_reader_and_a_row(
         file.write_bytes(b"what" * 9)
     with pytest.raises(FormatError, match="expected a toy, found a file that begins with .*what"):
         pipeline.plan(str(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["trainer_state.json", "checkpoint-20/trainer_state.json", "runs/a/metrics.csv", "metrics.csv"],
+)
+def test_logs_are_read_wherever_the_tree_lies(
+    path: str, bucket: str, hub: Hub, tmp_path: Path
+) -> None:
+    folder = tree("index", tmp_path / "run")
+    log = folder / path
+    log.parent.mkdir(parents=True, exist_ok=True)
+    state = {"log_history": [{"loss": 1.5, "step": 5}, {"loss": 1.0, "step": 7}]}
+    is_state = path.endswith(".json")
+    log.write_text(json.dumps(state) if is_state else "step,train_loss\n5,1.5\n7,1.0\n")
+    name = f"logs-{path.replace('/', '-')}"
+    for source in published(folder, name, bucket, hub).values():
+        training = pipeline.plan(source).training
+        assert not training.notes and training.logs[0].endswith(f"/{path}")
+        (curve,) = training.curves.values()
+        assert curve.steps.tolist() == [5, 7] and curve.k.tolist() == [1, -1]
