@@ -17,7 +17,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ _FENCED = re.compile(
     r"^```(?P<kind>console|sql|pycon)\n(?P<text>.*?)^```\n(?:\n```text\n(?P<answer>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
-_SCREEN = Screen(width=110, rows=40)
+SCREEN = Screen(width=110, rows=40)
 _LIMIT_S = 300
 _NUMBER = re.compile(r"(?<![\w.])(-?[\d,]*\d(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w]|\.\d)")
 _MACHINES = re.compile(r"\b[\d.]+ s\b|(?<=on )cpu\b[\w ]*|(?<=budget )[\d.]+\w+")
@@ -78,8 +78,9 @@ def _command(text: str) -> tuple[str, str]:
 class Session:
     """Executes blocks one after the other, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, run: Callable[[str], str] | None = None) -> None:
+        """`run` returns what a command prints; default: in a shell."""
+        self._folder, self._run = folder, run or in_shell
         self._store: Store | None = None
         self._names: dict[str, Any] = {}
 
@@ -88,7 +89,7 @@ class Session:
         with contextlib.chdir(self._folder):
             match block.kind:
                 case "console":
-                    return _run(block.code)
+                    return self._run(block.code)
                 case "sql":
                     return self._answer(block.code)
                 case _:
@@ -99,7 +100,7 @@ class Session:
         with contextlib.redirect_stdout(io.StringIO()) as output:
             try:
                 columns, rows = self._store.rows(query)
-                write("table", columns, rows, _SCREEN)
+                write("table", columns, rows, SCREEN)
             except QueryError as error:
                 print(f"error: {error.message}")
         return output.getvalue()
@@ -122,12 +123,12 @@ def _prompted(source: str) -> list[str]:
     return [f">>> {first}", *(f"... {line}" for line in rest)]
 
 
-def _run(command: str) -> str:
-    """Return what a command prints, as a shell runs it; of one that fails, the error, too."""
+def in_shell(command: str) -> str:
+    """Return what a command prints in a shell; of one that fails, the error, too."""
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=_LIMIT_S,
-        env=os.environ | {"PATH": beside, "COLUMNS": str(_SCREEN.width)},
+        env=os.environ | {"PATH": beside, "COLUMNS": str(SCREEN.width)},
     )  # fmt: skip
     return done.stdout + (done.stderr if done.returncode else "")
 
