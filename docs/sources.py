@@ -25,7 +25,7 @@ SOURCE is one of
 | `hf://org/name@revision` | the folders in one revision |
 | a directory | the folders in it that hold weights (`checkpoint-100/`, `global_step100/`), which may lie some levels down, or its weight files |
 | `s3://…`, `gs://…`, `az://…` | the same in a bucket |
-| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state` |
+| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state`; paths begin where the table lies |
 | a repository's folder in a Hub cache | the revisions that were downloaded |
 
 What the tables do not know can be said: `--names` reads steps from names by a regular expression, `--weights` says which files of a
