@@ -25,7 +25,7 @@ SOURCE is one of
 | `hf://org/name@revision` | the folders in one revision |
 | a directory | the folders in it that hold weights (`checkpoint-100/`, `global_step100/`), which may lie some levels down, or its weight files |
 | `s3://…`, `gs://…`, `az://…` | the same in a bucket |
-| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state`; other columns of numbers are metrics |
+| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state`; paths begin where the table lies; other columns of numbers are metrics |
 | a repository's folder in a Hub cache | the revisions that were downloaded |
 
 Read besides, where they are: `trainer_state.json` of transformers' Trainer, `metrics.csv` of Lightning's CSVLogger and TensorBoard's

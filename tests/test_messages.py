@@ -22,9 +22,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_suite(folder / "runs" / "a", {"w": rows})
     write_suite(folder / "runs" / "b", {"w": rows})
     write_suite(folder / "one", {"w": rows[:1]})
-    pointer = write_suite(folder / "lfs", {"w": rows}) / "step3" / "model.safetensors"
     oid = f"oid sha256:{'0' * 64}"
-    pointer.write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 1234\n")
+    for pointer in write_suite(folder / "lfs", {"w": rows}).rglob("*.safetensors"):
+        pointer.write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 1234\n")
     for name in ("alpha", "beta"):
         shutil.copytree(folder / "demo" / "step0", folder / "odd" / name)
     write_suite(folder / "other", {"v": rows})
