@@ -169,33 +169,18 @@ def holds_weights_anywhere(paths: Collection[str], reading: Reading = BY_TABLES)
 
 
 def checkpoint_files(
-    list_folder: ListFolder[Entry],
-    path: str,
-    reading: Reading = BY_TABLES,
-    everywhere: bool = True,
+    list_folder: ListFolder[Entry], path: str, reading: Reading = BY_TABLES
 ) -> dict[str, Entry]:
     """Return the files of the checkpoint in a folder, by their path in it.
 
-    Args:
-        everywhere: all below it, but for checkpoints of their own; else, where each listing is a
-            request, those in the folder and down to where the weights are.
+    They are all below it, but for checkpoints of their own.
     """
-    base = None if everywhere else weights_folder(list_folder, path, reading)
     files: dict[str, Entry] = {}
     pending = [""]
     for name in pending:
         files |= _files_in(list_folder, path, name)
         if name.count("/") < MAX_DEPTH and len(pending) < MOST_FOLDERS:
-            inner = _inner(list_folder, path, name, reading)
-            if base is not None:
-                inner = [
-                    f
-                    for f in inner
-                    if f"{base}/".startswith(f"{f}/")
-                    or _is_of_a_rank(f)
-                    or reading.leads_to_weights(f)
-                ]
-            pending += inner
+            pending += _inner(list_folder, path, name, reading)
     return files
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.tiles import TensorRange, Tile
+from pipeline.planning.tiles import TensorRange, Tile, cut_alike
 from pipeline.statistics.pieces import PIECE
 
 ROW_ALIGNMENT = 64
@@ -62,45 +62,71 @@ def most_scale_bytes(tensor: AlignedTensor, numel: int) -> int:
     return most
 
 
+def piece_bytes(tensors: Sequence[AlignedTensor]) -> int:
+    """Return the bytes of a row that hold one piece of any tensor, and of those that share its bytes."""
+    of_one = [width(tensor) * PIECE + most_scale_bytes(tensor, PIECE) for tensor in tensors]
+    most = max(of_one)
+    for first in {tensor.twin.name for tensor in tensors if tensor.twin and tensor.twin.filled}:
+        alike = [
+            of_one[n] + SCALE_ALIGNMENT
+            for n, tensor in enumerate(tensors)
+            if tensor.name == first or (tensor.twin and tensor.twin.name == first)
+        ]
+        most = max(most, sum(alike))
+    return most
+
+
 def block_layouts(
     tile: Tile, tensors: Sequence[AlignedTensor], row_bytes: int
 ) -> Iterator[BlockLayout]:
     """Yield the layouts of a tile's blocks, in order, with rows of at most `row_bytes`.
 
-    Tensor ranges are cut at multiples of PIECE only; `row_bytes` must hold one piece, and its scales. They
-    lie behind their range.
+    Tensor ranges are cut at multiples of PIECE only, those that share bytes alike; `row_bytes` must hold
+    `piece_bytes`. Scales lie behind their range.
     """
     ranges: list[PlacedRange] = []
     column = 0
-    for range_ in tile.ranges:
-        tensor = tensors[range_.tensor]
-        size = width(tensor)
-        first = range_.first
-        while first < range_.stop:
-            column = -(-column // size) * size
-            room = (row_bytes - column) // size
-            stop = min(range_.stop, (first + room) // PIECE * PIECE) if room > 0 else first
-            if range_.stop - first <= room:
-                stop = range_.stop
-            scales = column + (stop - first) * size
-            if tensor.scales:
-                while stop > first:
-                    scales = (
-                        -(-(column + (stop - first) * size) // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
-                    )
-                    if scales + scale_bytes(tensor, first, stop) <= row_bytes:
-                        break
-                    stop = (stop - 1) // PIECE * PIECE
+    for alike in cut_alike(tile.ranges, tensors):
+        first, last = alike[0].first, alike[0].stop
+        size = sum(width(tensors[range_.tensor]) for range_ in alike)
+        while first < last:
+            room = max(0, row_bytes - column) // size
+            stop = last if last - first <= room else (first + room) // PIECE * PIECE
+            of_part, end = _laid_out(alike, first, stop, column, tensors)
+            while stop > first and end > row_bytes:
+                stop = (stop - 1) // PIECE * PIECE
+                of_part, end = _laid_out(alike, first, stop, column, tensors)
             if stop <= first:
                 yield BlockLayout(tuple(ranges), _aligned(column))
                 ranges, column = [], 0
                 continue
-            part = replace(range_, first=first, stop=stop)
-            ranges.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
-            column = scales + scale_bytes(tensor, first, stop)
-            first = stop
+            ranges += of_part
+            first, column = stop, end
     if ranges:
         yield BlockLayout(tuple(ranges), _aligned(column))
+
+
+def _laid_out(
+    alike: Sequence[TensorRange],
+    first: int,
+    stop: int,
+    column: int,
+    tensors: Sequence[AlignedTensor],
+) -> tuple[list[PlacedRange], int]:
+    """Return where [first, stop) of some ranges lies from a column on, and the column behind."""
+    ranges: list[PlacedRange] = []
+    for range_ in alike:
+        tensor = tensors[range_.tensor]
+        size = width(tensor)
+        column = -(-column // size) * size
+        scales = end = column + (stop - first) * size
+        if tensor.scales:
+            scales = -(-end // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
+            end = scales + scale_bytes(tensor, first, stop)
+        part = replace(range_, first=first, stop=stop)
+        ranges.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
+        column = end
+    return ranges, column
 
 
 def _aligned(num_bytes: int) -> int:

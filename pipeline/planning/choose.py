@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from pipeline.checkpoint.layouts import holds_weights_anywhere
 from pipeline.checkpoint.shards import holds_weights
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, NothingMatches
 from pipeline.planning.contents import HEADERS_AT_ONCE, Contents, files_of, read_contents
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import LeftOut, Selected, Selection, select, too_few
-from pipeline.sources.base import Source
+from pipeline.sources.base import Candidate, Source
+from pipeline.sources.nearby import series_around
 
 _TENSORS_COMPARED = 64
 """Of two checkpoints that may be copies: training moves most matrices in every step."""
@@ -32,6 +33,7 @@ def choose(source: Source, request: Request) -> Selection:
         NothingMatches: fewer than two are left, or they are of several runs.
     """
     candidates = source.candidates()
+    _refuse_one_checkpoint(source, candidates, request)
     selection = select(candidates, request, source.beside())
     with PlanCache() as cache:
         looking = _Looking(source, request, cache)
@@ -42,6 +44,19 @@ def choose(source: Source, request: Request) -> Selection:
         left_out = (*selection.left_out, *selection.lacking)
         raise too_few(selection.checkpoints, left_out, candidates, request, source.beside())
     return selection
+
+
+def _refuse_one_checkpoint(
+    source: Source, candidates: Sequence[Candidate], request: Request
+) -> None:
+    """Refuse a source that is one checkpoint of a series, and name the series."""
+    if sum(request.reading.position(each.name).is_known for each in candidates) > 1:
+        return
+    if (where := series_around(request.source, request.reading)) and source.whole():
+        raise NothingMatches(
+            f"{request.source}: expected at least 2 checkpoints, found one, which is the SOURCE itself",
+            where,
+        )
 
 
 class _Looking:

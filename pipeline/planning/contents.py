@@ -31,6 +31,7 @@ from pipeline.errors import FormatError, quoted
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.select import Selected
 from pipeline.sources.base import Candidate, File, Source
+from pipeline.training.logs import is_log
 
 HEADERS_AT_ONCE = 16
 """Each is a round trip or two; the Hub's client shares one connection pool."""
@@ -45,7 +46,9 @@ class Contents:
     """By name: index of the file, place in it."""
     config: File | None
     unread: Mapping[str, FileKind] = field(default_factory=dict)
-    """Its files that are not read, by path, and what they are."""
+    """Its files that are not read as weights, by path, and what they are."""
+    logs: tuple[File, ...] = ()
+    """Those of them in which trainers log."""
 
 
 def read_contents(
@@ -80,7 +83,10 @@ def read_contents(
         weights = weight_files_in(base, listing, read_text, where)
     absent = [path for path in weights.paths if path not in listing]
     if absent:
-        raise FormatError(f"{where}: shard {quoted(absent[0])} is absent")
+        raise FormatError(
+            f"{where}: shard {quoted(absent[0])} is absent",
+            "the upload or download is incomplete: fetch it again, or leave the checkpoint out",
+        )
     if not weights.paths:
         raise FormatError(
             f"{where}: expected weight files, found none among {len(listing)} files",
@@ -94,12 +100,14 @@ def read_contents(
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
-                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}"
+                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}",
+                    "say which file counts with --weights GLOB",
                 )
             tensors[name] = (index, tensor)
     beside = sorted(listing.keys() - {*weights.paths})
     unread = {path: _unread_kind(path, weights.format) for path in beside}
-    return Contents(files, with_scales(tensors), _config(listing, base), unread)
+    logs = tuple(listing[path] for path in unread if is_log(path))
+    return Contents(files, with_scales(tensors), _config(listing, base), unread, logs)
 
 
 def _unread_kind(path: str, format: Format | None) -> FileKind:

@@ -28,13 +28,14 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.training import known
 from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 
-RESULT_FORMAT = 5
+RESULT_FORMAT = 6
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -70,7 +71,10 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
         RequestError: nothing can be planned; nothing was written.
     """
     if len(requests) < 2:
-        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
+        raise RequestError(
+            f"--joint needs at least 2 SOURCEs, found {len(requests)}",
+            "name another SOURCE, or leave out --joint",
+        )
     sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -78,6 +82,11 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
         selection = choose(source, request)
+        account = account_of(source, selection)
+        logs = tuple(
+            replace(file, checkpoint=joint.adopted(number, file.checkpoint))
+            for file in account.logs
+        )
         paths.append(
             PlannedPath(
                 run_name(request, source),
@@ -86,7 +95,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
-                account_of(source, selection),
+                replace(account, logs=logs),
             )
         )
         checkpoints += [
@@ -124,14 +133,17 @@ def _made(
     account, paths = _lacking(selection.checkpoints, lacking, account, paths)
     checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, contents, request, firsts)
+    names = [checkpoint.candidate.name for checkpoint in checkpoints]
+    if paths:
+        names = [f"{name} of {label}" for name, label in zip(names, labels, strict=True)]
+    alignment = align(source, names, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)
     least = least_tile_bytes or tile_bytes(len(checkpoints), total)
     tiles = divide(ranges, alignment.tensors, least)
     draws = sample.draws if sample else ()
-    return Plan(
+    plan = Plan(
         run=run,
         source=source.label,
         checkpoints=_checkpoints(checkpoints, alignment, labels),
@@ -149,6 +161,14 @@ def _made(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+    )
+    bounds = pairwise((*firsts, len(checkpoints)))
+    accounts = [path.account for path in paths] or [account]
+    return plan.knowing(
+        [
+            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
+            for (a, b), each in zip(bounds, accounts, strict=True)
+        ]
     )
 
 
