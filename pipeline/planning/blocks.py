@@ -92,15 +92,15 @@ def block_layouts(
         while first < last:
             room = max(0, row_bytes - column) // size
             stop = last if last - first <= room else (first + room) // PIECE * PIECE
-            of_part, end = _laid_out(alike, first, stop, column, tensors)
+            added, end = _laid_out(alike, first, stop, column, tensors)
             while stop > first and end > row_bytes:
                 stop = (stop - 1) // PIECE * PIECE
-                of_part, end = _laid_out(alike, first, stop, column, tensors)
+                added, end = _laid_out(alike, first, stop, column, tensors)
             if stop <= first:
                 yield BlockLayout(tuple(ranges), _aligned(column))
                 ranges, column = [], 0
                 continue
-            ranges += of_part
+            ranges += added
             first, column = stop, end
     if ranges:
         yield BlockLayout(tuple(ranges), _aligned(column))
@@ -114,7 +114,7 @@ def _laid_out(
     tensors: Sequence[AlignedTensor],
 ) -> tuple[list[PlacedRange], int]:
     """Return where [first, stop) of some ranges lies from a column on, and the column behind."""
-    ranges: list[PlacedRange] = []
+    added: list[PlacedRange] = []
     for range_ in alike:
         tensor = tensors[range_.tensor]
         size = width(tensor)
@@ -124,9 +124,9 @@ def _laid_out(
             scales = -(-end // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
             end = scales + scale_bytes(tensor, first, stop)
         part = replace(range_, first=first, stop=stop)
-        ranges.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
+        added.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
         column = end
-    return ranges, column
+    return added, column
 
 
 def _aligned(num_bytes: int) -> int:
