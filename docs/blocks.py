@@ -34,8 +34,10 @@ _FENCED = re.compile(
 SCREEN = Screen(width=110, rows=40)
 _LIMIT_S = 300
 _NUMBER = re.compile(r"(?<![\w.])(-?[\d,]*\d(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w]|\.\d)")
-_MACHINES = re.compile(r"\b[\d.]+ s\b|(?<=on )cpu\b[\w ]*|(?<=budget )[\d.]+\w+")
-"""What differs from one machine to the next: times, the processor, and how much memory there is."""
+_MACHINES = re.compile(
+    r"\b[\d.]+ s\b|(?<=on )cpu\b[\w ]*|(?<=budget )[\d.]+\w+|[\d.]+\w+(?= per worker)|minimum\s+[\d.]+\w+"
+)
+"""What differs from one machine to the next: times, the processor, and memory, by how many threads there are."""
 
 
 @dataclass(frozen=True, slots=True)
