@@ -46,15 +46,24 @@ def worker_memory(
     total, on_ray = total_memory(), resources.executor == "ray"
     budget = resources.memory or default_budget(total, workers, on_ray)
     grouped = grouping(plan)
-    afterwards = least(plan, grouped)
-    if on_ray and not resources.memory:  # the driver has a share of its own
-        assure_room_for_figures(plan, resources)
-        afterwards = 0
+    figures = least(plan, grouped)
+    shared = not on_ray or resources.memory  # else the driver has a share of its own
     memory = project(
-        plan.tensors, plan.tiles, budget, calls, plan.statistics, largest_block, afterwards
+        plan.tensors,
+        plan.tiles,
+        budget,
+        calls,
+        plan.statistics,
+        largest_block,
+        afterwards=figures if shared else 0,
     )
     if on_ray:  # the driver makes figures and tables, and holds no tiles
-        return replace(memory, for_estimates=_budget_for_figures(resources))
+        assure_room_for_figures(plan, resources)
+        return replace(
+            memory,
+            least=max(memory.least, figures),
+            for_estimates=_budget_for_figures(resources),
+        )
     available = total - idle_bytes(1, on_ray)
     divided = buffers(plan, grouped, budget, available_cores())
     needed = max(memory.projected, projected(plan, grouped, divided))

@@ -33,10 +33,11 @@ FILE_OF_SUMS = 4 << 20
 """Of one file of sums, unless one tile leaves more: few files, little held. With files of 16 MiB the
 reduction of 154 checkpoints of 300 tensors took 205 MiB at least, with these 142."""
 
-_HALVINGS = 4
-"""Of all buffers, at most: then a batch has 128 KiB, and a file of a table 2 MiB."""
-_FIXED = 40 << 20
-"""What little takes, too: 87 groups of 43 checkpoints grew a process by 32 MiB."""
+_HALVINGS = 5
+"""Of all buffers, at most: then a batch has 64 KiB, and a file of a table 1 MiB."""
+_FIXED = 48 << 20
+"""What little takes, too: 87 groups of 43 checkpoints grew a process by 32 MiB, 135 of 154 by 132,
+where 135 are projected."""
 _FIGURES = 36  # times the sums of a batch: what a thread makes of them, and two results that wait
 _CHANGES = 4  # times the changes of a group: of batches that wait and the one in work, for a path once more
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
