@@ -316,18 +316,24 @@ def draw_spectrum(axes: Axes, shares: FloatArray, walk: FloatArray | None) -> No
 
 
 def draw_projection(
-    axes: Axes, points: FloatArray, walk: FloatArray | None, labels: Sequence[str]
+    axes: Axes,
+    points: FloatArray,
+    walk: FloatArray | None,
+    labels: Sequence[str],
+    firsts: Sequence[int] = (),
 ) -> None:
     """Draw the path on its first two principal components, from dark to light, with a few steps.
 
     Args:
         points: (K, 2), NaN where a checkpoint is absent.
         walk: (K, 2), those of a random walk of the same steps.
+        firsts: where a source other than the one before begins.
     """
     if walk is not None:
         axes.plot(*walk.T, color=_NULL, linestyle=(0, (4, 2)), linewidth=0.9, label="random walk")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-    axes.plot(*points.T, color=_INK, linewidth=0.5, alpha=0.6)
+    for path in np.split(points, firsts):
+        axes.plot(*path.T, color=_INK, linewidth=0.5, alpha=0.6)
     axes.scatter(
         *points.T, c=np.arange(len(points)), cmap=SEQUENTIAL, s=9, edgecolors=_INK,
         linewidths=0.3, zorder=3,

@@ -302,6 +302,7 @@ def _components(run: _Run) -> Iterator[tuple[str, Figure]]:
         np.stack([points["pc1"], points["pc2"]], axis=1),
         walked[1],
         run.labels,
+        run.firsts,
     )
     yield "projection", figure
 
@@ -317,5 +318,5 @@ def _runs(store: Store, runs: Sequence[str]) -> Figure:
         known = {name: numbers for name, *numbers in rows}
         values, errors, nulls = np.array([known[name] for name in runs], float).T
         drawing.draw_runs(axes, runs, values, errors, nulls, indicator)
-    figure.axes[0].legend(fontsize=6)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure

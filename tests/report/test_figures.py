@@ -195,6 +195,8 @@ def test_several_sources_and_hostile_names(tmp_path: Path) -> None:
     figures = dict(pictures(pipeline.open_store(tmp_path / "store"), ["both"]))
     assert "both-settling" not in figures and len(figures["both-map-weights"].axes[0].lines) == 2
     assert len(figures["both-curves"].axes[0].lines) == 2
+    paths = figures["both-projection"].axes[0].lines  # no line leads from one source to the other
+    assert [len(line(path.axes)) for path in paths if path.axes] == [4, 4]
     for figure in figures.values():
         figure.draw_without_rendering()
     assert drawing.labels_of([None], ["$x\n" + "a" * 99]) == ["…" + "a" * 23]
