@@ -18,11 +18,6 @@ class DType:
     """Name of torch's class of storages of this format; empty if it has none."""
 
     @property
-    def is_weight(self) -> bool:
-        """True for the floating-point formats that are read as weights."""
-        return isinstance(self, WeightDType)
-
-    @property
     def itemsize(self) -> int:
         """Size of one element in bytes; the packed formats have none and are never asked."""
         return self.bits // 8
@@ -35,6 +30,23 @@ class WeightDType(DType):
     fraction_bits: int
     least_exponent: int
     """Of normal numbers; below it the spacing of values no longer shrinks."""
+
+    def reach(self, first: int, stop: int) -> tuple[int, int]:
+        """Return [first, stop) of the bytes that hold the elements [first, stop), from a tensor's begin."""
+        return first * self.bits // 8, -(-stop * self.bits // 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedDType(WeightDType):
+    """Codes of four bits, two to a byte, the first of them in its lower half."""
+
+    unpacked: bytes
+    """The 16 codes as elements of the format that `torch` names, in which they are decoded."""
+
+    @property
+    def itemsize(self) -> int:
+        """Size of one element in bytes, once unpacked."""
+        return len(self.unpacked) // 16
 
 
 # Sources: the safetensors format (`Dtype` in its Rust crate, 0.8), the dtypes and storages of torch
@@ -70,9 +82,19 @@ _OTHERS = (
     DType("F6_E3M2", 6),
     DType("F4", 4),
 )
+# Codes that are weights only once they are multiplied with scales (scales.py); no header states these
+# names. Integers are evenly spaced: as if all had the exponent of the largest. Source of E2M1: OCP
+# Microscaling Formats 1.0, 5.3.3.
+_CODES = (
+    WeightDType("INT8", 8, torch="int8", fraction_bits=7, least_exponent=7),
+    PackedDType("E2M1", 4, torch="float8_e4m3fn", fraction_bits=1, least_exponent=0,
+                unpacked=bytes.fromhex("00 30 38 3C 40 44 48 4C 80 B0 B8 BC C0 C4 C8 CC")),
+)  # fmt: skip
 
-WEIGHT_DTYPES: dict[str, WeightDType] = {dtype.name: dtype for dtype in _WEIGHTS}
+WEIGHT_DTYPES: dict[str, WeightDType] = {dtype.name: dtype for dtype in (*_WEIGHTS, *_CODES)}
+"""What weights are stored in."""
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in (*_WEIGHTS, *_OTHERS)}
+"""What headers state."""
 
 COARSEST_FIRST = ("BF16", "F16", "F32", "F64")
 """The formats that weights are rounded to and then saved in a finer one, which comes later here."""

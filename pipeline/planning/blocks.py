@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.aligned_scales import aligned
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES, PackedDType
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.tiles import TensorRange, Tile
 from pipeline.statistics.pieces import PIECE
 
 ROW_ALIGNMENT = 64
-SCALE_ALIGNMENT = 8
-"""Of the widest number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,9 @@ class PlacedRange:
     range: TensorRange
     column: int
     width: int
-    """Bytes of one element in the widest format that a checkpoint stores it in."""
+    """Bytes of one element in the widest format that a checkpoint has it in, once unpacked."""
+    packed: int = 0
+    """The first column of its codes as stored, where some checkpoints pack them."""
     scales: int = 0
     """The first column of the scales that it needs, where it has some."""
 
@@ -40,26 +41,31 @@ class BlockLayout:
 
 
 def width(tensor: AlignedTensor) -> int:
-    """Return the size in bytes of one element in the tensor's widest stored format."""
-    return max(DTYPES[dtype].itemsize for dtype in set(tensor.dtypes))
+    """Return the size in bytes of one element in the tensor's widest format, once unpacked."""
+    return max(WEIGHT_DTYPES[dtype].itemsize for dtype in set(tensor.dtypes))
 
 
-def scale_bytes(tensor: AlignedTensor, first: int, stop: int) -> int:
-    """Return the bytes of a row that hold the scales of the elements [first, stop), if it has some."""
-    return max((each.num_bytes(first, stop) for each in tensor.scales.values()), default=0)
+def most_beside(tensor: AlignedTensor, numel: int) -> int:
+    """Return the bytes of a row that so many elements need behind them, wherever they begin."""
+    if not tensor.scales:
+        return 0
+    packed = max((dtype.reach(1, numel + 1)[1] for dtype in _packed(tensor)), default=0)
+    scales = max(each.most_bytes(numel) for each in tensor.scales.values())
+    return aligned(1) + aligned(packed) + scales
 
 
-def most_scale_bytes(tensor: AlignedTensor, numel: int) -> int:
-    """Return the bytes of a row that hold the scales of so many elements, wherever they begin."""
-    most = 0
-    for scales in tensor.scales.values():
-        rows = numel // max(1, tensor.shape[-1] if tensor.shape else 1) + 2
-        of_row = scales.shape[-1] if scales.shape else 1
-        whole = scales.num_bytes(0, tensor.numel)
-        if scales.is_in_order:
-            whole = min(whole, rows * of_row * DTYPES[scales.dtype].itemsize)
-        most = max(most, whole + SCALE_ALIGNMENT)
-    return most
+def _beside(tensor: AlignedTensor, first: int, stop: int) -> tuple[int, int]:
+    """Return the bytes that packed codes and scales of the elements [first, stop) take in a row."""
+    packed = 0
+    for dtype in _packed(tensor):
+        begin, end = dtype.reach(first, stop)
+        packed = max(packed, end - begin)
+    return packed, max(each.num_bytes(first, stop) for each in tensor.scales.values())
+
+
+def _packed(tensor: AlignedTensor) -> list[PackedDType]:
+    dtypes = (WEIGHT_DTYPES[dtype] for dtype in set(tensor.dtypes))
+    return [dtype for dtype in dtypes if isinstance(dtype, PackedDType)]
 
 
 def block_layouts(
@@ -67,8 +73,8 @@ def block_layouts(
 ) -> Iterator[BlockLayout]:
     """Yield the layouts of a tile's blocks, in order, with rows of at most `row_bytes`.
 
-    Tensor ranges are cut at multiples of PIECE only; `row_bytes` must hold one piece, and its scales. They
-    lie behind their range.
+    Tensor ranges are cut at multiples of PIECE only; `row_bytes` must hold one piece, and what lies behind
+    its range: codes as stored where they are packed, and scales.
     """
     ranges: list[PlacedRange] = []
     column = 0
@@ -82,22 +88,23 @@ def block_layouts(
             stop = min(range_.stop, (first + room) // PIECE * PIECE) if room > 0 else first
             if range_.stop - first <= room:
                 stop = range_.stop
-            scales = column + (stop - first) * size
-            if tensor.scales:
-                while stop > first:
-                    scales = (
-                        -(-(column + (stop - first) * size) // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
-                    )
-                    if scales + scale_bytes(tensor, first, stop) <= row_bytes:
-                        break
-                    stop = (stop - 1) // PIECE * PIECE
+            packed = scales = 0
+            end = column + (stop - first) * size
+            while tensor.scales and stop > first:
+                packed = aligned(column + (stop - first) * size)
+                of_packed, of_scales = _beside(tensor, first, stop)
+                scales = aligned(packed + of_packed)
+                end = scales + of_scales
+                if end <= row_bytes:
+                    break
+                stop = (stop - 1) // PIECE * PIECE
             if stop <= first:
                 yield BlockLayout(tuple(ranges), _aligned(column))
                 ranges, column = [], 0
                 continue
             part = replace(range_, first=first, stop=stop)
-            ranges.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
-            column = scales + scale_bytes(tensor, first, stop)
+            ranges.append(PlacedRange(part, column, size, packed, scales))
+            column = end
             first = stop
     if ranges:
         yield BlockLayout(tuple(ranges), _aligned(column))

@@ -82,13 +82,13 @@ def divide(
     keys: set[tuple[int, int, int]] = set()
     num_bytes = 0
     for range_ in ranges:
-        size, first = tensors[range_.tensor].bytes_per_element, range_.first
+        tensor, first = tensors[range_.tensor], range_.first
         while first < range_.stop:
-            wanted = -(-(least_bytes - num_bytes) // size)
+            wanted = -(-(least_bytes - num_bytes) * tensor.numel // tensor.num_bytes)
             stop = min(range_.stop, first + -(-wanted // CHUNK) * CHUNK)
             current.append(replace(range_, first=first, stop=stop))
             keys.update(results(current[-1], tensors))
-            num_bytes += (stop - first) * size
+            num_bytes += tensor.share(first, stop)
             first = stop
             if num_bytes >= least_bytes or len(keys) >= most_results:
                 tiles.append(tuple(current))
@@ -133,6 +133,4 @@ def _tile(index: int, ranges: tuple[TensorRange, ...], tensors: Sequence[Aligned
 
 def range_bytes(ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor]) -> int:
     """Return the stored size of some tensor ranges, over all checkpoints."""
-    return sum(
-        (range_.stop - range_.first) * tensors[range_.tensor].bytes_per_element for range_ in ranges
-    )
+    return sum(tensors[range_.tensor].share(range_.first, range_.stop) for range_ in ranges)
