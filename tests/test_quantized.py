@@ -86,6 +86,22 @@ def of_gpt_oss(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return values.transpose(1, 2).contiguous()
 
 
+def by_table(stored: torch.Tensor, table: list[float], absmax: torch.Tensor) -> torch.Tensor:
+    """Two codes a byte, the upper half first; a scale for each 64 of them, whatever the rows."""
+    values = [
+        table[code] for byte in stored.view(torch.uint8).reshape(-1).tolist() for code in (byte >> 4, byte & 15)
+    ]  # fmt: skip
+    return times(torch.tensor(values)[:, None], absmax[:, None], 64, 1)
+
+
+# bitsandbytes: quantiles of the normal distribution; a sign, two bits of exponent and one of fraction
+NF4 = [
+    -1.0, -0.696192801, -0.525073051, -0.394917488, -0.284441382, -0.184773430, -0.0910500363, 0.0,
+    0.0795802996, 0.160930201, 0.246112302, 0.337915242, 0.440709829, 0.562617004, 0.722956836, 1.0,
+]  # fmt: skip
+FP4 = [sign * size / 12 for sign in (1, -1) for size in (0, 0.0625, 8, 12, 4, 6, 2, 3)]
+
+
 class Scheme(NamedTuple):
     state: Callable[[int], State]
     """What checkpoint k holds: codes first, then scales."""
@@ -136,6 +152,15 @@ SCHEMES = {
     "MXFP4 as signed bytes": Scheme(
         lambda k: _linear(weight=_bytes(k, 300, 80, dtype=torch.int8), scale=_exponents(k, 300, 5).view(POWER)),
         by_transformers, "E2M1"),
+    "NF4": Scheme(
+        lambda k: _linear(weight=_bytes(k, 20_011, 1), **{
+            "weight.absmax": _scales(k, 626), "weight.quant_map": torch.tensor(NF4),
+            "weight.quant_state.bitsandbytes__nf4": _bytes(0, 90)}),
+        lambda codes, absmax, *_: by_table(codes, NF4, absmax), "NF4"),
+    "FP4 stored as bf16": Scheme(
+        lambda k: _linear(weight=_bytes(k, 20_000, dtype=torch.bfloat16)[:, None], **{
+            "weight.absmax": _scales(k, 625), "weight.quant_state.bitsandbytes__fp4": _bytes(0, 90)}),
+        lambda codes, absmax, *_: by_table(codes, FP4, absmax), "FP4"),
     "NVFP4": Scheme(
         lambda k: _linear(weight=_bytes(k, 300, 80), weight_scale=_codes(k, F8, 300, 10), weight_scale_2=_scales(k)),
         lambda codes, scales, above: times(e2m1(codes), scales.float() * above, 1, 16), "E2M1"),
@@ -214,7 +239,7 @@ def test_sizes_count_codes_as_stored_and_scales(name: str, tmp_path: Path) -> No
     for k in range(2):
         state = SCHEMES[name].state(k)
         _write(tmp_path / f"checkpoint-{k}", state)
-        expected += sum(tensor.nbytes for tensor in state.values())
+        expected += sum(tensor.nbytes for name, tensor in state.items() if "quant_" not in name)
     plan = pipeline.plan(tmp_path)
     assert plan.bytes_total == plan.bytes_to_read == expected
 

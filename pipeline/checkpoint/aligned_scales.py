@@ -62,7 +62,9 @@ class AlignedScales(NamedTuple):
         """Return the most that the scales of so many elements take, wherever they begin."""
         count = math.prod(self.shape)
         if self.shape and self.is_in_order:
-            rows = numel // max(1, self.of[-1]) + 2
+            rows = numel // self.of[-1] + 2
+            if len(self.of) > 1:  # rows of one matrix share scales, those of two do not
+                rows = rows // self.blocks[-2] + 2 * (rows // self.of[-2] + 2)
             count = min(count, rows * self.shape[-1])
         size = count * DTYPES[self.dtype].itemsize
         return size if self.scales is None else aligned(size) + self.scales.most_bytes(count)

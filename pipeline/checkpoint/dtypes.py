@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 
@@ -38,10 +39,12 @@ class WeightDType(DType):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedDType(WeightDType):
-    """Codes of four bits, two to a byte, the first of them in its lower half."""
+    """Codes of four bits, two to a byte."""
 
     unpacked: bytes
     """The 16 codes as elements of the format that `torch` names, in which they are decoded."""
+    upper_first: bool = False
+    """The first of two codes is in the upper half of their byte."""
 
     @property
     def itemsize(self) -> int:
@@ -83,12 +86,24 @@ _OTHERS = (
     DType("F4", 4),
 )
 # Codes that are weights only once they are multiplied with scales (scales.py); no header states these
-# names. Integers are evenly spaced: as if all had the exponent of the largest. Source of E2M1: OCP
-# Microscaling Formats 1.0, 5.3.3.
+# names. What is evenly spaced is as if all had the exponent of the largest; so is NF4, whose codes are
+# 0.08 to 0.30 apart, 0.15 in the root mean square. Sources: E2M1: OCP Microscaling Formats 1.0, 5.3.3;
+# NF4 and FP4: bitsandbytes 0.50, `get_4bit_type`.
+_NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+_FP4 = [sign * size / 12 for sign in (1, -1) for size in (0, 1 / 16, 8, 12, 4, 6, 2, 3)]
 _CODES = (
     WeightDType("INT8", 8, torch="int8", fraction_bits=7, least_exponent=7),
     PackedDType("E2M1", 4, torch="float8_e4m3fn", fraction_bits=1, least_exponent=0,
                 unpacked=bytes.fromhex("00 30 38 3C 40 44 48 4C 80 B0 B8 BC C0 C4 C8 CC")),
+    PackedDType("NF4", 4, torch="float32", fraction_bits=3, least_exponent=0,
+                unpacked=struct.pack("<16f", *_NF4), upper_first=True),
+    PackedDType("FP4", 4, torch="float32", fraction_bits=1, least_exponent=-3,
+                unpacked=struct.pack("<16f", *_FP4), upper_first=True),
 )  # fmt: skip
 
 WEIGHT_DTYPES: dict[str, WeightDType] = {dtype.name: dtype for dtype in (*_WEIGHTS, *_CODES)}

@@ -46,16 +46,24 @@ class _Scheme(NamedTuple):
     divide: bool = False
     factor: float = 1.0
     """What the scales are multiplied with besides."""
+    flat: str = ""
+    """What lies beside where shapes are not those of the weights: codes and scales are in columns."""
 
 
 _SAME = ("", "")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_F32 = frozenset({"F32"})
 _EXPONENTS = frozenset({"F8_E8M0", "U8"})
 """Scales of the OCP Microscaling formats; U8 where a writer had no dtype for them."""
 _E4M3 = frozenset({"F8_E4M3"})
 _F8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _I8 = frozenset({"I8"})
 _PAIRS = frozenset({"U8", "I8", "F4"})
+_STORAGE = frozenset({"U8", "F16", "BF16", "F32"})
+"""Of bitsandbytes: codes may be called floats, for what shards floats only (`bnb_4bit_quant_storage`)."""
+_STATE = "{}.quant_state.bitsandbytes__"
+_NESTED = "{}.nested_absmax"
+"""Beside scales that are codes themselves, to which a number is added that stands in a text."""
 
 _SCHEMES = (
     _Scheme(_SAME, _F8, "{}_scale_inv", _FLOATS | _EXPONENTS),
@@ -65,6 +73,8 @@ _SCHEMES = (
     _Scheme(("_weight_qdata", "weight"), _F8, "{module}_weight_scale", _FLOATS),
     _Scheme(_SAME, _I8, "{}_scale", _FLOATS, "INT8"),
     _Scheme(_SAME, _I8, "{module}SCB", _FLOATS, "INT8", factor=1 / 127),
+    _Scheme(_SAME, _STORAGE, "{}.absmax", _F32, "NF4", flat=f"{_STATE}nf4"),
+    _Scheme(_SAME, _STORAGE, "{}.absmax", _F32, "FP4", flat=f"{_STATE}fp4"),
     _Scheme(("_blocks", ""), _PAIRS, "{}_scales", _EXPONENTS, "E2M1", 32),
     _Scheme((".blocks", ""), _PAIRS, "{}.scales", _EXPONENTS, "E2M1", 32),
     _Scheme(("_packed", ""), _PAIRS, "{}_scale", _EXPONENTS, "E2M1", 32),
@@ -74,8 +84,8 @@ _SCHEMES = (
     _Scheme(("_packed", ""), _PAIRS, "{}_scale", _E4M3, "E2M1", 16, "{}_global_scale", divide=True),
     _Scheme(_SAME, _PAIRS, "{}_scale", _E4M3, "E2M1", 16, "{}_scale_2"),
 )
-_NOT_SYMMETRIC = ("{}_zero_point", "{}_g_idx")
-"""Beside integers that scales alone do not decode."""
+_NOT_SCALES_ALONE = ("{}_zero_point", "{}_g_idx", _NESTED)
+"""What lies beside codes that scales alone do not decode."""
 
 _INTEGERS = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "I64", "F4", "F6_E2M3", "F6_E3M2"})
 _PACKED = re.compile(
@@ -119,7 +129,7 @@ def with_scales(tensors: Held) -> dict[str, tuple[int, StoredTensor]]:
                 place, scales = tensors[scale]
                 told[scale] = place, replace(scales, unreadable=reason)
             modules[_module(name)] = "beside codes with scales"
-        elif tensor.dtype in _INTEGERS and tensor.numel > 1 and _is_packed(name, tensor, tensors):
+        elif tensor.numel > 1 and _is_packed(name, tensor, tensors):
             reason = f"weights packed as {tensor.dtype}, which are not decoded"
             told[name] = file, replace(tensor, unreadable=reason, lost=True)
             modules[_module(name)] = "beside packed weights"
@@ -147,7 +157,8 @@ def _paired(
             # 8-bit floats whose scales are odd are no weights without them
             and (tensor.dtype in _F8 or tensors[names[0]][1].dtype in scheme.scale_dtypes)
             and (weight == name or weight not in tensors)
-            and not (scheme.dtype and any(p.format(weight) in tensors for p in _NOT_SYMMETRIC))
+            and (not scheme.flat or scheme.flat.format(weight) in tensors)
+            and not (scheme.dtype and any(p.format(weight) in tensors for p in _NOT_SCALES_ALONE))
         ):
             return weight, scheme, names
     return None
@@ -164,14 +175,19 @@ def _joined(
     first, *rest = (stored for _, stored in held)
     if first.dtype not in scheme.scale_dtypes or any(s.dtype not in _FLOATS for s in rest):
         return None
-    if tensor.order or (scheme.block and tensor.extents):
+    shape, is_packed = tensor.shape, scheme.flat or scheme.block
+    if tensor.order or (is_packed and tensor.extents):
         return None
-    shape = _unpacked(tensor, first) if scheme.block else tensor.shape
-    scales, *above = (
-        _scales(of, place - file, stored)
-        for of, (place, stored) in zip((shape, first.shape), held, strict=False)
-    )
+    if scheme.flat:
+        shape = tensor.numel * DTYPES[tensor.dtype].bits // 4, 1
+        first = replace(first, shape=(first.numel, 1))
+    elif scheme.block:
+        shape = _unpacked(tensor, first)
+    files = [place - file for place, _ in held]
+    scales, *above = map(_scales, (shape, first.shape), files, (first, *rest))
     if scales is None or None in above:
+        return None
+    if scheme.flat and scales.blocks[0] & (scales.blocks[0] - 1) and first.numel > 1:
         return None
     if scheme.block and scales.blocks != (*(1 for _ in shape[:-1]), scheme.block):
         return None
@@ -226,10 +242,10 @@ def _block(length: int, count: int) -> int | None:
 
 
 def _is_packed(name: str, tensor: StoredTensor, tensors: Held) -> bool:
-    """Return whether integers are weights: by their name, with something beside them that decodes them."""
-    if DTYPES[tensor.dtype].bits < 8:
+    """Return whether something is codes: by its name, with something beside it that decodes them."""
+    if DTYPES[tensor.dtype].bits < 8 or f"{name}.absmax" in tensors:
         return True
-    if not _PACKED.search(name):
+    if tensor.dtype not in _INTEGERS or not _PACKED.search(name):
         return False
     if name.endswith(("qweight", "_packed", "_blocks", ".blocks", "_qdata")):
         return True

@@ -82,6 +82,8 @@ PACKED: dict[str, tuple[str, tuple[int, ...], str, str, tuple[int, ...], dict[st
     "l.weight": ("U8", (8, 48), "l.weight", "E2M1", (8, 96),
                  {"l.weight_scale": ("F8_E4M3", (8, 6)), "l.weight_scale_2": ("F32", ())}),
     "w": ("F4", (8, 96), "w", "E2M1", (8, 96), {"w_scale": ("F8_E8M0", (8, 3))}),
+    "b.weight": ("BF16", (40, 1), "b.weight", "NF4", (160, 1),
+                 {"b.weight.absmax": ("F32", (3,)), "b.weight.quant_state.bitsandbytes__nf4": ("U8", (9,))}),
     "m.weight": ("I8", (8, 6), "m.weight", "INT8", (8, 6), {"m.SCB": ("F32", (8,))}),
 }  # fmt: skip
 
@@ -94,8 +96,11 @@ def test_codes_are_under_the_name_of_their_weights(codes: str) -> None:
     assert told.keys() == {weight, *scales}
     tensor = told[weight][1]
     assert (tensor.dtype, tensor.shape, tensor.unreadable) == (kind, unpacked, "")
-    assert tensor.scales is not None and (tensor.scales.scales is not None) == (len(scales) == 2)
-    assert all(told[name][1].unreadable.endswith("multiplied in") for name in scales)
+    assert tensor.scales is not None
+    joined = 1 + (tensor.scales.scales is not None)
+    reasons = [told[name][1].unreadable for name in scales]
+    assert all(reasons) and sum(reason.endswith("multiplied in") for reason in reasons) == joined
+    assert joined == 1 + any("global" in name or "_2" in name for name in scales)
 
 
 FAULTS = ("shape", "format", "absent", "transposed", "single")
@@ -130,8 +135,13 @@ def test_codes_that_cannot_be_paired_are_lost(codes: str, fault: str) -> None:
 
 NOT_DECODED = {
     "GPTQ": {"l.qweight": "I32", "l.qzeros": "I32", "l.scales": "F16", "l.g_idx": "I32"},
-    "bitsandbytes, 4 bits": {
-        "l.weight": "U8", "l.weight.absmax": "F32", "l.weight.quant_map": "F32",
+    "bitsandbytes, nested": {
+        "l.weight": "U8", "l.weight.absmax": "U8", "l.weight.quant_map": "F32",
+        "l.weight.nested_absmax": "F32", "l.weight.nested_quant_map": "F32",
+        "l.weight.quant_state.bitsandbytes__nf4": "U8",
+    },
+    "bitsandbytes, nested, as floats": {
+        "l.weight": "BF16", "l.weight.absmax": "U8", "l.weight.nested_absmax": "F32",
         "l.weight.quant_state.bitsandbytes__nf4": "U8",
     },
     "zero points": {"l.weight": "I8", "l.weight_scale": "F32", "l.weight_zero_point": "I8"},

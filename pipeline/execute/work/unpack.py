@@ -52,4 +52,5 @@ def _pairs(dtype: PackedDType) -> NDArray[np.uint8]:
     """Return (256, 2 elements) the bytes of the elements that each byte of codes becomes."""
     codes = np.frombuffer(dtype.unpacked, np.uint8).reshape(16, -1)
     byte = np.arange(256)
-    return np.concatenate((codes[byte & 15], codes[byte >> 4]), axis=1)
+    halves = codes[byte & 15], codes[byte >> 4]
+    return np.concatenate(halves[::-1] if dtype.upper_first else halves, axis=1)
