@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import BlockLayout
 
 _AT_ONCE = 1 << 16
-"""Bytes that are looked up together: NumPy makes indexes of 8 bytes of each."""
+"""Bytes that are looked up together: the copy of their elements, 512 KiB of float32, stays in the cache."""
 
 
 def unpack(block: NDArray[np.uint8], layout: BlockLayout, tensors: Sequence[AlignedTensor]) -> None:
@@ -33,24 +34,24 @@ def unpack(block: NDArray[np.uint8], layout: BlockLayout, tensors: Sequence[Alig
 
 
 def _unpack(
-    packed: NDArray[np.uint8],
-    elements: NDArray[np.uint8],
-    skipped: int,
-    pairs: NDArray[np.uint8],
+    packed: NDArray[np.uint8], elements: NDArray[np.uint8], skipped: int, pairs: NDArray[Any]
 ) -> None:
     """Write elements, without the first `skipped` bytes of those that are packed."""
-    width = pairs.shape[1]
     for first in range(0, len(packed), _AT_ONCE):
-        unpacked = pairs[packed[first : first + _AT_ONCE]].reshape(-1)
-        at = first * width - skipped
+        unpacked = np.take(pairs, packed[first : first + _AT_ONCE], mode="clip").view(np.uint8)
+        at = first * pairs.itemsize - skipped
         target = elements[max(0, at) : at + len(unpacked)]
         target[:] = unpacked[max(0, -at) :][: len(target)]
 
 
 @cache
-def _pairs(dtype: PackedDType) -> NDArray[np.uint8]:
-    """Return (256, 2 elements) the bytes of the elements that each byte of codes becomes."""
+def _pairs(dtype: PackedDType) -> NDArray[Any]:
+    """Return (256,) the two elements that each byte of codes becomes, side by side in one number.
+
+    NumPy looks numbers up at ten times the rate of rows of bytes.
+    """
     codes = np.frombuffer(dtype.unpacked, np.uint8).reshape(16, -1)
     byte = np.arange(256)
     halves = codes[byte & 15], codes[byte >> 4]
-    return np.concatenate(halves[::-1] if dtype.upper_first else halves, axis=1)
+    pairs = np.concatenate(halves[::-1] if dtype.upper_first else halves, axis=1)
+    return pairs.view(f"u{pairs.shape[1]}")[:, 0]
