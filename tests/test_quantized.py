@@ -264,3 +264,20 @@ def test_what_is_not_decoded_is_a_warning(tmp_path: Path) -> None:
     ((message,),) = store.sql(query).fetchall()
     assert "qweight: weights packed as I32" in message
     assert [t.name for t in pipeline.plan(tmp_path / "suite").tensors] == ["norm.weight"]
+
+
+def test_the_changes_that_are_expected_are_those_of_scaled_codes(tmp_path: Path) -> None:
+    """Within a factor of 2: spacing is counted by its power of two."""
+    generator = torch.Generator().manual_seed(0)
+    weights, scales = 0.02 * torch.randn(300, 320, generator=generator), torch.full((300, 1), 6e-4)
+    for k in range(3):
+        weights = weights + 2e-4 * torch.randn(weights.shape, generator=generator)
+        codes = (weights / scales).round().clamp(-127, 127).to(torch.int8)
+        state = _linear(weight=codes, weight_scale=scales)
+        _write(tmp_path / "suite" / f"checkpoint-{k}", state)
+    pipeline.analyze(
+        tmp_path / "suite", tmp_path / "store", executor="local", run="r", statistics=["sparsity"]
+    )
+    query = "SELECT changed, changed_expected FROM sparsity WHERE scope = 'model' AND k > 0"
+    for changed, expected in pipeline.open_store(tmp_path / "store").sql(query).fetchall():
+        assert 0.1 < changed < expected < 2 * changed
