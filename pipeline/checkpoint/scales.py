@@ -110,7 +110,7 @@ def with_scales(tensors: Held) -> dict[str, tuple[int, StoredTensor]]:
     told = dict(tensors)
     modules: dict[str, str] = {}
     for name, (file, tensor) in tensors.items():
-        if tensor.unreadable:
+        if tensor.unreadable or not tensor.numel:
             continue
         if paired := _paired(name, tensor, told):
             weight, scheme, names = paired

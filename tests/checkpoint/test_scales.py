@@ -159,6 +159,12 @@ def test_packed_weights_are_lost_and_nothing_beside_them_is_a_weight(kind: str) 
     assert all(told[name][1].unreadable and not told[name][1].lost for name in others)
 
 
+def test_codes_of_no_elements_are_left_as_they_are() -> None:
+    """Some ranks save tensors of no elements."""
+    tensors = {"l.weight": stored("F8_E4M3", 0, 4), "l.weight_scale": stored("F32", 2, 1)}
+    assert with_scales(tensors) == tensors
+
+
 def test_what_is_no_code() -> None:
     """Plain 8-bit floats, integers that are no weights, and names that look like scales."""
     tensors = {
