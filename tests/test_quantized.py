@@ -143,6 +143,9 @@ SCHEMES = {
     "integers": Scheme(
         lambda k: _linear(weight=_codes(k, torch.int8), weight_scale=_scales(k, 300, 4).bfloat16()),
         lambda codes, scales: times(codes, scales, 1, 35), "INT8"),
+    "integers of bitsandbytes": Scheme(
+        lambda k: _linear(weight=_codes(k, torch.int8), SCB=_scales(k, 300), weight_format=torch.tensor(0, dtype=torch.uint8)),
+        lambda codes, most, _: times(codes, most[:, None] * torch.tensor(1 / 127), 1, 140), "INT8"),
     "gpt-oss": Scheme(
         lambda k: {f"{EXPERTS}_blocks": _bytes(k, 4, 96, 3, 16), f"{EXPERTS}_scales": _exponents(k, 4, 96, 3)},
         of_gpt_oss, "E2M1", EXPERTS),
