@@ -4,10 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all check bench gpu-check update clean
+.PHONY: demo examples test test-all check docs pages bench gpu-check update clean
 
 demo: $(READY)      ## train a small language model, analyse it, show what there is to see
 	$(BIN)/hallmarks demo
+
+examples: $(READY)  ## the checkpoints and the store that the pages ask about, in the folder `examples`
+	PYTHONPATH=. $(BIN)/python -m docs.examples examples
 
 # Two processes, however many cores: one begins with all tests that start Ray (tests/conftest.py), which
 # mostly wait and so go beside the others on a single core, too; with more, those with deadlines would miss them.
@@ -22,6 +25,18 @@ check: $(READY)     ## style, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The site's pages lie as they lie here, so that a link means the same in both.
+docs: $(READY)      ## the pages as a site, in build/site
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	rm -rf build/pages && mkdir -p build/pages/benchmarks
+	ln -s $(addprefix $(CURDIR)/,README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE CITATION.cff \
+		Dockerfile docs infra) build/pages
+	ln -s $(CURDIR)/benchmarks/results build/pages/benchmarks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: $(READY)     ## what the pages hold that is made: generated pages, and what executed blocks print
+	PYTHONPATH=. $(BIN)/python -m docs.write
 
 bench: $(READY)     ## has it become slower? ratios against those stored, in three minutes
 	PYTHONPATH=. $(BIN)/python benchmarks/ratios.py
@@ -44,9 +59,9 @@ $(READY): pyproject.toml constraints.txt
 
 update:             ## newest versions into constraints.txt, torch excepted
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade torch==2.13.0 --editable '.[dev]'
+	$(BIN)/pip install --quiet --upgrade torch==2.13.0 --editable '.[dev,docs]'
 	(sed '/^[^#]/,$$d' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.new
 	mv constraints.new constraints.txt
 
 clean:              ## remove what was built and the demo's store
-	rm -rf .venv build *.egg-info hallmarks-demo .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build *.egg-info hallmarks-demo examples .ruff_cache .hypothesis .import_linter_cache

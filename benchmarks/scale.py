@@ -14,7 +14,7 @@ from dataclasses import dataclass
 READ = 1.7  # CPU s/GiB, TLS, 32 readers on a link: network.md, "client alone, 200 MB/s"
 DECODE = 1.0  # CPU s/GiB, product alone (1.8 in network.md) less its matrix products
 GFLOPS = 190e9  # a core's, middle of 154-227 for 64-935 rows: docs/architecture.md
-GFLOPS_GPU = 20e12  # float32 without TF32, a third of an H100's peak: not measured here
+GFLOPS_GPU = 11e12  # with decoding and differences, 64 checkpoints on an H200: gpu.md
 MS_A_TILE = 0.8  # of the driver: driver.md
 RESOLVE_S, RESOLVES_AT_ONCE = 0.1, 8  # a round trip to the Hub: assumed
 LIFE_S = 0.8 * 3600

@@ -17,7 +17,8 @@ from jobs.options import (
     requests_from,
     store_option,
 )
-from pipeline.errors import RequestError
+from jobs.tables import between_words
+from pipeline.errors import RequestError, printable, quoted
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -86,7 +87,7 @@ def _of_store(store: str, name: str | None, strict: bool, as_json: bool) -> int:
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
     if name is not None and name not in runs:
-        raise RequestError(f"no run {name} in {store}", f"there are: {', '.join(runs)}")
+        raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
     screen = console()
     errors, damaged = 0, bool(opened.damaged)
     described = []
@@ -130,10 +131,20 @@ def told(rows: list[tuple[str, str, str]]) -> str:
 
 
 def print_finding(screen: Console, row: tuple[str, str, str]) -> None:
-    """Print one finding on a line."""
+    """Print one finding: on a line, or on a terminal as many as it takes."""
     severity, kind, message = row
-    say(screen, f"{severity:<8}", style=_COLOURS[severity], end="")
-    say(screen, f"{kind}: {message}")
+    margin = 8
+    first, *others = folded(screen, f"{severity:<{margin}}{kind}: {message}", margin)
+    say(screen, first[:margin], style=_COLOURS[severity], end="")
+    for line in (first[margin:], *others):
+        say(screen, line)
+
+
+def folded(screen: Console, text: str, margin: int) -> list[str]:
+    """Return the lines that a text takes on a terminal; elsewhere it is one."""
+    if not screen.is_terminal:
+        return [text]
+    return between_words(printable(text), screen.width, margin)
 
 
 if __name__ == "__main__":

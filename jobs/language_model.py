@@ -1,6 +1,6 @@
 """A small language model, trained on real text: the demo's training run.
 
-The text is the reference of the Python language as `pydoc` shows it, `pydoc_data.topics`: half a
+The demo's text is the reference of the Python language as `pydoc` shows it, `pydoc_data.topics`: half a
 megabyte of English prose that lies on every machine with CPython (PSF licence), so that nothing is
 downloaded. Tokens are bytes. The network is a decoder of the Llama family in plain torch, with
 the names that transformers gives its tensors.
@@ -76,18 +76,19 @@ def train(
     *,
     settings: Settings | None = None,
     shape: Shape | None = None,
+    text: bytes | None = None,
     on_checkpoint: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train and save checkpoints as `directory/step-N/model.safetensors`, each folder whole.
 
     Args:
+        text: what is learned; default: the reference of the Python language.
         on_checkpoint: told the step and the loss at every checkpoint.
     """
     settings, shape = settings or Settings(), shape or Shape()
     generator = torch.Generator().manual_seed(settings.seed)
-    text = torch.frombuffer(
-        bytearray("\n".join(topics.topics.values()).encode()), dtype=torch.uint8
-    )
+    text = text or "\n".join(topics.topics.values()).encode()
+    learned = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     network = _Decoder(shape)
     _initialise(network, shape, generator)
     optimizer = torch.optim.AdamW(
@@ -95,14 +96,18 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     saved = set(saved_steps(settings.steps))
+    directory.mkdir(parents=True, exist_ok=True)
+    log = ["step,train_loss,learning_rate\n"]
     for step in range(settings.steps + 1):
         starts = torch.randint(
-            len(text) - shape.context - 1, (settings.batch, 1), generator=generator
+            len(learned) - shape.context - 1, (settings.batch, 1), generator=generator
         )
-        window = text[starts + torch.arange(shape.context + 1)].long()
+        window = learned[starts + torch.arange(shape.context + 1)].long()
         logits = network(window[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        log.append(f"{step},{loss.item()},{schedule.get_last_lr()[0]}\n")
         if step in saved:
+            (directory / "metrics.csv").write_text("".join(log))
             _save(directory, step, network, shape, settings)
             if on_checkpoint is not None:
                 on_checkpoint(step, loss.item())
@@ -137,7 +142,8 @@ def _save(directory: Path, step: int, network: nn.Module, shape: Shape, settings
     growing.mkdir(parents=True)
     (growing / "config.json").write_text(json.dumps(config, indent=2))
     save_file(
-        {n: w.contiguous() for n, w in network.state_dict().items()}, growing / "model.safetensors"
+        {n: w.float().contiguous() for n, w in network.state_dict().items()},
+        growing / "model.safetensors",
     )
     growing.rename(directory / f"step-{step}")
 

@@ -24,6 +24,7 @@ from pipeline.planning.request import (
     Resources,
 )
 from pipeline.statistics.table import NAMES
+from pipeline.training.settings import Settings, assigned, read_settings
 
 _CHECKPOINTS = [
     click.option(
@@ -114,6 +115,24 @@ _SELECTION = [
         "--state",
         metavar="KEY",
         help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
+    ),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A hyperparameter of the training, e.g. lr=3e-4 (repeatable; overrides --settings).",
+    ),
+    click.option(
+        "--settings",
+        metavar="FILE",
+        help="Hyperparameters of the training: a file of JSON, TOML or YAML.",
+    ),
+    click.option(
+        "--training",
+        metavar="FILE",
+        help="Metrics of the training by step: .csv, .jsonl or .parquet with columns step, metric,"
+        " value and optionally split; or a trainer's log.",
     ),
 ]
 _RESOURCES = [
@@ -209,14 +228,26 @@ def requests_from(options: dict[str, Any]) -> list[Request]:
             " over all",
         )
     selection = {name: options[name] for name in SELECTION if name in options and name != "run"}
+    selection["settings"] = _settings(options)
     single_run = None if joint else run
     requests = [
         request
         for source in sources
         for request in one_for_each_run(Request(source, single_run, **selection))
     ]
+    if len(requests) > 1 and options.get("training"):
+        raise RequestError(
+            f"--training {quoted(options['training'])} tells of one run, found {len(requests)}",
+            "analyze the SOURCEs one by one",
+        )
     check_distinct([*map(run_name, requests), *([run] if joint and run else [])])
     return requests
+
+
+def _settings(options: Mapping[str, Any]) -> Settings:
+    """Return what `--settings` and `--set` state together."""
+    of_file = read_settings("--settings", options["settings"]) if options.get("settings") else {}
+    return {**of_file, **assigned("--set", options.get("assignments", ()))}
 
 
 def _refuse_expanded(sources: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> None:

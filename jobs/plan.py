@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
+from pipeline.reduce.groups import grouping
+from pipeline.reduce.memory import encoded_tables, kept_increments
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
@@ -90,6 +93,13 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "bytes_to_read": made.bytes_to_read,
         "fraction": made.bytes_to_read / made.bytes_total,
         "seed": made.seed,
+        "settings": made.settings,
+        "training": [
+            {"split": metric.split, "metric": metric.name, "values": len(curve.values)}
+            for metric, curve in made.training.curves.items()
+        ],
+        "logs": list(made.training.logs),
+        "logs_not_understood": list(made.training.notes),
         "gaps": [asdict(gap) for gap in made.gaps],
         "ordering": made.account.ordering,
         "incomplete": [asdict(entry) for entry in made.account.lacking],
@@ -110,6 +120,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "windows": windows(requests_to_analyze(made, requests)),
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
+        "tables": dict(zip(("bytes", "increments"), _tables(made), strict=True)),
     }
 
 
@@ -148,6 +159,7 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
     if first.step is not None:
         say("", f"displacements are measured from step {first.step:,}")
     _stages(say, made, most)
+    _training(say, made, most)
     worst = [f for f in findings_of_listings(listings_of(made)) if f.severity == "error"]
     for finding in worst[:most]:
         say("", f"error: {finding.kind}: {finding.message}")
@@ -197,7 +209,21 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         f"{show_size(memory.projected)} per worker, beside the {show_size(IDLE_BYTES)} of an idle"
         f" process; budget {show_size(memory.budget)}, minimum {show_size(memory.least, up=True)}",
     )
+    tables, increments = map(show_size, _tables(made))
+    say(
+        "tables", f"at most {tables} in the store, of which {increments} are products of increments"
+    )
     return lines
+
+
+def _tables(made: Plan) -> tuple[int, int]:
+    """Return how many bytes the tables of all runs of a plan take at most, and products of increments."""
+    grouped = grouping(made)
+    counts = [len(run.checkpoints) for run in (made, *made.alone())]
+    return (
+        sum(sum(encoded_tables(grouped, count)) for count in counts),
+        sum(kept_increments(grouped, count) for count in counts),
+    )
 
 
 def requests_to_analyze(made: Plan, requests: Mapping[str, int]) -> dict[str, int]:
@@ -246,6 +272,20 @@ def _stages(say: _Say, made: Plan, most: int) -> None:
         say("", f"… and {len(stages) - most - 3} more stages")
 
 
+def _training(say: _Say, made: Plan, most: int) -> None:
+    """Say what is known of the training besides its weights, and from where."""
+    if made.settings:
+        shown = [f"{name} {json.dumps(value)}" for name, value in made.settings.items()]
+        more = f" and {len(shown) - 2 * most} more" if len(shown) > 2 * most else ""
+        say("settings", ", ".join(shown[: 2 * most]) + more)
+    if made.training.curves:
+        names = sorted({log.rpartition("/")[2] for log in made.training.logs})
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        say("training", f"{made.training.told}, from {', '.join(names[:most])}{more}")
+    for note in made.training.notes[:most]:
+        say("", note)
+
+
 def _account(say: _Say, made: Plan, most: int) -> None:
     """Say what is incomplete, what is placed without a step, and what there is that is not read."""
     if made.account.ordering:
@@ -263,6 +303,10 @@ def _account(say: _Say, made: Plan, most: int) -> None:
     for unread in made.unread:
         for path, kind in unread.items():
             kinds.setdefault(kind, Counter())[path] += 1
+    for paths in kinds.values():
+        for path in paths:
+            paths[path] -= sum(log.endswith(f"/{path}") for log in made.training.logs)
+    kinds = {kind: +paths for kind, paths in kinds.items() if +paths}
     label = "not read"
     for kind in sorted(kinds, key=lambda kind: (not kind.advice, kind != NOT_UNDERSTOOD))[
         : most + 2

@@ -29,8 +29,15 @@ from pipeline.store.query import Store
     metavar="FILE.html",
     help="Where the page is written (default: STORE/report.html, or report.html for a remote store).",
 )
+@click.option(
+    "--figures",
+    metavar="DIR",
+    help="Write pictures for slides and papers, too: PDF, SVG and PNG (needs matplotlib).",
+)
 @debug_option
-def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> int:
+def report(
+    store: str, names: tuple[str, ...], out: str | None, figures: str | None, debug: bool
+) -> int:
     """Write one self-contained page: trajectory maps, curves, layers, findings.
 
     It can be opened in any browser and sent to others; it makes no requests.
@@ -47,6 +54,7 @@ def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> 
         raise QueryError(
             f"no run of {store} is whole", "the command that made a run makes it again"
         )
+    drawn = None if figures is None else _drawn(opened, sound, Path(figures))
     target = Path(out) if out is not None else _default(store)
     text = page(content(opened, store, sound))
     try:
@@ -56,7 +64,16 @@ def report(store: str, names: tuple[str, ...], out: str | None, debug: bool) -> 
             f"{quoted(target)} cannot be written: {error.strerror}", "choose another --out"
         ) from None
     say(console(), f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)")
+    if drawn is not None:
+        say(console(), f"figures: {drawn} in {figures}, each as PDF, SVG and PNG")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
+
+
+def _drawn(store: Store, runs: list[str], folder: Path) -> int:
+    """Write the pictures of some runs and return how many there are."""
+    from pipeline.report.figures import write_figures  # matplotlib may be missing, and takes 0.3 s
+
+    return write_figures(store, runs, folder)
 
 
 def _is_whole(store: Store, name: str) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from shlex import quote
 
 from rich.console import Console
 
-from jobs.audit import findings_of, print_finding, told
+from jobs.audit import findings_of, folded, print_finding, told
 from jobs.console import console, say
 from jobs.tables import table_lines
 from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.store.query import Store
+from pipeline.training.settings import of_text
 
 _FINDINGS_SHOWN = 8
+_SETTINGS_SHOWN = 8
+_METRICS_SHOWN = 6
 _SHOWN = (
     "mds",
     "relative_mds",
@@ -40,24 +44,31 @@ _BREAK = " \\"
 def print_summary(summary: Summary) -> None:
     """Print a run's figures, findings, times, and the commands that come next."""
     screen, store = console(), Store(summary.store)
-    say(screen, f"run {summary.run}: {_what(summary)}")
+    _say(screen, f"run {summary.run}: {_what(summary)}")
     findings = findings_of(store, summary.run)
-    say(screen, _beginning(summary, {kind for _, kind, _ in findings}))
+    _say(screen, _beginning(summary, {kind for _, kind, _ in findings}))
     say(screen, "")
     _print_figures(screen, store, summary)
     for line in _straightest(store, summary.run):
-        say(screen, line)
+        _say(screen, line)
     say(screen, "")
+    for line in _training(store, summary.run):
+        say(screen, line)
     for reason in summary.lost:
-        say(screen, f"incomplete: {reason}")
+        _say(screen, f"incomplete: {reason}")
     say(screen, f"findings: {told(findings)}")
     for row in findings[:_FINDINGS_SHOWN]:
         print_finding(screen, row)
-    say(screen, _times(summary))
+    _say(screen, _times(summary))
     say(screen, f"results: {summary.store}")
     for words in _next_commands(summary, len(findings)):
         for line in command_lines(words, screen.width if screen.is_terminal else _PAGE):
             say(screen, line)
+
+
+def _say(screen: Console, text: str) -> None:
+    for line in folded(screen, text, 2):
+        say(screen, line)
 
 
 def command_lines(command: Sequence[str], width: int) -> list[str]:
@@ -127,7 +138,7 @@ def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
     for line in table_lines(titles, lines, [title not in (titles[0], "") for title in titles]):
         say(screen, line)
     if below:
-        say(
+        _say(
             screen,
             f"{below} of {angles} update angles are below the noise floor: rounding alone makes such",
         )
@@ -144,6 +155,21 @@ def _straightest(store: Store, run: str) -> Iterator[str]:
         if len(rows) > 1:
             ends = [f"{name} ({value:.3f})" for name, value in (rows[0], rows[-1])]
             yield f"straightest of {len(rows)} {kind}: {ends[0]}; least straight: {ends[1]}"
+
+
+def _training(store: Store, run: str) -> Iterator[str]:
+    """Yield a line for the settings and one for the metrics of the training, where known."""
+    settings = store.sql("SELECT settings FROM runs WHERE run = ?", [run]).fetchall()[0][0]
+    if shown := [f"{name} {json.dumps(value)}" for name, value in of_text(settings).items()]:
+        more = f" and {len(shown) - _SETTINGS_SHOWN} more" if len(shown) > _SETTINGS_SHOWN else ""
+        yield f"settings: {', '.join(shown[:_SETTINGS_SHOWN])}{more}"
+    names, values = store.sql(
+        "SELECT list(DISTINCT concat_ws(' ', split, metric)), count(*) FROM training WHERE run = ?",
+        [run],
+    ).fetchall()[0]
+    if values:
+        more = f" and {len(names) - _METRICS_SHOWN} more" if len(names) > _METRICS_SHOWN else ""
+        yield f"training: {', '.join(sorted(names)[:_METRICS_SHOWN])}{more}, {values:,} values"
 
 
 def _times(summary: Summary) -> str:

@@ -7,10 +7,12 @@ rows that are too wide for it are shown one record a block. Elsewhere it holds e
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +32,8 @@ _WIDEST = 100
 """Characters that a column of such a table is padded to at most: a finding's evidence may be long."""
 _GAP = "  "
 _NUMBERS = (int, float, bool)
+_PLAIN = frozenset({*_NUMBERS, type(None)})
+_TEXTS = frozenset({str, type(None)})
 _CHARACTERS_AT_ONCE = 1 << 16
 _SHORT = 200
 """Characters of a text that is remembered."""
@@ -52,18 +56,19 @@ def write(form: str, columns: list[str], rows: Rows, screen: Screen | None) -> i
         form: `table`, `csv`, `json` or `markdown`.
         screen: the terminal that a table is for, or None.
     """
-    counted, output, more = _Counted(rows), _Gathered(), 0
+    output, more = _Gathered(), 0
     if form != "table":
-        _FORMATS[form](columns, counted, output)
+        _FORMATS[form](columns, rows, output)
     elif screen is None:
-        _table(columns, counted, output)
+        _table(columns, rows, output)
     else:
-        _for_people(columns, counted, screen, output)
+        _for_people(columns, rows, screen, output)
         output.flush()
+        shown = rows.number
         if (more := rows.count_rest()) > 0:
-            print(f"… {counted.number:,} of {counted.number + more:,} rows; --format csv for all")
+            print(f"… {shown:,} of {shown + more:,} rows; --format csv for all")
     output.flush()
-    return counted.number + more
+    return rows.number
 
 
 class _Gathered:
@@ -82,16 +87,6 @@ class _Gathered:
     def flush(self) -> None:
         sys.stdout.write("".join(self._texts))
         self._texts, self._length = [], 0
-
-
-class _Counted(Iterator[Row]):
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._rows, self.number = rows, 0
-
-    def __next__(self) -> Row:
-        row = next(self._rows)
-        self.number += 1
-        return row
 
 
 def _table(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
@@ -128,7 +123,19 @@ def _for_people(columns: list[str], rows: Iterator[Row], screen: Screen, output:
     for number, row in enumerate(texts):
         output.write("\n" * (number > 0))
         for name, text in zip(names, row, strict=True):
-            output.write(f"{_padded(name, longest)}{_GAP}{text}".rstrip() + "\n")
+            margin = longest + len(_GAP)
+            for line in between_words(_padded(name, margin) + text, screen.width, margin):
+                output.write(line.rstrip() + "\n")
+
+
+def between_words(text: str, width: int, margin: int) -> list[str]:
+    """Return the lines of a text that is broken between words, and goes on `margin` characters in."""
+    start, rest = text[:margin], text[margin:]
+    lines = textwrap.wrap(
+        rest, max(1, width - margin), break_long_words=False, break_on_hyphens=False
+    )
+    first, *others = lines or [""]
+    return [start + first, *(" " * margin + line for line in others)]
 
 
 def table_lines(names: list[str], rows: list[list[str]], right: list[bool]) -> Iterator[str]:
@@ -170,12 +177,27 @@ def _numeric(columns: list[str], rows: list[Any]) -> list[bool]:
     ]
 
 
-def _csv(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:
-    writer = csv.writer(output, lineterminator="\n")
+def _csv(columns: list[str], rows: Rows, output: _Gathered) -> None:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(map(printable, columns))
-    writer.writerows(  # which writes numbers, and nothing for None, by itself
-        [value if type(value) in _NUMBERS else _text(value) for value in row] for row in rows
-    )
+    for values in rows.columns():
+        writer.writerows(zip(*map(_written, values), strict=True))
+        output.write(lines.getvalue())
+        lines.seek(0)
+        lines.truncate()
+    output.write(lines.getvalue())  # the names, if there are no rows
+
+
+def _written(column: Row) -> Row:
+    """Return a column as the writer takes it, which writes numbers, and nothing for None, by itself."""
+    kinds = set(map(type, column))
+    if kinds <= _PLAIN:
+        return column
+    if kinds <= _TEXTS:
+        texts = {value: _text(value) for value in set(column)}
+        return [texts[value] for value in column]
+    return [value if type(value) in _NUMBERS else _text(value) for value in column]
 
 
 def _json(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:

@@ -24,6 +24,8 @@ Location = str | PathLike[str]
 """A path or a URL."""
 Texts = str | Iterable[str]
 """Several, or one."""
+Stated = Mapping[str, Any] | Location
+"""By name, or in a file."""
 
 
 def plan(
@@ -45,6 +47,8 @@ def plan(
     fraction: float | str | None = None,
     budget: str | int | None = None,
     seed: int = 0,
+    settings: Stated | None = None,
+    training: Location | None = None,
 ) -> Plan:
     """Return what `analyze` would read and compute; reads headers only, and moves no weights.
 
@@ -78,6 +82,8 @@ def analyze(
     fraction: float | str | None = None,
     budget: str | int | None = None,
     seed: int = 0,
+    settings: Stated | None = None,
+    training: Location | None = None,
     memory: str | int | None = None,
     device: str = "auto",
     executor: str = "ray",
@@ -114,6 +120,9 @@ def analyze(
             have standard errors; default: all.
         budget: bytes to read at most, such as `"20GB"`, in place of a fraction.
         seed: of the sample.
+        settings: hyperparameters of the training by name, or a file that holds them.
+        training: a file of metrics by step, with columns step, metric, value and, if it has one,
+            split; logs that trainers leave in the source are read without being named.
         memory: working memory of one worker, in bytes or as `"2GiB"`; default: a share of the
             machine's.
         device: where products are computed: `auto`, `cpu` or `cuda`.
@@ -160,6 +169,7 @@ def analyze_joint(
     fraction: float | str | None = None,
     budget: str | int | None = None,
     seed: int = 0,
+    settings: Stated | None = None,
     memory: str | int | None = None,
     device: str = "auto",
     executor: str = "ray",
@@ -209,7 +219,7 @@ def open_store(path: Location = "hallmarks-store", *, confined: bool = True) -> 
 
 
 def _request(source: Any, options: Mapping[str, Any]) -> Request:
-    return Request(source, **{name: options[name] for name in SELECTION})
+    return Request(source, **{name: options[name] for name in SELECTION if name in options})
 
 
 def _resources(options: Mapping[str, Any]) -> Resources:

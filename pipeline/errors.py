@@ -20,7 +20,8 @@
     ├── DeviceFull                  a GPU has no memory for the least that can be computed at once
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
-An error says in one line what, where, expected and found; `hint` says what cures it.
+An error says in one line what, where, expected and found; `hint` says what cures it. The second paragraph
+of a class says what cures those without a hint (docs/operations.md is made from both).
 All of them cross process borders: `__reduce__` rebuilds them from message and hint alone.
 Outside text (names, server answers) goes into a message only through `quoted`. Whatever prints text that
 others have written, an error or not, prints it through `printable`.
@@ -33,7 +34,10 @@ from typing import Any
 
 
 class HallmarksError(Exception):
-    """Base of all; `message` is one line, `hint` (may be empty) names a cure."""
+    """Anything else that went wrong; `message` is one line, `hint` (may be empty) names a cure.
+
+    Finished tiles are kept: rerun the same command to resume.
+    """
 
     exit_code = 1
 
@@ -46,77 +50,138 @@ class HallmarksError(Exception):
 
 
 class RequestError(HallmarksError, ValueError):
-    """The request is wrong; found before anything was written."""
+    """The request is wrong; found before anything was written.
+
+    Correct what the message names; `--help` lists the options.
+    """
 
     exit_code = 2
 
 
 class SourceNotFound(RequestError):
-    """No such repository, revision or path, or no right to see it."""
+    """No such repository, revision or path, or no right to see it.
+
+    Check the spelling and the credentials; `hallmarks plan SOURCE` says what there is.
+    """
 
 
 class NothingMatches(RequestError):
-    """The selection leaves fewer than two checkpoints, or no tensor."""
+    """The selection leaves fewer than two checkpoints, or no tensor.
+
+    Widen the selection: --revisions, --steps, --include, --exclude.
+    """
 
 
 class PlanDoesNotFit(RequestError):
-    """The memory budget is below the least that would do."""
+    """The memory budget is below the least that would do.
+
+    Give more memory, or read fewer checkpoints at once: --memory, --max-workers, --steps.
+    """
 
 
 class StoreUnusable(RequestError):
-    """The store cannot be written or read, or another driver holds the run."""
+    """The store cannot be written or read, or another driver holds the run.
+
+    Name another store, make this one writable, or wait for the other driver.
+    """
 
 
 class QueryError(RequestError):
-    """DuckDB refused a query."""
+    """DuckDB refused a query.
+
+    Correct the query; `FROM glossary` lists the views and columns.
+    """
 
 
 class FormatError(RequestError):
-    """A header, an index or a listing does not keep to its format."""
+    """A header, an index or a listing does not keep to its format.
+
+    The file is damaged, or not what its name says: fetch it again, or leave its checkpoint out.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "fetch the file again, or leave the checkpoint out with --revisions or --steps",
+    ) -> None:
+        super().__init__(message, hint)
 
 
 class ReadError(HallmarksError, OSError):
-    """Planned bytes could not be read."""
+    """Planned bytes could not be read.
+
+    Rerun the same command: finished tiles are kept. What fails again is named with its file and bytes.
+    """
 
 
 class TransientReadError(ReadError):
-    """Reading failed in a way that may pass: worth another attempt."""
+    """Reading failed in a way that may pass: worth another attempt.
+
+    It was tried again and again already: check the network or the disk, then rerun the same command.
+    """
 
 
 class AccessExpired(TransientReadError):
-    """A signed URL is no longer valid; the driver makes a new one."""
+    """A signed URL is no longer valid; the driver makes a new one.
+
+    Rerun the same command; finished tiles are kept.
+    """
 
 
 class SourceChanged(ReadError):
-    """A file is not the one that was planned: another size, time or ETag."""
+    """A file is not the one that was planned: another size, time or ETag.
+
+    Let nothing write the checkpoints meanwhile; rerun with --fresh to read them as they are now.
+    """
 
 
 class Corrupted(SourceChanged):
-    """A file's contents have another hash than the published one."""
+    """A file's contents have another hash than the published one.
+
+    Fetch the file again; if its publisher's copy is damaged, leave its checkpoint out.
+    """
 
 
 class StoreFailed(HallmarksError):
-    """The store cannot be written or read any more; what was finished is kept."""
+    """The store cannot be written or read any more; what was finished is kept.
+
+    Mend the storage, then rerun the same command to resume.
+    """
 
 
 class LeaseLost(HallmarksError):
-    """The right to write the run is another driver's; what was finished is kept."""
+    """The right to write the run is another driver's; what was finished is kept.
+
+    `hallmarks status` says who writes it; one driver a run.
+    """
 
 
 class TileLost(HallmarksError):
-    """A worker died while it held a tile."""
+    """A worker died while it held a tile.
+
+    Often it was killed for its memory: use a smaller --memory or fewer --max-workers, and rerun the same command.
+    """
 
 
 class PackageMissing(HallmarksError, ImportError):
-    """What was asked for needs a package that is optional, and not installed."""
+    """What was asked for needs a package that is optional, and not installed.
+
+    Install what the hint names.
+    """
 
 
 class DeviceFull(HallmarksError):
-    """A GPU has no memory for the least that can be computed at once."""
+    """A GPU has no memory for the least that can be computed at once.
+
+    Free the GPU, read fewer checkpoints at once, or use --device cpu.
+    """
 
 
 class Interrupted(HallmarksError):
-    """SIGINT or SIGTERM arrived; everything finished is kept."""
+    """SIGINT or SIGTERM arrived; everything finished is kept.
+
+    Rerun the same command to resume.
+    """
 
     exit_code = 130
 

@@ -1,4 +1,4 @@
-"""Commands on a real terminal: a pty of a given width."""
+"""Commands on a real terminal: a pty of a given width, or a screen of tmux, as it looks in the end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import fcntl
 import os
 import pty
 import select
+import shlex
+import shutil
 import struct
+import subprocess
 import sys
 import termios
 import time
+import uuid
 from dataclasses import dataclass
 
+import pytest
+
 LIMIT_S = 120.0
+TMUX = shutil.which("tmux")
+needs_tmux = pytest.mark.skipif(TMUX is None, reason="no tmux (Debian: apt-get install tmux)")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,33 @@ def on_terminal(
     _, status = os.waitpid(process, 0)
     os.close(terminal)
     return Shown(os.waitstatus_to_exitcode(status), shown.replace("\r\n", "\n"))
+
+
+def pictured(*arguments: object, columns: int = 80, lines: int = 60) -> list[str]:
+    """Run `hallmarks ARGUMENTS` on a screen of tmux; return its lines as they look when it is over.
+
+    What is wider than the screen is on the next line, and what was overwritten is gone: wide characters,
+    colours and moves of the cursor have been a terminal's business, not this test's.
+    """
+    program = [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)]
+    name = f"hallmarks-{uuid.uuid4().hex}"
+    tmux = [str(TMUX), "-L", name, "-f", os.devnull]
+    kept = {key: value for key, value in os.environ.items() if key not in ("TMUX", "NO_COLOR")}
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(
+            [*tmux, *words], capture_output=True, text=True, env=kept, timeout=LIMIT_S, check=True
+        )
+        return done.stdout
+
+    size = ["-x", str(columns), "-y", str(lines)]
+    over = shlex.join([*tmux, "wait-for", "-S", "over"])
+    try:
+        ask("new-session", "-d", *size, f"{shlex.join(program)}; {over}; exec cat")
+        ask("wait-for", "over")
+        return ask("capture-pane", "-p").rstrip("\n").split("\n")
+    finally:
+        subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)
 
 
 def _spoken(terminal: int, lines: list[str]) -> str:

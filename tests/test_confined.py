@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pipeline
 from pipeline.errors import QueryError
 from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
+from tests.terminals import on_terminal
 from tests.test_store_objects import refused, rows
 
 
@@ -84,6 +86,38 @@ REFUSED = [
     "CHECKPOINT",
     "VACUUM",
     "FROM duckdb_extensions()",
+    "UPDATE EXTENSIONS",
+    "FORCE INSTALL httpfs",
+    "FROM query_table('mine.csv')",
+    "FROM query('FROM read_text(''mine.csv'')')",
+    "FROM json_execute_serialized_sql(json_serialize_sql('FROM read_text(''mine.csv'')'))",
+    "CREATE TABLE t AS FROM read_csv('mine.csv')",
+    "CREATE TABLE t (secret INT); INSERT INTO t FROM 'mine.csv'",
+    "CREATE VIEW v AS FROM 'mine.csv'; FROM v",
+    "CREATE TYPE kind AS ENUM (SELECT content FROM read_text('mine.csv'))",
+    "CREATE TEMP MACRO f() AS TABLE FROM 'mine.csv'; FROM f()",
+    "PIVOT (FROM read_csv('mine.csv')) ON secret",
+    "WITH a AS MATERIALIZED (FROM 'mine.csv') FROM a",
+    "EXPLAIN ANALYZE FROM 'mine.csv'",
+    "SUMMARIZE FROM 'mine.csv'",
+    "DESCRIBE FROM 'mine.csv'",
+    'FROM "mine.csv"',
+    "FROM read_ndjson_objects('mine.csv')",
+    "FROM parquet_schema('mine.parquet')",
+    "FROM read_parquet('{store}/*/*/*.parquet')",
+    "FROM read_text('file:///etc/passwd')",
+    "FROM read_text('/proc/self/environ')",
+    "FROM read_csv('/dev/stdin')",
+    "FROM 'https://localhost:9/x.parquet'",
+    "FROM read_parquet('hf://datasets/org/name/x.parquet')",
+    "FROM read_duckdb('other.duckdb')",
+    "ATTACH 'https://localhost:9/x.duckdb'",
+    "COPY FROM DATABASE memory TO other",
+    "COPY runs FROM 'mine.csv'",
+    "DETACH memory",
+    "SET VARIABLE file = 'mine.csv'",
+    "PRAGMA json_execute_serialized_sql('x')",
+    "DELETE FROM stored_runs",
     "SELECT nothing FROM runs",
     "",
 ]
@@ -100,6 +134,63 @@ def test_refused(query: str, store: Path, work: Path) -> None:
         list(opened.rows(query.format(file=file, store=store))[1])
     assert (contents(work), contents(store)) == before and len(secret_frame) == 1
     assert len(rows(opened, "FROM runs")) == 1
+
+
+@pytest.mark.parametrize(
+    ("way", "form"), [("argument", "table"), ("file", "csv"), ("input", "json")]
+)
+def test_refused_however_it_comes(way: str, form: str, store: Path, work: Path) -> None:
+    """As an argument, from a file or a pipe; the second of two statements, too."""
+    query = "FROM runs; COPY (SELECT 1) TO 'out.csv'"
+    (work / "query.sql").write_text(query)
+    how = {"argument": [query], "file": ["--file", "query.sql"], "input": []}[way]
+    program = [sys.executable, "-c", "from jobs.cli import main; main()", "sql", "--rows", "3"]
+    done = subprocess.run(
+        [*program, "--store", str(store), "--format", form, *how],
+        input=query if way == "input" else None,
+        stdin=None if way == "input" else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused(done).endswith("COPY is no question about a store") and done.stdout == ""
+    assert not (work / "out.csv").exists()
+
+
+def test_the_prompt_has_no_commands_of_a_shell(store: Path, work: Path) -> None:
+    """DuckDB's own shell reads and writes files, and runs programs, at a dot."""
+    lines = [
+        ".read mine.csv", ".shell touch out", ".system touch out", ".import mine.csv runs",
+        ".output out", ".once out", ".open out", ".log out", "!touch out", "\\! touch out",
+        "FROM 'mine.csv';", "COPY (SELECT 1) TO 'out';", ".quit",
+    ]  # fmt: skip
+    shown = on_terminal("sql", "--store", store, keys="".join(f"{line}\n" for line in lines))
+    assert shown.returncode == 0 and "secret" not in shown.text
+    assert shown.text.count("no command '.") == 8, shown.text
+    assert {path.name for path in work.iterdir()} == {"mine.csv", "mine.parquet"}
+
+
+def test_links_in_a_store_lead_nowhere(store: Path, tmp_path: Path) -> None:
+    """Whoever made the store: of files and folders elsewhere nothing is shown."""
+    private = tmp_path / "private"
+    suite = write_suite(private / "suite", {"secret.weight": trajectory("walk", 4, 300, 0.1)})
+    pipeline.analyze(str(suite), str(private / "store"), executor="local", run="r")
+    for table, what in (("tensors", "file"), ("path", "file"), ("groups", "folder")):
+        shared = tmp_path / f"{table}-{what}"
+        shutil.copytree(store, shared)
+        place = shared / table / "run=r"
+        (file,) = place.glob("*.parquet")
+        (there,) = (private / "store" / table / "run=r").glob("*.parquet")
+        if what == "file":
+            file.unlink()
+            file.symlink_to(there)
+        else:
+            shutil.rmtree(place)
+            place.symlink_to(there.parent)
+        opened = pipeline.open_store(str(shared))
+        with pytest.warns(UserWarning, match="run r is left out"):
+            assert rows(opened, f"FROM {table}") == []
+        assert "secret" not in repr(opened.damaged)
 
 
 ALLOWED = [

@@ -1,6 +1,6 @@
-"""Blocks on a device: every size of a transfer, and memory that runs out anywhere, give the same bits.
+"""Blocks on a device: however a block is divided, and wherever a GPU's memory runs out, the same bits.
 
-What copies and recovers on a GPU runs here on the processor, into buffers of its own.
+What a GPU is asked to do runs here on the processor, by the same functions.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device as device_module
-from pipeline.execute.work.batches import batches, transfers
 from pipeline.execute.work.device import (
     Device,
-    affordable_transfer,
+    GpuLane,
     choose_device,
     pinned,
     ran_out_of_memory,
@@ -46,11 +45,15 @@ from pipeline.planning.tiles import TensorRange, Tile
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.sources.base import Source
 from pipeline.statistics import gram
+from pipeline.statistics import piece as piece_module
 from pipeline.statistics import pieces as pieces_module
+from pipeline.statistics.gpu import launched
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import (
     TORCH_DTYPES,
+    PiecePlace,
     Pieces,
+    Scratch,
     TensorFacts,
     one_thread_products,
 )
@@ -89,14 +92,19 @@ class Suite:
     stored: dict[str, np.ndarray]
     """(K, numel) float64 values of each tensor, as stored."""
 
-    def worker(self, kind: str = "cpu", threads: int = 1) -> tuple[Worker, Kept]:
+    def worker(
+        self, kind: str = "cpu", threads: int = 1, pieces: int | None = None
+    ) -> tuple[Worker, Kept]:
+        """Return a worker, and what keeps its results; blocks hold `pieces` of the widest format, if given."""
         kept, urls = Kept(), UrlBroker(self.plan, self.source)
         memory = project(self.plan.tensors, self.plan.tiles, 1 << 30, threads)
+        if pieces is not None:
+            memory = replace(memory, row_bytes=pieces * 8 * PIECE)
         return Worker(self.plan, kept, urls, kind, threads, memory), kept
 
-    def computed(self, kind: str = "cpu", threads: int = 1) -> Kept:
+    def computed(self, kind: str = "cpu", threads: int = 1, pieces: int | None = None) -> Kept:
         """Return the results of all tiles; on one thread they are computed in this one."""
-        worker, kept = self.worker(kind, threads)
+        worker, kept = self.worker(kind, threads, pieces)
         tiles = range(len(self.plan.tiles))
         try:
             if threads == 1:
@@ -153,9 +161,15 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 @pytest.fixture(autouse=True)
 def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of parts of some size here, as of large ones; in batches of two pieces."""
-    monkeypatch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+    """Of parts of some size here, sampled, as of large ones; in batches of two pieces, or three on a GPU."""
+    as_large_ones(monkeypatch)
     at_once(monkeypatch, 2 * PIECE * COUNT)
+
+
+def as_large_ones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+    patch.setattr(piece_module, "MIN_SAMPLED", PIECE)
+    patch.setattr(pieces_module, "GPU_BATCH_VALUES", 3 * PIECE * COUNT)
 
 
 def at_once(patch: pytest.MonkeyPatch, values: int) -> None:
@@ -164,21 +178,29 @@ def at_once(patch: pytest.MonkeyPatch, values: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(suite: Suite) -> dict[str, bytes]:
-    """What the processor makes of blocks where they lie, piece by piece."""
+def expected(suite: Suite) -> dict[object, bytes]:
+    """What the processor makes of blocks, piece by piece."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gram, "LEAST_IN_FLOAT32", PIECE)
+        as_large_ones(patch)
         at_once(patch, 1)
         return suite.computed().bits()
 
 
-def copying(patch: pytest.MonkeyPatch, times: float) -> list[Device]:
-    """Have workers copy transfers, of so many of the least; return the devices, as they are made."""
+@pytest.fixture(scope="module")
+def expected_of_gpu(suite: Suite) -> dict[object, bytes]:
+    """What a GPU makes of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        as_large_ones(patch)
+        like_a_gpu(patch)
+        return suite.computed().bits()
+
+
+def like_a_gpu(patch: pytest.MonkeyPatch, lanes: int = 4) -> list[Device]:
+    """Have the processor do what a GPU would, in so many lanes; return the devices, as they are made."""
     made: list[Device] = []
 
-    def make(*args: Any, **options: Any) -> Device:
-        made.append(Device(*args, **options))
-        made[-1].transfer = int(times * made[-1].least) // 64 * 64
+    def make(*args: Any) -> Device:
+        made.append(Device(*args, gpu_lanes=lanes))
         return made[-1]
 
     patch.setattr("pipeline.execute.work.worker.Device", make)
@@ -199,20 +221,28 @@ class Full(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def full_on_the_gpu(patch: pytest.MonkeyPatch, at: Collection[int]) -> Full:
+    """Have memory run out at some operations of those that a GPU would do."""
+    full, products = Full(at), GpuLane.products
+
+    def with_little_memory(self: GpuLane, *args: Any) -> Any:
+        with full:
+            return products(self, *args)
+
+    patch.setattr(GpuLane, "products", with_little_memory)
+    return full
+
+
 def full_in_products(patch: pytest.MonkeyPatch, at: Collection[int]) -> None:
     """Have memory run out at some calls of products, of all threads, counted from 1."""
-    calls = itertools.count(1)
+    calls, products = itertools.count(1), device_module.launched
 
-    def failing(product: Callable[..., Any]) -> Callable[..., Any]:
-        def multiply(*args: Any) -> Any:
-            if next(calls) in at:
-                raise torch.OutOfMemoryError("none left")
-            return product(*args)
+    def multiply(*args: Any) -> Any:
+        if next(calls) in at:
+            raise torch.OutOfMemoryError("none left")
+        return products(*args)
 
-        return multiply
-
-    for name in ("_symmetric_products", "_sum_of_products"):
-        patch.setattr(gram, name, failing(getattr(gram, name)))
+    patch.setattr(device_module, "launched", multiply)
 
 
 def assert_true_sums(suite: Suite, kept: Kept) -> None:
@@ -243,83 +273,89 @@ def assert_true_part(suite: Suite, number: int, which: int, found: dict[str, Any
     )
 
 
-def test_true_sums(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    copying(monkeypatch, 1)
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_true_sums(lanes: int, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    like_a_gpu(monkeypatch, lanes)
     assert_true_sums(suite, suite.computed())
 
 
-@pytest.mark.parametrize("times", [1, 1.5, 2, 3.7, 100])
-def test_transfers_decide_no_bit(
-    times: float, suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+def test_only_products_differ(
+    expected: dict[object, bytes], expected_of_gpu: dict[object, bytes]
 ) -> None:
-    copying(monkeypatch, times)
-    assert suite.computed().bits() == expected
+    """Samples, digests and counts are the processor's in any case, and so are the products of small parts."""
+    differ = {
+        array for name, array in expected if expected[name, array] != expected_of_gpu[name, array]
+    }
+    assert differ == {"gram.increments"}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_decide_no_bit(
+    pieces: int,
+    threads: int,
+    suite: Suite,
+    expected_of_gpu: dict[object, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor threads, nor how many of them have a lane on the GPU."""
+    like_a_gpu(monkeypatch, 2)
+    assert suite.computed(threads=threads, pieces=pieces).bits() == expected_of_gpu
 
 
 @pytest.mark.parametrize("values", [1, 3 * PIECE * COUNT, 1 << 20])
 def test_pieces_that_are_taken_together_decide_no_bit(
-    values: int, suite: Suite, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    values: int, suite: Suite, expected: dict[object, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once(monkeypatch, values)
     assert suite.computed().bits() == expected
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
-@given(st.sets(st.integers(1, 900), min_size=1, max_size=4))
+@given(st.sets(st.integers(1, 700), min_size=1, max_size=3))
 def test_memory_that_runs_out_at_any_operation_decides_no_bit(
-    suite: Suite, expected: dict[str, bytes], at: set[int]
+    suite: Suite, expected_of_gpu: dict[object, bytes], at: set[int]
 ) -> None:
-    assert assert_same_when_full(suite, expected, at)
+    assert_same_when_full(suite, expected_of_gpu, at)
 
 
 @pytest.mark.slow
 def test_memory_that_runs_out_at_every_seventh_operation_decides_no_bit(
-    suite: Suite, expected: dict[str, bytes]
+    suite: Suite, expected_of_gpu: dict[object, bytes]
 ) -> None:
-    reached = (assert_same_when_full(suite, expected, {n}) for n in itertools.count(1, 7))
-    assert sum(itertools.takewhile(bool, reached)) > 100
+    reached = (assert_same_when_full(suite, expected_of_gpu, {n}) for n in itertools.count(1, 7))
+    assert sum(itertools.takewhile(bool, reached)) > 50
 
 
-def assert_same_when_full(suite: Suite, expected: dict[str, bytes], at: set[int]) -> int:
-    """Return how many of these operations were reached: the transfers were halved so often."""
+def assert_same_when_full(suite: Suite, expected: dict[object, bytes], at: set[int]) -> int:
+    """Return how many of these operations were reached: as many lanes were given up."""
     with pytest.MonkeyPatch.context() as patch:
-        made = copying(patch, 16)
-        with Full(at) as full:
-            found = suite.computed().bits()
+        made = like_a_gpu(patch)
+        full = full_on_the_gpu(patch, at)
+        bits = suite.computed().bits()
     reached = sum(number <= full.count for number in at)
-    assert made[0].transfer == 16 * made[0].least // 2**reached // 64 * 64
-    assert found == expected
+    assert made[0].gpu_lanes == 4 - reached
+    assert bits == expected
     return reached
 
 
-@pytest.mark.parametrize("at", [{1}, {2, 3, 4}, {5, 11, 30}])
-def test_memory_that_runs_out_in_a_product_decides_no_bit(
+@pytest.mark.parametrize("at", [{1}, {2, 3, 4}, {5, 9, 11}], ids=str)
+def test_threads_whose_memory_runs_out_share_what_lanes_are_left(
     at: set[int],
     suite: Suite,
-    expected: dict[str, bytes],
+    expected_of_gpu: dict[object, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copying(monkeypatch, 9)
+    made = like_a_gpu(monkeypatch)
     full_in_products(monkeypatch, at)
-    assert suite.computed().bits() == expected
+    assert suite.computed(threads=3).bits() == expected_of_gpu
+    assert made[0].gpu_lanes == 4 - len(at)
 
 
-def test_threads_whose_memory_runs_out_take_less_each(
-    suite: Suite,
-    expected: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    devices = copying(monkeypatch, 16)
-    full_in_products(monkeypatch, {4, 5, 20})
-    assert suite.computed(threads=3).bits() == expected
-    (device,) = devices
-    assert device.least <= (device.transfer or 0) <= 8 * device.least
-
-
-def test_a_card_too_small_for_a_piece_ends_the_run_in_one_line(
+def test_a_card_too_small_for_a_block_ends_the_run_in_one_line(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copying(monkeypatch, 2)
+    like_a_gpu(monkeypatch)
     full_in_products(monkeypatch, range(1, 1000))
     monkeypatch.setattr(device_module, "memory_of", lambda gpu: (3 << 20, 4 << 30))
     worker, kept = suite.worker(threads=2)
@@ -335,8 +371,8 @@ def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.Mon
     def broken(*args: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    copying(monkeypatch, 2)
-    monkeypatch.setattr(gram, "_symmetric_products", broken)
+    like_a_gpu(monkeypatch)
+    monkeypatch.setattr(device_module, "launched", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         suite.computed()
     assert ran_out_of_memory(
@@ -363,25 +399,18 @@ def test_a_worker_holds_a_block_for_each_tile_in_hand_not_for_each_thread(
 
 
 class Recorder:
-    """Takes the place of an accumulator; memory runs out at some of its calls."""
+    """Takes the place of an accumulator."""
 
-    def __init__(self, at: Collection[int]) -> None:
-        self.at, self.calls = at, 0
+    def __init__(self) -> None:
         self.pieces: dict[PartKey, list[tuple[int, np.ndarray]]] = defaultdict(list)
 
     def add(self, pieces: Pieces) -> None:
-        self.calls += 1
-        if self.calls in self.at:
-            raise torch.OutOfMemoryError("none left")
         for number, place in enumerate(pieces.places):
             values = pieces.one(number).values.double().numpy().copy()
-            of_rows = zip(values, pieces.stored_bytes(number), strict=True)
-            for k, (row, (raw,)) in enumerate(of_rows):
-                stored = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-                np.testing.assert_array_equal(
-                    stored.view(TORCH_DTYPES[place.facts.dtypes[k]]).double().numpy(), row
-                )
             self.pieces[place.key].append((place.start, values))
+
+    def add_stored(self, *args: Any) -> None:
+        pass
 
 
 formats = st.sampled_from(["F64", "F32", "F16", "BF16"])
@@ -397,10 +426,10 @@ ranges = st.lists(
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(ranges, st.floats(1, 3), st.sets(st.integers(1, 25), max_size=3))
-@example([(5, 4 * PIECE + 100, ("F16",) * 3), (0, 10, ("F64",) * 3)], 1.0, set())
+@given(ranges, st.booleans())
+@example([(5, 4 * PIECE + 100, ("F16",) * 3), (0, 10, ("F64",) * 3)], True)
 def test_every_element_arrives_once_and_in_order(
-    chosen: list[tuple[int, int, tuple[str, ...]]], times: float, at: set[int]
+    chosen: list[tuple[int, int, tuple[str, ...]]], on_gpu: bool
 ) -> None:
     """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
     tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=(), scales={}) for _, _, dtypes in chosen]
@@ -410,7 +439,7 @@ def test_every_element_arrives_once_and_in_order(
     layout = next(block_layouts(Tile(0, parts, 0, ""), tensors, 1 << 30))
     rng = np.random.default_rng(0)
     block = rng.integers(0, 60, (3, layout.row_bytes), np.uint8)  # no NaN in any format
-    expected_values, recorder = [], Recorder(at)
+    expected_values, recorder = [], Recorder()
     for placed in layout.ranges:
         dtypes = tensors[placed.range.tensor].dtypes
         length = placed.range.stop - placed.range.first
@@ -427,20 +456,17 @@ def test_every_element_arrives_once_and_in_order(
                 ]
             )
         )
-    pieces = list(
-        batches(
-            (placed, [(PartKey(number, part), facts[number]) for part in (0, 1)])
-            for placed in layout.ranges
-            for number in [placed.range.tensor]
+    of_block = [
+        (
+            placed,
+            [(PartKey(placed.range.tensor, part), facts[placed.range.tensor]) for part in (0, 1)],
         )
-    )
+        for placed in layout.ranges
+    ]
     block.flags.writeable = False
-    device = Device("cpu", tensors, layout.row_bytes, 1)
-    size = device.transfer = int(times * 2 ** len(at) * device.least) // 64 * 64
-    for transfer in transfers(pieces, size):
-        assert (transfer.ends - transfer.begins).max() <= size
+    device = Device("cpu", tensors, layout.row_bytes, 1, gpu_lanes=int(on_gpu))
     with device.lane() as lane:
-        lane.add(block, pieces, recorder)
+        lane.add(block, of_block, recorder)
     for placed, values in zip(layout.ranges, expected_values, strict=True):
         for part in (0, 1):
             added = recorder.pieces[PartKey(placed.range.tensor, part)]
@@ -451,14 +477,22 @@ def test_every_element_arrives_once_and_in_order(
             np.testing.assert_array_equal(found, values)
 
 
-def test_a_transfer_is_what_the_card_has_free() -> None:
-    """80 GB and 154 checkpoints, alone and beside others; a GPU that is nearly full."""
-    assert (
-        affordable_transfer(80_000_000_000, 4, 154, 50_000_000) == 9_950_000_000 // 308 // 64 * 64
-    )
-    alone = affordable_transfer(8 << 30, 4, 154, 1 << 20)
-    assert alone // 2 > affordable_transfer(8 << 30, 4 * 2, 154, 1 << 20) > alone // 3
-    assert affordable_transfer(100 << 20, 4, 154, 50_000_000) < 0  # the least is tried
+@pytest.mark.parametrize(
+    "free, sharers, lanes", [(80 << 30, 1, 3), (6 << 30, 1, 3), (6 << 30, 2, 2), (1 << 20, 1, 1)]
+)
+def test_as_many_lanes_as_the_card_has_room_for(
+    free: int, sharers: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and beside others; on a GPU that is nearly full one is tried."""
+    monkeypatch.undo()
+    monkeypatch.setattr(device_module, "memory_of", lambda gpu: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "GpuLane", lambda device: None)
+    tensors: Any = [SimpleNamespace(dtypes=("F16",) * 64, scales={})]
+    device = Device("cuda", tensors, 8 << 20, 8, sharers)
+    assert device.lane_bytes == pytest.approx(0.7 * (1 << 30), rel=0.05)
+    device.open()
+    assert device.gpu_lanes == lanes
 
 
 def test_no_card() -> None:
@@ -533,34 +567,65 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 
 @pytest.mark.gpu
 @cuda
-@pytest.mark.parametrize("times", [None, 1])
 def test_a_card_gives_the_true_sums_and_the_same_bits(
-    times: float | None, suite: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Again, from several threads, in transfers of any size, and with TF32 set by the process."""
+    """Again, from several threads, in blocks of any size, and with TF32 set by the process."""
     first = suite.computed("cuda")
     assert_true_sums(suite, first)
-    if times is not None:
-        copying(monkeypatch, times)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert suite.computed("cuda", threads=3).bits() == first.bits()
+        for pieces in (None, 1, 3):
+            assert suite.computed("cuda", 3, pieces).bits() == first.bits()
+        at_once(monkeypatch, 1)
+        assert suite.computed("cuda").bits() == first.bits()
     finally:
         torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.gpu
 @cuda
+@pytest.mark.parametrize("count", [2, 16, 64, 154, 400])
+def test_what_else_a_card_multiplies_at_once_decides_no_bit(count: int) -> None:
+    """Pieces alone, with others, and at another place among them."""
+    room = max(1, (1 << 24) // count // PIECE)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn((count, room * PIECE), generator=generator).cumsum(0).cuda()
+    part = Part("", "other", 1, 0, 1)
+    facts = TensorFacts(part, values.shape[1], ("F32",) * count)
+    places = [
+        PiecePlace(PartKey(0, 0), facts, n * PIECE, (n + 1) * PIECE, slice(0, PIECE), n * PIECE)
+        for n in range(room)
+    ]
+    with one_thread_products(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces_module, "GPU_BATCH_VALUES", 1 << 24)
+        scratch = Scratch(count, values.device, on_gpu=True)
+        together = launched(values, places, scratch).products.cpu()
+        for number in {0, room // 2, room - 1}:
+            of_one = values[:, number * PIECE : (number + 1) * PIECE]
+            alone = launched(of_one, [places[number]], scratch).products.cpu()
+            assert torch.equal(alone[0], together[number])
+    steps = torch.cat((values[:1], values.diff(dim=0)))[:, :PIECE].double()
+    truth = (steps @ steps.T).cpu()
+    lengths = truth.diagonal().sqrt()
+    assert ((together[0] - truth).abs() <= 2e-7 * torch.outer(lengths, lengths)).all()
+
+
+@pytest.mark.gpu
+@cuda
 def test_a_card_whose_memory_runs_out(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of more than torch may take; then so little that nothing fits."""
+    """More lanes than fit into what torch may take; then so little that nothing fits."""
+    monkeypatch.setattr(pieces_module, "GPU_BATCH_VALUES", 1 << 24)
     first = suite.computed("cuda")
-    devices = copying(monkeypatch, 512)  # 335 MB
+    made = like_a_gpu(monkeypatch, 2)
     _, total = torch.cuda.mem_get_info()
     try:
+        gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(200e6 / total)  # cuBLAS takes 64 MiB
-        assert suite.computed("cuda").bits() == first.bits()
-        assert (devices[0].transfer or 0) < 512 * devices[0].least
+        # a lane takes 270 MB here, and cuBLAS 34 for each lane and thread
+        torch.cuda.set_per_process_memory_fraction(450e6 / total)
+        assert suite.computed("cuda", threads=2).bits() == first.bits()
+        assert made[0].gpu_lanes == 1
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1e-6)
         with pytest.raises(DeviceFull, match="are free"):

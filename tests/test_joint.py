@@ -103,6 +103,23 @@ def test_between_sources(store: pipeline.api.Store, sources: list[Path]) -> None
     assert values["path_length"] is None  # there is no path through all of them
 
 
+def test_increments_between_sources(store: pipeline.api.Store, sources: list[Path]) -> None:
+    assert_increments(store, "seeds", [np.diff(flat(source), axis=0) for source in sources])
+
+
+def assert_increments(store: pipeline.api.Store, run: str, of_paths: list[Matrix]) -> None:
+    """Compare with the increments of each path, NaN where one is undefined; none leads to a first."""
+    rows = of_scope(
+        store, "update_similarity", "i, j, cosine", f"run = '{run}' AND scope = 'model'", ""
+    )
+    none = np.full((1, of_paths[0].shape[1]), np.nan)
+    increments = np.concatenate([each for path in of_paths for each in (none, path)])
+    units = increments / np.linalg.norm(increments, axis=1, keepdims=True)
+    i, j = rows[:, 0].astype(int), rows[:, 1].astype(int)
+    assert len(rows) == len(units) * (len(units) - 1) // 2
+    np.testing.assert_allclose(rows[:, 2], np.sum(units[i] * units[j], axis=1), rtol=0, atol=2e-7)
+
+
 def test_paths_are_those_of_each_source(store: pipeline.api.Store, sources: list[Path]) -> None:
     columns = "norm, displacement, increment, path_length, update_angle_deg, apex_angle_last_deg"
     together = of_scope(store, "path", columns, "run = 'seeds' AND scope = 'model'", "ORDER BY k")
@@ -139,6 +156,9 @@ def test_a_checkpoint_with_nan_is_absent_from_its_own_path(
     np.testing.assert_allclose(rows[:, 2], expected, rtol=0, atol=2e-7)
     expected = np.array([reference.cosine(moved[a], moved[b]) for a, b in zip(i, j, strict=True)])
     np.testing.assert_allclose(rows[:, 3], expected, rtol=0, atol=4e-7)
+    increments = np.diff(first, axis=0)
+    increments[0] = np.nan
+    assert_increments(store, run, [increments, np.diff(second, axis=0)])
 
 
 def test_one_read_serves_all_runs(sources: list[Path], tmp_path: Path) -> None:

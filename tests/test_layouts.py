@@ -210,7 +210,7 @@ def test_revisions_whose_weights_lie_further_down(folder: str, hub: Hub, tmp_pat
 def test_a_bucket_is_asked_for_what_is_needed_alone(
     bucket: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listing for the prefix and for each folder in it, and for the one that holds weights."""
+    """A listing for the prefix, for each folder in it, and for each folder of a checkpoint, once."""
     published(tree("model_and_optim", tmp_path / "a"), "asked-a", bucket, hub)
     published(tree("beside", tmp_path / "b"), "asked-b", bucket, hub)
     endpoint = os.environ["AWS_ENDPOINT_URL"]
@@ -224,8 +224,8 @@ def test_a_bucket_is_asked_for_what_is_needed_alone(
             assert len(pipeline.plan(f"{bucket}/{name}").checkpoints) == len(STEPS)
             counts.append(sum("list-type=2" in request for request in proxy.requests))
     object_client.client.cache_clear()
-    folders = len(STEPS) + 1  # and the logs
-    assert counts == [1 + folders + len(STEPS), 1 + folders]
+    folders = len(STEPS) + 2  # and the logs, in two folders
+    assert counts == [1 + folders + len(STEPS), 1 + folders + 2 * len(STEPS)]
 
 
 def test_several_runs_in_one_tree_are_not_one_trajectory(

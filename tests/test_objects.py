@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -26,6 +27,7 @@ from pipeline.planning.request import Request
 from pipeline.transport import object_client
 from pipeline.transport.reader import Reader
 from tests import buckets
+from tests.hub import Hub
 from tests.suites import trajectory, write_suite
 
 
@@ -48,8 +50,9 @@ def suite(tmp_path: Path) -> Path:
 
 def upload(folder: Path, url: str) -> None:
     store = from_url(url)
-    for path in folder.rglob("*.safetensors"):
-        obstore.put(store, str(path.relative_to(folder)), path.read_bytes())
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            obstore.put(store, str(path.relative_to(folder)), path.read_bytes())
 
 
 def dots(source: str, store: Path | str) -> list[tuple]:
@@ -79,6 +82,35 @@ def test_bare_files_and_manifests(bucket: str, suite: Path, tmp_path: Path) -> N
     lines = [f"{bucket}/listed/{folder.name}\n" for folder in suite.iterdir()]
     (tmp_path / "m.csv").write_text("uri\n" + "".join(lines))
     assert dots(str(tmp_path / "m.csv"), tmp_path / "manifest") == expected
+
+
+def test_what_is_not_read_is_named_wherever_it_lies(
+    bucket: str, suite: Path, served_hub: Hub
+) -> None:
+    """Folders in a checkpoint, and beside the checkpoints: of a bucket and the Hub as of a directory."""
+    for name in (
+        "step1/optimizer/rank0.pt", "step1/tokenizer/vocab.json", "step2/a/b/c/deep.bin",
+        "README.md", "eval/a/b.json", "step9/optimizer.pt", "tmp-step8/model.safetensors",
+    ):  # fmt: skip
+        (suite / name).parent.mkdir(parents=True, exist_ok=True)
+        (suite / name).write_text("x")
+    upload(suite, f"{bucket}/account")
+    served_hub.repository("org/account").commit_folder(suite, branch="main")
+
+    def account(source: str) -> tuple[Any, ...]:
+        plan, _ = make_plan(Request(source))
+        return plan.account, plan.left_out_checkpoints, plan.unread
+
+    expected = account(str(suite))
+    assert account(f"{bucket}/account") == expected
+    assert account("org/account") == expected
+    plan, _ = make_plan(Request(str(suite)))
+    assert [each.path for each in plan.account.beside] == [
+        "README.md", "eval/", "eval/a/", "step9/", "step9/optimizer.pt",
+    ]  # fmt: skip
+    assert [set(of_one) for of_one in plan.unread] == [
+        set(), {"optimizer/rank0.pt", "tokenizer/vocab.json"}, {"a/b/c/deep.bin"}, set(),
+    ]  # fmt: skip
 
 
 def test_an_object_that_changed_is_refused(bucket: str, suite: Path) -> None:

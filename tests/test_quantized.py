@@ -7,6 +7,7 @@ two nothing has moved, which holds only if every element has its own code and it
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

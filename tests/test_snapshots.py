@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.errors import StoreUnusable
+from pipeline.errors import PlanDoesNotFit, StoreUnusable
 from pipeline.job import snapshots
 from pipeline.job.analyze import analyze
+from pipeline.job.memory import worker_memory
 from pipeline.job.progress import Silent
 from pipeline.job.summary import Summary
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request, Resources
 from tests.suites import trajectory, write_suite
 
@@ -104,15 +106,20 @@ class Told(Silent):
         self.estimates.append(summary)
 
 
-def test_an_estimate_is_made_when_the_store_takes_it_again(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an estimate made after each tile, of which there are many."""
     monkeypatch.setattr("pipeline.planning.tiles.MIN_TILE_BYTES", 1)
     monkeypatch.setattr("pipeline.planning.tiles.BYTES_PER_RESULT_BYTE", 0)
     monkeypatch.setattr(snapshots, "SNAPSHOT_AFTER_S", 0.0)
     monkeypatch.setattr(snapshots, "AGAIN_AFTER_S", 0.0)
     monkeypatch.setattr(snapshots, "SNAPSHOT_SHARE", 1e9)
     monkeypatch.setattr(snapshots, "LEAST_TILES", 1)
+
+
+def test_an_estimate_is_made_when_the_store_takes_it_again(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager(monkeypatch)
     store = tmp_path / "store"
     store.mkdir()
     (store / "similarity").write_text("a file where a directory should be")
@@ -130,6 +137,21 @@ def test_an_estimate_is_made_when_the_store_takes_it_again(
     assert summary.complete
     assert len(told.failures) == 1 and isinstance(told.failures[0], StoreUnusable)
     assert len(tries) >= 4 and told.estimates
+
+
+def test_an_estimate_for_which_memory_is_missing_is_left_out(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least budget leaves less beside the tiles than any estimate takes: said once."""
+    eager(monkeypatch)
+    plan, _ = make_plan(Request(str(suite)))
+    least = worker_memory(plan, Resources(executor="local"), 2).least
+    told = Told()
+    resources = Resources(executor="local", memory=least, threads=1)
+    summary = analyze(Request(str(suite)), str(tmp_path / "store"), resources, progress=told)
+    assert summary.complete and not told.estimates
+    (failure,) = told.failures
+    assert isinstance(failure, PlanDoesNotFit) and "--memory leaves" in failure.message
 
 
 def test_pauses_grow_with_failures_and_with_what_an_estimate_takes() -> None:

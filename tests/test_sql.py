@@ -16,7 +16,7 @@ import pipeline
 from pipeline.store.glossary import terms
 from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
-from tests.terminals import on_terminal
+from tests.terminals import needs_tmux, on_terminal, pictured
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,22 @@ def test_rows_that_are_too_wide_are_blocks(store: Path) -> None:
     blocks = [f"run   first\nk     {k}\nnorm  {norm:.6g}\n" for k, norm in enumerate(norms)]
     assert shown.text == "\n".join(blocks)
     assert all(len(line) <= 80 for line in on_terminal("sql", "--store", store, "FROM path").lines)
+
+
+@needs_tmux
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT run, scope, layer, k, norm, 'é東' AS t FROM path WHERE scope = 'layer' ORDER BY ALL",
+        "SELECT *, 'é東' AS t FROM path WHERE scope = 'model' AND k < 2 ORDER BY k",
+        "SELECT unnest(['é東', 'b']) AS a, repeat('word ', 30) AS long",
+    ],
+)
+def test_the_picture_on_a_terminal(query: str, store: Path) -> None:
+    """Nothing is broken at 80 columns, and characters of two columns take two."""
+    picture = pictured("sql", "--store", store, query, lines=200)
+    assert picture == on_terminal("sql", "--store", store, query).lines
+    assert len(picture) > 4 and any("é東" in line for line in picture)
 
 
 def test_no_more_rows_than_a_screen_has_room_for(store: Path) -> None:

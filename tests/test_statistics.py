@@ -226,7 +226,7 @@ def test_the_sample_of_values_sees_all_columns(width: int) -> None:
     rows = 1200
     seen = np.zeros(width, int)
     for number in range(rows * width // PIECE):
-        offsets = sampled_offsets(number)
+        (offsets,) = sampled_offsets([number])
         begin = splitmix64(number)
         assert offsets.tolist() == sorted((10_125 * j + begin) % PIECE for j in range(PIECE // 16))
         np.add.at(seen, (number * PIECE + offsets) % width, 1)

@@ -12,7 +12,7 @@ import pipeline
 from jobs.summary import command_lines
 from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
-from tests.terminals import on_terminal
+from tests.terminals import needs_tmux, on_terminal, pictured
 
 ESCAPE = "\x1b"
 
@@ -56,6 +56,30 @@ def test_on_a_terminal(colour: bool, suite: Path, tmp_path: Path) -> None:
         line for line in summary.splitlines() if re.match(r"(mds|relative_mds|settled_step) ", line)
     ]
     assert len(table) == 3 and all(len(line) <= 80 for line in table)
+
+
+@needs_tmux
+def test_the_picture_on_a_terminal(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 80 columns no word is broken, tables are as in a file, and what is told is the same."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--store", "results", "--executor", "local", "--run", "r")
+    picture = pictured("analyze", suite, *options)
+    plain = hallmarks("analyze", suite, *options).stdout.splitlines()  # from the store
+    shown = picture[picture.index(plain[0]) :]
+
+    def words(lines: list[str]) -> list[str]:
+        text = " ".join(line.removesuffix("\\") for line in lines).split("results: ")
+        return [
+            *re.sub(r"\S+ read in .*|already complete.*", "", text[0]).split(),
+            *text[1].split(),
+        ]
+
+    assert words(shown) == words(plain)
+    table = slice(plain.index("") + 1, len(plain) - plain[::-1].index("") - 1)
+    assert shown[table] == plain[table] and shown[table][0].startswith("the whole model  ")
+    assert max(map(len, shown)) <= 80 < max(map(len, plain))
 
 
 def test_in_a_file_it_is_plain_and_its_commands_run(suite: Path, tmp_path: Path) -> None:

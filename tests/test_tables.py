@@ -14,7 +14,7 @@ from pipeline.store.tables import TableWriter
 
 def written(batches: list[int], monkeypatch: pytest.MonkeyPatch, file: int) -> list[pq.ParquetFile]:
     """Files of row groups of 10 rows, from batches of so many rows; `file` bytes end one."""
-    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr(tables, "ROW_GROUP", 10)
     files: list[bytes] = []
     writer = TableWriter("indicators", "7", files.append, file)
     first = 0

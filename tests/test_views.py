@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.reduce.groups import INCREMENTS_KEPT
 from pipeline.store import glossary
 from pipeline.store.query import Store, views
 from tests.suites import stored_weights, trajectory, write_suite
@@ -83,6 +83,59 @@ def test_trajectory_map(store: Store, suite: Path, weights: NDArray[np.float64])
     of_layer = records(store, "FROM trajectory_map('a', scope := 'layer', layer := 1)")
     assert np.allclose(square(of_layer, "cosine"), cosines(layer(suite, 1)), atol=1e-6)
     assert np.array_equal(square(rows, "cosine"), store.trajectory_map("a"))
+
+
+def test_update_similarity(store: Store, suite: Path, weights: NDArray[np.float64]) -> None:
+    rows = records(store, "FROM update_similarity WHERE run = 'a' AND scope = 'model'")
+    upper = np.triu_indices(7)
+    increments = np.diff(weights, axis=0)
+    assert np.allclose(square(rows, "cosine")[1:, 1:][upper], cosines(increments)[upper], atol=2e-7)
+    dots = increments @ increments.T
+    assert np.allclose(
+        square(rows, "dot")[1:, 1:][upper], dots[upper], rtol=0, atol=1e-6 * dots.max()
+    )
+    assert {(row["i"], row["step_i"]) for row in rows} == set(enumerate(STEPS[1:], 1))
+    of_layer = records(store, "FROM update_similarity WHERE run = 'a' AND layer = 2")
+    expected = cosines(np.diff(layer(suite, 2), axis=0))[upper]
+    assert np.allclose(square(of_layer, "cosine")[1:, 1:][upper], expected, atol=2e-7)
+    stored = "stored_similarity JOIN groups USING (run, attempt, group_id)"
+    for kept in ("update_similarity", f"{stored} WHERE increment_dot IS NOT NULL"):
+        scopes = store.sql(f"SELECT DISTINCT scope FROM {kept}").fetchall()
+        assert {scope for (scope,) in scopes} == set(INCREMENTS_KEPT)
+
+
+def test_small_increments_keep_their_directions(tmp_path: Path) -> None:
+    """Warm-up and decay: from distances, which hold the long way between them, they would cancel."""
+    sizes = [1e-5, 1e-5, 0.3, 0.3, 0.3, 1e-5, 1e-5]
+    rng = np.random.default_rng(1)
+    common = rng.standard_normal(4000)
+    moves = [size * (common + rng.standard_normal(4000)) for size in sizes]
+    rows = np.cumsum([rng.standard_normal(4000), *moves], axis=0)
+    suite = write_suite(tmp_path / "suite", {"layers.0.w.weight": rows}, dtype="F64")
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    store = pipeline.open_store(tmp_path / "store")
+    (path,) = stored_weights(suite).values()
+    upper = np.triu_indices(7)
+    expected = cosines(np.diff(path, axis=0))[upper]
+    rows = records(store, "FROM update_similarity WHERE scope = 'model'")
+    assert np.allclose(square(rows, "cosine")[1:, 1:][upper], expected, atol=2e-7)
+
+
+@pytest.mark.slow
+def test_a_layer_s_map_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2.2 million similarities the view reads those of two groups; joined in another order, it would hold all."""
+    tensors = {
+        f"layers.{layer}.{name}.weight": trajectory("walk", 154, 16, 0.1, layer)
+        for layer in range(60)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    }
+    suite = write_suite(tmp_path / "suite", tensors)
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    monkeypatch.chdir(tmp_path / "store")
+    connection = duckdb.connect(config={"memory_limit": "64MB", "threads": 2})
+    connection.execute(Path("views.sql").read_text())
+    query = "SELECT count(dot) FROM update_similarity WHERE scope = 'layer' AND layer IN (0, 1)"
+    assert connection.sql(query).fetchall() == [(153 * 154,)]
 
 
 def test_from_anchor(store: Store, suite: Path) -> None:
@@ -227,12 +280,3 @@ def test_the_glossary_has_everything_and_nothing_else() -> None:
     found = {name for kind, name in names if kind == "finding"}
     assert set(made) - {"warning"} <= found
     assert all(term.meaning and (term.unit or term.kind == "indicator") for term in terms)
-
-
-def test_the_page_is_that_of_the_glossary() -> None:
-    spec = importlib.util.spec_from_file_location("write_schema", ROOT / "docs" / "write_schema.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    expected = (ROOT / "docs" / "schema.md").read_text("utf-8")
-    assert script.page() == expected, "python docs/write_schema.py"

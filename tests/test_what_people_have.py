@@ -188,7 +188,7 @@ def test_the_user_says_which_files_are_the_weights(tmp_path: Path) -> None:
     assert {tensor.name for tensor in both.tensors} == {NAME, "disc.weight"}
     with pytest.raises(NothingMatches) as raised:
         pipeline.plan(str(tmp_path / "a"), weights="nothing/*")
-    assert "--weights GLOB" in raised.value.hint
+    assert raised.value.hint.startswith("--weights 'nothing/*': no such file; 'checkpoint-")
     with pytest.raises(RequestError, match="--weights"):
         pipeline.plan(str(tmp_path / "a"), weights="../*")
 

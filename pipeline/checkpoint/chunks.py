@@ -54,6 +54,21 @@ def joined(
     return StoredTensor(dtype, shape, start, start + reached * itemsize, (), extents)
 
 
+def by_rows(stored: StoredTensor, where: str, most_extents: int) -> StoredTensor:
+    """Return a matrix that lies in blocks of columns with an extent for each row of each block.
+
+    Raises:
+        FormatError: they would be more than `most_extents`.
+    """
+    rows, columns = stored.shape
+    width = columns // stored.column_blocks
+    chunks = (
+        Chunk((0, number * width), (rows, width), extent.file, extent.start)
+        for number, extent in enumerate(stored.extents)
+    )
+    return joined(stored.shape, stored.dtype, chunks, where, most_extents)
+
+
 def one_by_one(stored: StoredTensor) -> list[StoredTensor]:
     """Return the tensors that lie in one along its first dimension, each without it."""
     shape = stored.shape[1:]

@@ -46,7 +46,7 @@ _MEANINGS = tuple(
 # What a wrapper or an adapter adds behind a module's own name: `q_proj.lora_A.default.weight`,
 # `conv.parametrizations.weight.original0`.
 _WITHIN_A_MODULE = re.compile(
-    r"lora_.*|default|base_layer|parametrizations|original\d?|linear|weight|bias"
+    r"lora_.*|default|base_layer|parametrizations|original\d?|linear|weight|bias|scale"
 )
 _PARAMETER = re.compile(r"(?:(.+?)_)?(?:weight|bias)(?:_[gv])?|(.+)_[A-Z]{3}")
 
@@ -57,9 +57,9 @@ def _table(**words: str) -> dict[str, str]:
 
 _ANYWHERE = _table(
     attn_q="q_proj query wq q_lin query_proj to_q q_head Wq project_q q_a_proj q_b_proj wq_a wq_b"
-    " query_global e2e_query e2w_query w2e_query",
-    attn_k="k_proj key wk k_lin key_proj to_k k_head Wk project_k key_global",
-    attn_v="v_proj value wv v_lin value_proj to_v v_head Wv project_v value_global v_proj_current"
+    " w_q query_global e2e_query e2w_query w2e_query",
+    attn_k="k_proj key wk k_lin key_proj to_k k_head Wk project_k w_k key_global",
+    attn_v="v_proj value wv v_lin value_proj to_v v_head Wv project_v w_v value_global v_proj_current"
     " v_proj_delayed",
     attn_qkv="query_key_value c_attn qkv_proj Wqkv att_proj qkv kv_proj kv_a_proj_with_mqa kv_a_proj"
     " kv_b_proj to_qkv to_kv linear_qkv query_key in_proj_qkv in_proj_qkvz wkv_a wkv_b",
@@ -80,7 +80,7 @@ _IN = {
         attn_v="v",
         attn_qkv="kv qk in_proj x_proj dt_proj in_proj_z in_proj_ba in_proj_a in_proj_b attn g_proj g_a_proj g_b_proj"
         " gate_proj f_proj f_a_proj f_b_proj output_gate q_gate_proj ogate_preact linear_x linear_y",
-        attn_out="o out_proj c_proj dense proj output Wo output_linear linear_out",
+        attn_out="o out_proj c_proj dense proj output Wo output_linear linear_out w_out",
         router="gate",
     ),
     "mlp": _table(

@@ -18,7 +18,8 @@ from pipeline.checkpoint.chunks import Chunk, joined, one_by_one
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.outside import counts, text
 from pipeline.checkpoint.pickle_machine import Record
-from pipeline.checkpoint.pickles import NESTED_UNDER, load
+from pipeline.checkpoint.pickles import load
+from pipeline.checkpoint.state_dict import NESTED_UNDER
 from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
 from pipeline.checkpoint.torch_file import read_torch_chunk
 from pipeline.checkpoint.weight_file import WeightFile

@@ -19,6 +19,7 @@ class FileKind(NamedTuple):
 
 
 NOT_UNDERSTOOD = FileKind("not understood")
+TRAINER_STATE = FileKind("trainer state")
 UNREAD_WEIGHTS = FileKind("weights that are not read", "--weights GLOB says which are")
 """A second network's, or the same ones in another format."""
 _LONGEST = 255
@@ -39,9 +40,9 @@ _KINDS: tuple[tuple[re.Pattern[str], FileKind], ...] = tuple(
         (r"(?:train_)?data(?:loader|set|_state)?(?:[-_.]\d.*)?\.(?:pt|pth|pkl|bin|json)"
          r"|.*dataloader.*", "dataloader state"),
         (r"train(?:er|ing)?(?:_state|_args|_info|_metadata)?\.(?:pt|bin|json|pth|pkl)|extra_states?.*"
-         r"|client_state.*|custom_checkpoint_\d+\.pkl|meta(?:data|_\d+)?\.(?:json|pt|pkl)"
-         r"|latest(?:_checkpoint.*)?(?:\.txt)?|zero_to_fp32\.py|common\.pt", "trainer state"),
-        (r"ema(?:_state)?(?:[-_.].*)?\.json", "trainer state"),
+         r"|client_state.*|custom_checkpoint_\d+\.pkl|\.?meta(?:data|_\d+)?\.(?:json|pt|pkl)"
+         r"|latest(?:_checkpoint.*)?(?:\.txt)?|zero_to_fp32\.py|common\.pt", *TRAINER_STATE),
+        (r"ema(?:_state)?(?:[-_.].*)?\.json", *TRAINER_STATE),
         (r"tokenizer.*|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json|.*\.tiktoken"
          r"|s(?:entence)?piece.*\.model|chat_template\..*", "tokenizer"),
         (r".*preprocessor_config\.json|processor_config\.json|image_processor.*", "tokenizer"),
@@ -74,9 +75,14 @@ _KINDS: tuple[tuple[re.Pattern[str], FileKind], ...] = tuple(
 )  # fmt: skip
 
 
+_FOLDERS = {"train": TRAINER_STATE}
+"""What is not known by its name, by its folder's: OLMo-core's `train/rank0.pt`."""
+
+
 def file_kind(path: str) -> FileKind | None:
     """Return what a file is, by its name; None: weights, perhaps, or something not understood."""
-    name = path.rpartition("/")[2]
+    folder, _, name = path.rpartition("/")
     if len(name) > _LONGEST:  # a listing may state any: patterns take their time with each
         return None
-    return next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
+    kind = next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
+    return kind or _FOLDERS.get(folder.rpartition("/")[2])

@@ -7,14 +7,15 @@ belong together. To add one, write a module that reads its header, and add its r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from pipeline.checkpoint import megatron, neox, ranks
 from pipeline.checkpoint.distributed import metadata_and_chunks, read_distributed
-from pipeline.checkpoint.neox import layer_files, named_by_layer
-from pipeline.checkpoint.ranks import rank_files, read_ranks
 from pipeline.checkpoint.safetensors import read_safetensors
 from pipeline.checkpoint.stored import StoredTensor
+from pipeline.checkpoint.tensor_parallel import together
 from pipeline.checkpoint.torch_file import read_legacy, read_zip
 from pipeline.checkpoint.weight_file import WeightFile
 from pipeline.errors import FormatError, quoted
@@ -42,24 +43,41 @@ class Format:
     """Its tensors lie in dictionaries within dictionaries."""
     is_read_at_once: bool = False
     """The header is in the first of its files, and names the others."""
+    without_weights: re.Pattern[str] | None = None
+    """Paths of files that hold none beside these, and all of them elsewhere."""
 
 
-def _read_layer(file: WeightFile) -> dict[str, StoredTensor]:
-    return named_by_layer(file, read_header(file))
+def _read_layers(file: WeightFile) -> dict[str, StoredTensor]:
+    files = (file, *file.others)
+    return together(neox.by_rank(files, [*map(read_header, files)]), file.where)
+
+
+def _read_ranks(file: WeightFile) -> dict[str, StoredTensor]:
+    files = (file, *file.others)
+    return together(megatron.by_rank(files, [*map(read_header, files)]), file.where)
 
 
 _TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
-
 FORMATS: tuple[Format, ...] = (
     Format("safetensors", read_safetensors, (".safetensors",), whole="model.safetensors"),
     Format(
         "zip archive of torch.save", read_zip, _TORCH, b"PK", "pytorch_model.bin", is_nested=True
     ),
     Format("pickle of torch.save", read_legacy, _TORCH, b"\x80", is_nested=True),
-    Format("layers of GPT-NeoX", _read_layer, find=layer_files),
-    Format("parts of ranks", read_ranks, find=rank_files, is_nested=True, is_read_at_once=True),
+    Format(
+        "layers of a pipeline", _read_layers, find=neox.layer_files, is_read_at_once=True,
+        without_weights=megatron.RANK_FILE,
+    ),
+    Format(
+        "ranks of Megatron-LM", _read_ranks, find=megatron.rank_files,
+        is_nested=True, is_read_at_once=True,
+    ),
+    Format(
+        "parts of ranks", ranks.read_ranks, find=ranks.rank_files, is_nested=True,
+        is_read_at_once=True,
+    ),
     Format("torch distributed", read_distributed, find=metadata_and_chunks, is_read_at_once=True),
-)
+)  # fmt: skip
 """In order of preference. The order of the usual names is that of transformers."""
 _POINTER = b"version https://git-lfs"
 """What stands in a working tree in place of a large file until it is fetched."""

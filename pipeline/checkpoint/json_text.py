@@ -59,6 +59,17 @@ class JsonText:
                 self._expect(",")
         self._expect("}")
 
+    def items(self) -> Iterator[None]:
+        """Stop at each value of the array that begins here, which the caller takes as of `members`."""
+        self._expect("[")
+        if self.next != "]":
+            while True:
+                yield
+                if self.next != ",":
+                    break
+                self._expect(",")
+        self._expect("]")
+
     def string(self) -> str:
         """Return the string that begins here, whatever its length."""
         if self.next != '"':

@@ -6,6 +6,7 @@ bucket may hold thousands that nobody needs. Paths are relative to the source; "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -24,6 +25,8 @@ MODULE_FOLDERS = (
 )  # fmt: skip
 """Which of several folders in a checkpoint's holds what is trained: verl's and SkyRL's actor, not its
 critic; the network of diffusers, not the averaged `unet_ema`."""
+_RANK_FOLDER = re.compile(r"mp_rank_\d\d(?:_\d{3}){0,2}")
+"""What holds a rank's part of the weights, beside those of the other ranks, as Megatron-LM writes it."""
 MAX_DEPTH = 4
 """Of a checkpoint's folder in a source: `outputs/<run>/checkpoints/<step>`."""
 MOST_FOLDERS = 2_000
@@ -140,18 +143,20 @@ def weights_folder(
 ) -> str | None:
     """Return where the weights of a checkpoint lie, relative to it; None: nowhere near.
 
-    Of several folders that hold some, it is the first of `MODULE_FOLDERS`, or else by name. Folders
-    that state a step are checkpoints of their own.
+    Of several folders that hold some, it is the first of `MODULE_FOLDERS`, or else by name; of ranks'
+    folders the one above them. Folders that state a step are checkpoints of their own.
     """
     level = [""]
     for depth in range(_MODULE_DEPTH + 1):
         holding = [name for name in level if holds_weights(list_folder(_joined(path, name)).files)]
         if holding:
-            return min(holding, key=_preference)
+            first = min(holding, key=_preference)
+            return first.rpartition("/")[0] if _is_of_a_rank(first) else first
         if depth < _MODULE_DEPTH:
             level = [inner for name in level for inner in _inner(list_folder, path, name, reading)]
             known = [name for name in level if name in WEIGHT_FOLDERS]
-            level = known or (level if len(level) <= _MOST_MODULES else [])
+            ranks = [name for name in level if _is_of_a_rank(name)]
+            level = known or ranks[:1] or (level if len(level) <= _MOST_MODULES else [])
     return None
 
 
@@ -164,31 +169,18 @@ def holds_weights_anywhere(paths: Collection[str], reading: Reading = BY_TABLES)
 
 
 def checkpoint_files(
-    list_folder: ListFolder[Entry],
-    path: str,
-    reading: Reading = BY_TABLES,
-    everywhere: bool = True,
+    list_folder: ListFolder[Entry], path: str, reading: Reading = BY_TABLES
 ) -> dict[str, Entry]:
     """Return the files of the checkpoint in a folder, by their path in it.
 
-    Args:
-        everywhere: all below it, but for checkpoints of their own; else, where each listing is a
-            request, those in the folder and down to where the weights are.
+    They are all below it, but for checkpoints of their own.
     """
-    base = None if everywhere else weights_folder(list_folder, path, reading)
     files: dict[str, Entry] = {}
     pending = [""]
     for name in pending:
         files |= _files_in(list_folder, path, name)
         if name.count("/") < MAX_DEPTH and len(pending) < MOST_FOLDERS:
-            inner = _inner(list_folder, path, name, reading)
-            if base is not None:
-                inner = [
-                    f
-                    for f in inner
-                    if f"{base}/".startswith(f"{f}/") or reading.leads_to_weights(f)
-                ]
-            pending += inner
+            pending += _inner(list_folder, path, name, reading)
     return files
 
 
@@ -257,6 +249,10 @@ def _inner(list_folder: ListFolder[Entry], path: str, name: str, reading: Readin
         for inner in list_folder(_joined(path, name)).folders
         if not is_being_written(inner) and not reading.position(inner).is_known
     ]
+
+
+def _is_of_a_rank(folder: str) -> bool:
+    return _RANK_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
 
 
 def _preference(name: str) -> tuple[list[int], str]:

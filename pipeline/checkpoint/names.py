@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 # A longer number is no step of a training run.
@@ -190,6 +191,7 @@ EXAMPLES: dict[str, Position] = {
 }
 
 
+@lru_cache(maxsize=16_384)
 def position(name: str) -> Position:
     """Return what a checkpoint's name states."""
     if len(name) > _LONGEST or is_being_written(name):

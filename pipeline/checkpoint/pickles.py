@@ -260,10 +260,6 @@ NAMES: dict[tuple[str, str], Any] = {
 """Everything that means something in a file of tensors. Source: `torch/_utils.py`, `torch/_tensor.py`
 and `torch/storage.py` of torch 2.13."""
 
-NESTED_UNDER = ("model", "state_dict", "model_state_dict", "module")
-"""Where a state dict lies among what a trainer saves."""
-_MOST_NESTED = 16
-
 
 class Loaded(NamedTuple):
     """What a pickle makes."""
@@ -329,92 +325,7 @@ def load(stream: io.BytesIO, where: str) -> Loaded:
         raise FormatError(f"{where}: not a readable pickle: {what}") from None
 
 
-def state_dict(loaded: Loaded, where: str, key: str = "") -> dict[str, TensorRecord]:
-    """Return the tensors of a state dict, which may lie under one of the usual keys.
-
-    Args:
-        key: where else it lies: keys joined by dots.
-
-    Raises:
-        FormatError: there is none, or a tensor is of a class of which nothing is known.
-    """
-    flat = _Flat(loaded, where)
-    if key:
-        records = next((f for f in map(flat.tensors, _at(loaded.value, key)) if f), {})
-    else:
-        records = _usual(loaded.value, flat)
-    if not records:
-        named = f" in a pickle that names {', '.join(map(quoted, loaded.unknown))}"
-        what = f" under {quoted(key)}" if key else ""
-        raise FormatError(
-            f"{where}: expected a state dict{what}, found no tensors"
-            + (named if loaded.unknown else ""),
-            _where_else(loaded.value, flat),
-        )
-    for name, record in records.items():
-        if record.unknown:
-            raise FormatError(
-                f"{where}: expected plain tensors, found {quoted(name)} of the class"
-                f" {quoted(record.unknown)}",
-                "nothing of it was executed; save the tensors as plain ones",
-            )
-    return records
-
-
-def _usual(state: Any, flat: _Flat) -> dict[str, TensorRecord]:
-    entries = _entries(state)
-    for key in NESTED_UNDER:
-        if records := flat.paths(entries.get(key)):
-            while all(len(path) > 1 and path[0] in NESTED_UNDER for path in records) and (
-                len({path[0] for path in records}) == 1
-            ):
-                records = {path[1:]: record for path, record in records.items()}
-            return {".".join(path): record for path, record in records.items()}
-    return {
-        name: record
-        for name, value in entries.items()
-        if type(name) is str and (record := _as_tensor(value))
-    }
-
-
-def _where_else(state: Any, flat: _Flat) -> str:
-    """Return a hint: the keys under which there are tensors."""
-    keys = [
-        key
-        for key, value in _entries(state).items()
-        if type(key) is str and _entries(value) and flat.paths(value)
-    ]
-    if keys:
-        return (
-            f"--state KEY says where it lies; tensors are under {', '.join(map(quoted, keys[:6]))}"
-        )
-    return f"a state dict may lie under {', '.join(map(repr, NESTED_UNDER))}, or where --state KEY says"
-
-
-def _at(state: Any, key: str, depth: int = 0) -> list[Any]:
-    """Return what lies under keys joined by dots, which may have dots themselves."""
-    if not key:
-        return [state]
-    if depth == _MOST_NESTED:
-        return []
-    values: list[Any] = []
-    parts = key.split(".")
-    entries = _entries(state)
-    for count in range(len(parts), 0, -1):
-        value = entries.get(".".join(parts[:count]))
-        if value is not None:
-            values += _at(value, ".".join(parts[count:]), depth + 1)
-    return values
-
-
-def _entries(value: Any) -> Mapping[Any, Any]:
-    """Return the entries of a dictionary, of whatever class."""
-    if isinstance(value, Record):
-        return value.entries or {}
-    return value if isinstance(value, Mapping) else {}
-
-
-def _as_tensor(value: Any) -> TensorRecord | None:
+def as_tensor(value: Any) -> TensorRecord | None:
     """Return a tensor; one that was to be made by what is not known is of an unknown class."""
     if isinstance(value, TensorRecord):
         return value
@@ -424,78 +335,3 @@ def _as_tensor(value: Any) -> TensorRecord | None:
             name = _shown(value.kind)
             return _without_values(f"made by {name}", (), "", name)
     return None
-
-
-class _Flat:
-    """Lists the tensors below a value, however deep; of a graph that repeats itself no more than it
-    is long."""
-
-    def __init__(self, loaded: Loaded, where: str) -> None:
-        self._left, self._where = max(loaded.length, 1000), where
-
-    def tensors(self, value: Any) -> dict[str, TensorRecord]:
-        """Return them by names joined by dots."""
-        return {".".join(path): record for path, record in self.paths(value).items()}
-
-    def paths(self, value: Any) -> dict[tuple[str, ...], TensorRecord]:
-        """Return them by the keys that lead to them."""
-        records: dict[tuple[str, ...], TensorRecord] = {}
-        pending: list[tuple[tuple[str, ...], Any]] = [((), value)]
-        while pending:
-            path, inner = pending.pop()
-            for key, entry in _entries(inner).items():
-                self._left -= 1
-                if self._left < 0:
-                    raise FormatError(f"{self._where}: expected nested dictionaries, found a cycle")
-                if type(key) is not str:
-                    continue
-                if record := _as_tensor(entry):
-                    records[*path, key] = record
-                elif len(path) < _MOST_NESTED and _entries(entry):
-                    pending.append(((*path, key), entry))
-        return records
-
-
-def element_span(record: TensorRecord) -> int:
-    """Return how many elements lie between a tensor's first and its last, both included."""
-    if 0 in record.shape:
-        return 0
-    steps = zip(record.shape, record.strides, strict=True)
-    return 1 + sum((length - 1) * stride for length, stride in steps)
-
-
-def extents(record: TensorRecord, most: int) -> list[tuple[int, int]] | None:
-    """Return (first element, offset) of each extent of a tensor with gaps or repetitions.
-
-    Offsets count elements from the tensor's first. None if extents would be single elements, or
-    more than `most`.
-    """
-    length, dimension = 1, len(record.shape)
-    while dimension and record.strides[dimension - 1] == length:
-        dimension -= 1
-        length *= record.shape[dimension]
-    count = math.prod(record.shape[:dimension])
-    if length == 1 or count > most:
-        return None
-    offsets = [0]
-    for size, stride in zip(record.shape[:dimension], record.strides[:dimension], strict=True):
-        offsets = [offset + n * stride for offset in offsets for n in range(size)]
-    return [(number * length, offset) for number, offset in enumerate(offsets)]
-
-
-def storage_order(record: TensorRecord) -> tuple[int, ...] | None:
-    """Return the dimensions by descending stride if the elements fill their extent, else None.
-
-    A transposed tensor is one whose elements lie in another order; one with gaps or repetitions
-    (a slice, an expanded tensor) has no order.
-    """
-    if 0 in record.shape:
-        return ()
-    dimensions = [d for d, length in enumerate(record.shape) if length > 1]
-    order = sorted(dimensions, key=lambda d: -record.strides[d])
-    expected = 1
-    for dimension in reversed(order):
-        if record.strides[dimension] != expected:
-            return None
-        expected *= record.shape[dimension]
-    return tuple(order)

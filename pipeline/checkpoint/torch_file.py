@@ -12,20 +12,13 @@ import io
 import struct
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.checkpoint.dtypes import DTYPES
-from pipeline.checkpoint.pickles import (
-    Split,
-    Storage,
-    TensorRecord,
-    element_span,
-    extents,
-    load,
-    state_dict,
-    storage_order,
-)
+from pipeline.checkpoint.pickles import Split, Storage, TensorRecord, load
+from pipeline.checkpoint.state_dict import state_dict
 from pipeline.checkpoint.stored import MAX_EXTENTS, Extent, StoredTensor
+from pipeline.checkpoint.strides import element_span, extents, storage_order
 from pipeline.checkpoint.weight_file import MAX_HEADER_BYTES, WeightFile
 from pipeline.checkpoint.zip_directory import Entry, directory
 from pipeline.errors import FormatError, HallmarksError, quoted
@@ -81,6 +74,16 @@ def zip_parts(file: WeightFile) -> dict[str, StoredPart]:
     program, place = _archive(file)
     records = state_dict(load(io.BytesIO(program), file.where), file.where, file.state)
     return _all_placed(records, place, file)
+
+
+def saved_value(file: WeightFile) -> Any:
+    """Return what an archive of `torch.save` holds, as plain containers and records.
+
+    Raises:
+        FormatError: as for `read_zip`.
+    """
+    program, _ = _archive(file)
+    return load(io.BytesIO(program), file.where).value
 
 
 def _whole(parts: dict[str, StoredPart], where: str) -> dict[str, StoredTensor]:

@@ -80,7 +80,7 @@ def _incomplete(plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "incomplete_checkpoint",
-            f"{entry.name}: {entry.reason}; left out: an interrupted save, or an incomplete copy",
+            f"{entry.name}: {entry.reason}; left out",
             evidence={"name": entry.name, "reason": entry.reason},
         )
 

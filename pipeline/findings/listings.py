@@ -124,7 +124,7 @@ def _incomplete(
     checkpoints: Sequence[ListedCheckpoint], lacking: Sequence[LeftOut]
 ) -> Iterator[Finding]:
     for entry in lacking:
-        text = f"{entry.name}: {entry.reason}: an interrupted save, or an incomplete copy"
+        text = f"{entry.name}: {entry.reason}"
         yield Finding("warning", "incomplete_checkpoint", text, evidence={"name": entry.name})
     for k, checkpoint in enumerate(checkpoints):
         if checkpoint.absent:

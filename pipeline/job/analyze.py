@@ -29,6 +29,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.names import refuse_to_replace, stored_statistics
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
+from pipeline.store.training import keeping
 
 
 def analyze(
@@ -90,8 +91,11 @@ def _analyze(
     resources, progress = resources or Resources(), progress or Silent()
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
-    runs = Runs.of(plan.having(stored_statistics(folder, plan)))
+    plan = plan.having(stored_statistics(folder, plan))
+    runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
+    for note in plan.training.notes:
+        progress.note(note)
     if not may_replace:
         refuse_to_replace(folder, list(runs))
     buffers = reduction_buffers(plan, resources)

@@ -38,6 +38,8 @@ class Executor:
 
     name: str
     workers: int
+    for_estimates: int
+    """Bytes that an estimate may take meanwhile in this process."""
     work: Callable[[list[int], TileFolder], Outcomes]
     """Works through tiles, by their numbers in the plan, into a folder of results."""
 
@@ -62,7 +64,7 @@ def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Execu
             worker = Worker(plan, sink, urls, device, threads, memory, verified)
             return run_local(worker, calls, tiles)
 
-        yield Executor("local", 1, work_here)
+        yield Executor("local", 1, memory.for_estimates, work_here)
         return
 
     # Ray takes a second to import: not for those who do without it.
@@ -92,7 +94,7 @@ def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Execu
                 with contextlib.suppress(StoreUnusable):  # what ended the work is to be told
                     sink.remove_markers()
 
-        yield Executor("ray", shape.workers, work_on_ray)
+        yield Executor("ray", shape.workers, memory.for_estimates, work_on_ray)
 
 
 def local_files(plan: Plan, source: Source) -> dict[int, Access]:

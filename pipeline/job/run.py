@@ -28,7 +28,7 @@ from pipeline.job.runs import Leases, Runs
 from pipeline.job.snapshots import Snapshots
 from pipeline.job.summary import Execution, Summary
 from pipeline.job.write import Written, write_runs
-from pipeline.planning.memory import results_ahead
+from pipeline.planning.memory import largest_result
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.reduce.reduce import group_sums
@@ -40,6 +40,9 @@ from pipeline.store.folder import Folder
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all
+
+MOST_AHEAD = 16
+"""Results of tiles that are read ahead: on object storage a request takes 10 to 100 ms."""
 
 
 class _Gone(Exception):
@@ -136,7 +139,13 @@ class Job:
             return
         self._progress.planned(self._plan, self._bytes_done)
         snapshots = Snapshots(
-            self._runs, self._leases, self._folder, self._tiles, self._execution, self._progress
+            self._runs,
+            self._leases,
+            self._folder,
+            self._tiles,
+            self._execution,
+            self._progress,
+            executor.for_estimates,
         )
         self._renew("reading", now=True)
         started = time.monotonic()
@@ -236,7 +245,8 @@ class Job:
     def _results(self, gone: set[int]) -> Iterator[tuple[int, Sums | None]]:
         """Yield the results of all tiles, in order; `gone` gets those that should be there."""
         each = part_bytes(self._plan.statistics, len(self._plan.checkpoints))
-        ahead = results_ahead(self._plan.tiles, self._plan.tensors, each)
+        largest = largest_result(self._plan.tiles, self._plan.tensors, each)
+        ahead = max(1, min(MOST_AHEAD, self._execution.buffers.ahead // largest))
         for number, sums in self._tiles.results(self._plan.tiles, ahead):
             self._leases.assure()
             if sums is None and number not in self._account.lost:

@@ -7,24 +7,23 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from pipeline.errors import Interrupted, LeaseLost, StoreUnusable
-from pipeline.job.memory import give_back
+from pipeline.errors import Interrupted, LeaseLost, PlanDoesNotFit, StoreUnusable
+from pipeline.job.memory import LEAST_TILES, give_back
 from pipeline.job.outcome import Outcome
 from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.summary import Execution
 from pipeline.job.write import write_runs
+from pipeline.planning.memory import show_size
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.groups import grouping
-from pipeline.reduce.reduce import estimated_sums
+from pipeline.reduce.reduce import estimate_bytes, estimated_sums
 from pipeline.statistics.parts import Sums
 from pipeline.store.attempts import counting, estimate, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store
 from pipeline.store.tiles import TileFolder
 
-LEAST_TILES = 10
-"""Before so many have been read no estimate is shown: fewer draws tell too little of their spread."""
 SNAPSHOT_AFTER_S = 30.0
 """Shorter runs are over before anyone has looked: after 5 s, one took a quarter of the CPU of a job of 20."""
 SNAPSHOT_SHARE = 0.05
@@ -67,10 +66,12 @@ class Snapshots:
         tiles: TileFolder,
         execution: Execution,
         progress: Progress,
+        memory: int,
     ) -> None:
+        """`memory`: bytes that one may take beside the work."""
         self._runs, self._plan, self._leases = runs, runs.whole, leases
         self._folder, self._tiles = folder, tiles
-        self._execution, self._progress = execution, progress
+        self._execution, self._progress, self._memory = execution, progress, memory
         self._made = 0
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -163,9 +164,15 @@ class Snapshots:
                 raise Interrupted("stopped")
             self._leases.assure()
 
-        self._made += 1
         read = [number for number in self._plan.order() if number in outcome.done]
         folds = {tile: place % JACKKNIFE_FOLDS for place, tile in enumerate(read)}
+        needed = estimate_bytes(self._plan, grouped, self._execution.buffers, folds)
+        if needed > self._memory:
+            raise PlanDoesNotFit(
+                f"an estimate would take {show_size(needed, up=True)} of memory beside the work,"
+                f" and --memory leaves {show_size(self._memory)}",
+            )
+        self._made += 1
         written = write_runs(
             self._runs,
             [estimate(token, self._made) for token in self._leases.tokens],

@@ -16,9 +16,11 @@ from pipeline.reduce.memory import Buffers
 from pipeline.store.attempts import counting
 from pipeline.store.folder import Folder
 from pipeline.store.query import Store
+from pipeline.store.training import stored_training
+from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 5
+FIGURES_FORMAT = 6
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -131,7 +133,10 @@ def summary(
 
 
 def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary | None:
-    """Return the summary of this very plan if the store holds all of it, with today's figures."""
+    """Return the summary of this very plan if the store holds all of it, with today's figures.
+
+    And with all that the plan knows of the training.
+    """
     if not counting(folder, plan.run):
         return None
     stored, run = Store(execution.store), [plan.run]
@@ -140,6 +145,8 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT):
         return None
     if stored.trouble(plan.run) is not None:
+        return None
+    if stored_training(folder, plan.run) != (plan.settings, plan.training):
         return None
     values = {
         indicator: (value, stderr)
@@ -182,7 +189,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,
-        "settings": None,
+        "settings": as_text(plan.settings),
         **summary.as_dict(),
     }
 

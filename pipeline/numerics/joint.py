@@ -25,6 +25,30 @@ def transformed(rows: FloatArray, increments: FloatArray) -> FloatArray:
     return rows @ increments @ rows.T
 
 
+def increments_between(increments: FloatArray, basis: Basis, absent: BoolArray) -> FloatArray:
+    """(G, N, N) the Gram matrices in the increment basis of the present checkpoints; NaN where absent.
+
+    As in the joint basis, each path but the first begins with a row that leads to it from the first
+    present checkpoint of all.
+
+    Args:
+        increments: (G, N, N), S in the joint basis.
+        absent: (N,), true where a checkpoint counts as absent; not all.
+    """
+    chain = basis.chains()
+    rows = chain.copy()
+    first = np.flatnonzero(~absent)[0]
+    for path in basis.paths:
+        present = path.start + np.flatnonzero(~absent[path])
+        rows[present[1:]] -= chain[present[:-1]]
+        if present.size and present[0] != first:
+            rows[present[0]] -= chain[first]
+    gram = transformed(rows, increments)
+    gram[:, absent] = np.nan
+    gram[:, :, absent] = np.nan
+    return gram
+
+
 def between_paths(
     increments: FloatArray, basis: Basis, absent: BoolArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.planning.select import LeftOut, Selection
-from pipeline.sources.base import Source
+from pipeline.sources.base import File, Source
 from pipeline.sources.beside import Beside
 
 
@@ -22,13 +22,15 @@ class Account:
     """Last and best checkpoints that are taken, though their names state no step."""
     beside: tuple[Beside, ...] = ()
     """Files and folders of the source that belong to no checkpoint."""
+    logs: tuple[File, ...] = ()
+    """Those of them in which trainers log."""
 
 
 def account_of(source: Source, selection: Selection) -> Account:
     """Return the account of one source whose candidates have been listed."""
     unplaced = [e.candidate.name for e in selection.checkpoints if not e.is_placed]
-    beside = tuple(source.beside())
-    return Account(selection.ordering, selection.lacking, tuple(unplaced), beside)
+    beside, logs = tuple(source.beside()), tuple(source.logs())
+    return Account(selection.ordering, selection.lacking, tuple(unplaced), beside, logs)
 
 
 def of_several(accounts: Sequence[Account]) -> Account:

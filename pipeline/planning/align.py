@@ -20,10 +20,10 @@ from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
+from pipeline.planning.columns import in_like_blocks
 from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
-from pipeline.planning.select import Selected
 from pipeline.planning.ties import Twin, one_place, twins
 from pipeline.planning.valueless import has_values
 from pipeline.sources.base import File, Source
@@ -56,17 +56,25 @@ class AlignedTensor:
     """What its values are multiplied with, at the checkpoints that store codes."""
 
     num_bytes: int = field(init=False, compare=False)
-    """Stored size with all scales, over the checkpoints; what several share counts once."""
+    """Stored size with all scales, over the checkpoints; what several share counts once, and what
+    another tensor shares counts there."""
 
     def __post_init__(self) -> None:
-        places = set(zip(self.files, self.starts, self.dtypes, strict=True))
+        others = set(self.twin.filled) if self.twin else set[int]()
+        rows = enumerate(zip(self.files, self.starts, self.dtypes, strict=True))
+        places = {place for k, place in rows if k not in others}
         codes = (WEIGHT_DTYPES[dtype].reach(0, self.numel)[1] for _, _, dtype in places)
-        scales = (each.num_bytes(0, self.numel) for each in {*self.scales.values()})
-        object.__setattr__(self, "num_bytes", sum(codes) + sum(scales))
+        scales = {each for k, each in self.scales.items() if k not in others}
+        num_bytes = sum(codes) + sum(each.num_bytes(0, self.numel) for each in scales)
+        object.__setattr__(self, "num_bytes", num_bytes)
 
     def share(self, first: int, stop: int) -> int:
         """Return how many of its bytes the elements [first, stop) account for."""
         return self.num_bytes * stop // self.numel - self.num_bytes * first // self.numel
+
+    def shares_bytes_of(self, first: AlignedTensor) -> bool:
+        """Return whether it is, in some checkpoints, another tensor: the same bytes of the same files."""
+        return self.twin is not None and bool(self.twin.filled) and self.twin.name == first.name
 
     def all_files(self) -> set[int]:
         """Return the files that any of its elements lie in."""
@@ -130,7 +138,7 @@ class Alignment:
 
 def align(
     source: Source,
-    checkpoints: Sequence[Selected],
+    names_of: Sequence[str],
     contents: Sequence[Contents],
     request: Request,
     firsts: Sequence[int] = (0,),
@@ -138,6 +146,7 @@ def align(
     """Return the tensors that are comparable throughout.
 
     Args:
+        names_of: what each checkpoint is called, for people.
         contents: what each checkpoint stores.
         firsts: the checkpoints whose `config.json` counts: the first of each path.
 
@@ -147,7 +156,7 @@ def align(
     """
     with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
-    tensors_of = bridged([each.tensors for each in contents])
+    tensors_of = in_like_blocks(bridged([each.tensors for each in contents]))
     contents = [
         replace(each, tensors=stored) for each, stored in zip(contents, tensors_of, strict=True)
     ]
@@ -175,7 +184,7 @@ def align(
         if rows:
             stored = [each and (each[0], _first_rows(each[1], min(rows))) for each in stored]
             first = _first_rows(first, min(rows))
-        reason = _reason(name, stored, checkpoints, request)
+        reason = _reason(name, stored, names_of, request)
         if reason is None and name in tied:
             reason = _Reason(f"tied to {tied[name]}", "tied_weights")
         if reason is not None:
@@ -210,7 +219,7 @@ def align(
             )
         )
     if not tensors:
-        raise _no_tensor(request, left_out)
+        raise _no_tensor(source, request, left_out, is_joint=len(firsts) > 1)
     sizes = tuple(sum(file.size for file in each.files) for each in contents)
     return Alignment(
         files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents)
@@ -236,7 +245,7 @@ def _parts(
     ways = {by(config) for config in configs}
     # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
     # lay out tensors of one name differently.
-    if len(ways) == 1 and not place.order:
+    if len(ways) == 1 and place.is_in_order:
         return ways.pop()
     return parts(name, role.component, place.shape, {}, role.experts)
 
@@ -245,7 +254,11 @@ def _rows(stored: Sequence[tuple[int, StoredTensor] | None]) -> tuple[int, ...]:
     """Return how many rows each checkpoint stores of a tensor that differs in nothing else."""
     places = [each[1] for each in stored if each is not None]
     shapes = {place.shape for place in places}
-    if len(places) < len(stored) or len(shapes) == 1 or any(place.order for place in places):
+    if (
+        len(places) < len(stored)
+        or len(shapes) == 1
+        or not all(place.is_in_order for place in places)
+    ):
         return ()
     if () in shapes or len({shape[1:] for shape in shapes}) > 1:
         return ()
@@ -277,23 +290,23 @@ def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:
 def _reason(
     name: str,
     stored: Sequence[tuple[int, StoredTensor] | None],
-    checkpoints: Sequence[Selected],
+    names_of: Sequence[str],
     request: Request,
 ) -> _Reason | None:
-    shapes = {tensor[1].shape for tensor in stored if tensor is not None}
-    without = _without_values(stored, checkpoints)
+    kinds = dict.fromkeys((t[1].dtype, t[1].shape) for t in stored if t is not None)
+    shapes = {shape for _, shape in kinds}
+    without = _without_values(stored, names_of)
     if without is not None:
         return without
-    for tensor in stored:
-        if tensor is not None:
-            reason = reason_to_leave_out(name, tensor[1].dtype, tensor[1].shape)
-            if reason is not None:
-                return _Reason(reason, "excluded_tensor")
+    for dtype, shape in kinds:
+        reason = reason_to_leave_out(name, dtype, shape)
+        if reason is not None:
+            return _Reason(reason, "excluded_tensor")
     if unwanted := _unwanted(name, request):
         return _Reason(unwanted)
     absent = [k for k, tensor in enumerate(stored) if tensor is None]
     if absent:
-        first = checkpoints[absent[0]].candidate.name
+        first = names_of[absent[0]]
         text = f"absent from {len(absent)} checkpoints, first {first}"
         return _Reason(text, "missing_tensor", absent[0])
     orders = {tensor[1].order for tensor in stored if tensor is not None}
@@ -304,6 +317,9 @@ def _reason(
         )
     if len(orders) > 1 and len(shapes) == 1:
         return _Reason("stored transposed in some checkpoints and not in others", "excluded_tensor")
+    if len({tensor[1].column_blocks for tensor in stored if tensor is not None}) > 1:
+        text = "its columns are divided among other numbers of ranks at some checkpoints"
+        return _Reason(text, "valueless_tensor")
     if len(shapes) > 1:
         first = stored[0][1].shape if stored[0] else ()
         k, changed = next(
@@ -311,7 +327,7 @@ def _reason(
             for k, tensor in enumerate(stored)
             if tensor is not None and tensor[1].shape != first
         )
-        at = checkpoints[k].candidate.name
+        at = names_of[k]
         text = f"shape changed from {list(first)} to {list(changed)} at {at}"
         return _Reason(text, "shape_changed", k)
     return None
@@ -326,7 +342,7 @@ def _unwanted(name: str, request: Request) -> str | None:
 
 
 def _without_values(
-    stored: Sequence[tuple[int, StoredTensor] | None], checkpoints: Sequence[Selected]
+    stored: Sequence[tuple[int, StoredTensor] | None], names_of: Sequence[str]
 ) -> _Reason | None:
     """Return why a tensor has no values that can be read at some checkpoints, if that is so.
 
@@ -339,21 +355,28 @@ def _without_values(
     k, tensor = lacking[0]
     reason = tensor.unreadable or "empty"
     if len(lacking) < len(present) and any(has_values(other) for _, other in present):
-        at = checkpoints[k].candidate.name
+        at = names_of[k]
         text = f"{reason} at {len(lacking)} checkpoints, first {at}"
         return _Reason(text, "valueless_tensor", k)
     warned = tensor.lost or not tensor.unreadable
     return _Reason(reason, "valueless_tensor" if warned else "excluded_tensor", k)
 
 
-def _no_tensor(request: Request, left_out: Sequence[LeftOutTensor]) -> NothingMatches:
-    shown = "; ".join(f"{quoted(tensor.name, 60)}: {tensor.reason}" for tensor in left_out[:2])
-    return NothingMatches(
-        f"{request.source}: no tensor is left of {len(left_out)} ({shown})",
-        "check --include and --exclude"
-        if request.include or request.exclude
-        else "are these checkpoints of the same network?",
+def _no_tensor(
+    source: Source, request: Request, left_out: Sequence[LeftOutTensor], is_joint: bool
+) -> NothingMatches:
+    # one for each reason: of a joint plan, what each of the sources lacks
+    examples = {tensor.reason: tensor for tensor in reversed(left_out)}
+    shown = "; ".join(
+        f"{quoted(tensor.name, 60)} {list(tensor.shape)}: {reason}"
+        for reason, tensor in list(examples.items())[:2]
     )
+    hint = "are these checkpoints of the same network?"
+    if request.include or request.exclude:
+        hint = "check --include and --exclude"
+    elif is_joint:
+        hint = "--joint compares runs of one network: leave it out for a run of each SOURCE"
+    return NothingMatches(f"{source.label}: no tensor is left of {len(left_out)} ({shown})", hint)
 
 
 def _files(contents: Sequence[Contents]) -> tuple[tuple[File, ...], list[list[int]]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.aligned_scales import aligned
+from pipeline.checkpoint.aligned_scales import ALIGNMENT, aligned
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES, PackedDType
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.tiles import TensorRange, Tile
+from pipeline.planning.tiles import TensorRange, Tile, cut_alike
 from pipeline.statistics.pieces import PIECE
 
 ROW_ALIGNMENT = 64
@@ -68,46 +68,74 @@ def _packed(tensor: AlignedTensor) -> list[PackedDType]:
     return [dtype for dtype in dtypes if isinstance(dtype, PackedDType)]
 
 
+def piece_bytes(tensors: Sequence[AlignedTensor]) -> int:
+    """Return the bytes of a row that hold one piece of any tensor, and of those that share its bytes."""
+    of_one = [width(tensor) * PIECE + most_beside(tensor, PIECE) for tensor in tensors]
+    most = max(of_one)
+    for first in {tensor.twin.name for tensor in tensors if tensor.twin and tensor.twin.filled}:
+        alike = [
+            of_one[n] + ALIGNMENT
+            for n, tensor in enumerate(tensors)
+            if tensor.name == first or (tensor.twin and tensor.twin.name == first)
+        ]
+        most = max(most, sum(alike))
+    return most
+
+
 def block_layouts(
     tile: Tile, tensors: Sequence[AlignedTensor], row_bytes: int
 ) -> Iterator[BlockLayout]:
     """Yield the layouts of a tile's blocks, in order, with rows of at most `row_bytes`.
 
-    Tensor ranges are cut at multiples of PIECE only; `row_bytes` must hold one piece, and what lies behind
-    its range: codes as stored where they are packed, and scales.
+    Tensor ranges are cut at multiples of PIECE only, those that share bytes alike; `row_bytes` must hold
+    `piece_bytes`. Behind their range lie codes as stored, where they are packed, and scales.
     """
     ranges: list[PlacedRange] = []
     column = 0
-    for range_ in tile.ranges:
-        tensor = tensors[range_.tensor]
-        size = width(tensor)
-        first = range_.first
-        while first < range_.stop:
-            column = -(-column // size) * size
-            room = (row_bytes - column) // size
-            stop = min(range_.stop, (first + room) // PIECE * PIECE) if room > 0 else first
-            if range_.stop - first <= room:
-                stop = range_.stop
-            packed = scales = 0
-            end = column + (stop - first) * size
-            while tensor.scales and stop > first:
-                packed = aligned(column + (stop - first) * size)
-                of_packed, of_scales = _beside(tensor, first, stop)
-                scales = aligned(packed + of_packed)
-                end = scales + of_scales
-                if end <= row_bytes:
-                    break
+    for alike in cut_alike(tile.ranges, tensors):
+        first, last = alike[0].first, alike[0].stop
+        size = sum(width(tensors[range_.tensor]) for range_ in alike)
+        while first < last:
+            room = max(0, row_bytes - column) // size
+            stop = last if last - first <= room else (first + room) // PIECE * PIECE
+            placed, end = _placed(alike, first, stop, column, tensors)
+            while stop > first and end > row_bytes:
                 stop = (stop - 1) // PIECE * PIECE
+                placed, end = _placed(alike, first, stop, column, tensors)
             if stop <= first:
                 yield BlockLayout(tuple(ranges), _aligned(column))
                 ranges, column = [], 0
                 continue
-            part = replace(range_, first=first, stop=stop)
-            ranges.append(PlacedRange(part, column, size, packed, scales))
-            column = end
-            first = stop
+            ranges += placed
+            first, column = stop, end
     if ranges:
         yield BlockLayout(tuple(ranges), _aligned(column))
+
+
+def _placed(
+    alike: Sequence[TensorRange],
+    first: int,
+    stop: int,
+    column: int,
+    tensors: Sequence[AlignedTensor],
+) -> tuple[list[PlacedRange], int]:
+    """Return where [first, stop) of some ranges lies from a column on, and the column behind."""
+    placed: list[PlacedRange] = []
+    for range_ in alike:
+        tensor = tensors[range_.tensor]
+        size = width(tensor)
+        column = -(-column // size) * size
+        packed = scales = 0
+        end = column + (stop - first) * size
+        if tensor.scales and stop > first:
+            of_packed, of_scales = _beside(tensor, first, stop)
+            packed = aligned(end)
+            scales = aligned(packed + of_packed)
+            end = scales + of_scales
+        part = replace(range_, first=first, stop=stop)
+        placed.append(PlacedRange(part, column, size, packed, scales))
+        column = end
+    return placed, column
 
 
 def _aligned(num_bytes: int) -> int:

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from pipeline.checkpoint.layouts import holds_weights_anywhere
 from pipeline.checkpoint.shards import holds_weights
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, NothingMatches
 from pipeline.planning.contents import HEADERS_AT_ONCE, Contents, files_of, read_contents
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.select import LeftOut, Selected, Selection, select, too_few
-from pipeline.sources.base import Source
+from pipeline.sources.base import Candidate, Source
+from pipeline.sources.nearby import series_around
 
 _TENSORS_COMPARED = 64
 """Of two checkpoints that may be copies: training moves most matrices in every step."""
@@ -32,6 +33,7 @@ def choose(source: Source, request: Request) -> Selection:
         NothingMatches: fewer than two are left, or they are of several runs.
     """
     candidates = source.candidates()
+    _refuse_one_checkpoint(source, candidates, request)
     selection = select(candidates, request, source.beside())
     with PlanCache() as cache:
         looking = _Looking(source, request, cache)
@@ -42,6 +44,19 @@ def choose(source: Source, request: Request) -> Selection:
         left_out = (*selection.left_out, *selection.lacking)
         raise too_few(selection.checkpoints, left_out, candidates, request, source.beside())
     return selection
+
+
+def _refuse_one_checkpoint(
+    source: Source, candidates: Sequence[Candidate], request: Request
+) -> None:
+    """Refuse a source that is one checkpoint of a series, and name the series."""
+    if sum(request.reading.position(each.name).is_known for each in candidates) > 1:
+        return
+    if (where := series_around(request.source, request.reading)) and source.whole():
+        raise NothingMatches(
+            f"{request.source}: expected at least 2 checkpoints, found one, which is the SOURCE itself",
+            where,
+        )
 
 
 class _Looking:
@@ -96,13 +111,14 @@ class _Looking:
             return None
         try:
             contents = self._contents(entry)
-            near = self._contents(before)
         except FormatError as error:
             return f"cannot be read: {error.message}"
-        if len(contents.tensors.keys() & near.tensors.keys()) * 2 < len(near.tensors):
+        near = self._readable(before)
+        if near and len(contents.tensors.keys() & near.tensors.keys()) * 2 < len(near.tensors):
             return f"other tensors than those of {before.candidate.name}"
         for other in reversed(others):
-            if self._are_copies(contents, self._contents(other)):
+            held = self._readable(other)
+            if held and self._are_copies(contents, held):
                 return f"the same weights as {other.candidate.name}"
         return None
 
@@ -126,6 +142,13 @@ class _Looking:
         middle = start + max(0, stop - start - _BYTES_COMPARED) // 2
         stop = min(stop, middle + _BYTES_COMPARED, contents.files[file].size)
         return self._source.read(contents.files[file], middle, stop) if stop > middle else b""
+
+    def _readable(self, entry: Selected) -> Contents | None:
+        """Return what a checkpoint of the series stores; one that cannot be read is told of later."""
+        try:
+            return self._contents(entry)
+        except FormatError:
+            return None
 
     def _contents(self, entry: Selected) -> Contents:
         return read_contents(self._source, entry, self._cache, self._request.reading)

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.checkpoint.file_kinds import (
     NOT_UNDERSTOOD,
     PARTS_OF_DISTRIBUTED,
+    TRAINER_STATE,
     UNREAD_WEIGHTS,
     FileKind,
     file_kind,
@@ -30,6 +31,7 @@ from pipeline.errors import FormatError, quoted
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.select import Selected
 from pipeline.sources.base import Candidate, File, Source
+from pipeline.training.logs import is_log
 
 HEADERS_AT_ONCE = 16
 """Each is a round trip or two; the Hub's client shares one connection pool."""
@@ -44,7 +46,9 @@ class Contents:
     """By name: index of the file, place in it."""
     config: File | None
     unread: Mapping[str, FileKind] = field(default_factory=dict)
-    """Its files that are not read, by path, and what they are."""
+    """Its files that are not read as weights, by path, and what they are."""
+    logs: tuple[File, ...] = ()
+    """Those of them in which trainers log."""
 
 
 def read_contents(
@@ -79,7 +83,10 @@ def read_contents(
         weights = weight_files_in(base, listing, read_text, where)
     absent = [path for path in weights.paths if path not in listing]
     if absent:
-        raise FormatError(f"{where}: shard {quoted(absent[0])} is absent")
+        raise FormatError(
+            f"{where}: shard {quoted(absent[0])} is absent",
+            "the upload or download is incomplete: fetch it again, or leave the checkpoint out",
+        )
     if not weights.paths:
         raise FormatError(
             f"{where}: expected weight files, found none among {len(listing)} files",
@@ -93,14 +100,19 @@ def read_contents(
             if name in tensors:
                 other = files[tensors[name][0]].path
                 raise FormatError(
-                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}"
+                    f"{unit[0].where}: tensor {quoted(name)} is also in {quoted(other)}",
+                    "say which file counts with --weights GLOB",
                 )
             tensors[name] = (index, tensor)
-    unread = {path: _unread_kind(path) for path in sorted(listing.keys() - {*weights.paths})}
-    return Contents(files, with_scales(tensors), _config(listing, base), unread)
+    beside = sorted(listing.keys() - {*weights.paths})
+    unread = {path: _unread_kind(path, weights.format) for path in beside}
+    logs = tuple(listing[path] for path in unread if is_log(path))
+    return Contents(files, with_scales(tensors), _config(listing, base), unread, logs)
 
 
-def _unread_kind(path: str) -> FileKind:
+def _unread_kind(path: str, format: Format | None) -> FileKind:
+    if format and format.without_weights and format.without_weights.fullmatch(path):
+        return TRAINER_STATE
     if kind := file_kind(path):
         return kind if kind.what != PARTS_OF_DISTRIBUTED else UNREAD_WEIGHTS
     return UNREAD_WEIGHTS if weight_suffix(path) else NOT_UNDERSTOOD
@@ -116,14 +128,17 @@ def _config(listing: Mapping[str, File], base: str) -> File | None:
 
 def read_all(
     source: Source, checkpoints: Sequence[Selected], reading: Reading = BY_TABLES
-) -> list[Contents]:
-    """Return what each checkpoint stores.
+) -> list[Contents | FormatError]:
+    """Return what each checkpoint stores, or why it cannot be read."""
 
-    Raises:
-        FormatError: a header or index is malformed, or a checkpoint holds no weights.
-    """
+    def read(checkpoint: Selected) -> Contents | FormatError:
+        try:
+            return read_contents(source, checkpoint, cache, reading)
+        except FormatError as error:
+            return error
+
     with PlanCache() as cache, ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-        return list(pool.map(lambda each: read_contents(source, each, cache, reading), checkpoints))
+        return list(pool.map(read, checkpoints))
 
 
 def read_config(source: Source, file: File | None, cache: PlanCache) -> dict[str, Any]:
@@ -169,9 +184,10 @@ def _tensors(
     tensors = format.read(first) if format else read_header(first)
     if key:
         rows = (
-            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost)
+            (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost,
+             t.column_blocks)
             for n, t in tensors.items()
-        )
+        )  # fmt: skip
         cache.put(key, list(rows))
     return tensors
 
@@ -200,9 +216,15 @@ def _known_tensors(key: str | None, cache: PlanCache) -> dict[str, StoredTensor]
         return None
     return {
         name: StoredTensor(
-            dtype, tuple(shape), start, stop, tuple(order), tuple(Extent(*e) for e in extents), *why
+            dtype,
+            tuple(shape),
+            start,
+            stop,
+            tuple(order),
+            tuple(Extent(*e) for e in extents),
+            *rest,
         )
-        for name, dtype, shape, start, stop, order, extents, *why in known
+        for name, dtype, shape, start, stop, order, extents, *rest in known
     }
 
 

@@ -7,13 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
-from pipeline.errors import PlanDoesNotFit, RequestError
+from pipeline.errors import FormatError, PlanDoesNotFit, RequestError
 from pipeline.planning.account import Account, account_of, of_several
 from pipeline.planning.align import AlignedTensor, Alignment, align
 from pipeline.planning.choose import choose
-from pipeline.planning.contents import read_all
+from pipeline.planning.contents import Contents, read_all
 from pipeline.planning.memory import show_size
 from pipeline.planning.parallel import one_request_each
 from pipeline.planning.plan import Plan, PlannedCheckpoint, PlannedPath
@@ -27,13 +28,14 @@ from pipeline.planning.tiles import (
     range_bytes,
     tile_bytes,
 )
+from pipeline.planning.training import known
 from pipeline.planning.valueless import without_values
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 
-RESULT_FORMAT = 5
+RESULT_FORMAT = 6
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -69,7 +71,10 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
         RequestError: nothing can be planned; nothing was written.
     """
     if len(requests) < 2:
-        raise RequestError(f"--joint needs at least 2 SOURCEs, found {len(requests)}")
+        raise RequestError(
+            f"--joint needs at least 2 SOURCEs, found {len(requests)}",
+            "name another SOURCE, or leave out --joint",
+        )
     sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -77,6 +82,11 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     labels: list[str] = []
     for number, (source, request) in enumerate(zip(sources, requests, strict=True)):
         selection = choose(source, request)
+        account = account_of(source, selection)
+        logs = tuple(
+            replace(file, checkpoint=joint.adopted(number, file.checkpoint))
+            for file in account.logs
+        )
         paths.append(
             PlannedPath(
                 run_name(request, source),
@@ -85,7 +95,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
-                account_of(source, selection),
+                replace(account, logs=logs),
             )
         )
         checkpoints += [
@@ -115,23 +125,25 @@ def _made(
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    contents = read_all(source, selection.checkpoints, request.reading)
-    lacking = without_values(
-        [each.tensors for each in contents], [path.first for path in paths] or [0]
+    contents, lacking = _contents(
+        source, selection.checkpoints, [path.first for path in paths] or [0], request
     )
-    kept = [k for k in range(len(contents)) if k not in lacking]
-    labels, contents = [labels[k] for k in kept], [contents[k] for k in kept]
+    kept = [k for k in range(len(selection.checkpoints)) if k not in lacking]
+    labels = [labels[k] for k in kept]
     account, paths = _lacking(selection.checkpoints, lacking, account, paths)
     checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
-    alignment = align(source, checkpoints, contents, request, firsts)
+    names = [checkpoint.candidate.name for checkpoint in checkpoints]
+    if paths:
+        names = [f"{name} of {label}" for name, label in zip(names, labels, strict=True)]
+    alignment = align(source, names, contents, request, firsts)
     sample = _sample(alignment.tensors, request)
     ranges = sample.ranges if sample else everything(alignment.tensors)
     total = range_bytes(ranges, alignment.tensors)
     least = least_tile_bytes or tile_bytes(len(checkpoints), total)
     tiles = divide(ranges, alignment.tensors, least)
     draws = sample.draws if sample else ()
-    return Plan(
+    plan = Plan(
         run=run,
         source=source.label,
         checkpoints=_checkpoints(checkpoints, alignment, labels),
@@ -150,6 +162,47 @@ def _made(
         seed=request.seed,
         statistics_asked=request.statistics,
     )
+    bounds = pairwise((*firsts, len(checkpoints)))
+    accounts = [path.account for path in paths] or [account]
+    return plan.knowing(
+        [
+            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
+            for (a, b), each in zip(bounds, accounts, strict=True)
+        ]
+    )
+
+
+def _contents(
+    source: Source, checkpoints: Sequence[Selected], firsts: Sequence[int], request: Request
+) -> tuple[list[Contents], dict[int, str]]:
+    """Return what the checkpoints store that can be read and hold values, and why the others do not.
+
+    Args:
+        firsts: where each path begins.
+
+    Raises:
+        FormatError: of a path fewer than two can be read.
+    """
+    read = read_all(source, checkpoints, request.reading)
+    errors = {k: each for k, each in enumerate(read) if isinstance(each, FormatError)}
+    for first, stop in pairwise([*firsts, len(read)]):
+        of_path = [k for k in errors if first <= k < stop]
+        if of_path and stop - first - len(of_path) < 2:
+            raise errors[of_path[0]]
+    lacking = {k: _why(error, checkpoints[k].candidate.name) for k, error in errors.items()}
+    readable = [k for k in range(len(read)) if k not in errors]
+    contents = [each for each in read if isinstance(each, Contents)]
+    starts = [sum(k < first for k in readable) for first in firsts]
+    without = without_values([each.tensors for each in contents], starts)
+    lacking |= {readable[number]: why for number, why in without.items()}
+    return [each for number, each in enumerate(contents) if number not in without], lacking
+
+
+def _why(error: FormatError, name: str) -> str:
+    """Return why a checkpoint cannot be read, without the way to its file."""
+    place, _, what = error.message.partition(": ")
+    file = place.rpartition("/")[2]
+    return what if place.endswith(name) else f"{file}: {what}" if what else place
 
 
 def _lacking(

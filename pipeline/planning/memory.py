@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, most_beside, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, most_beside, piece_bytes, width
 from pipeline.planning.tiles import Tile, results
-from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
+from pipeline.statistics.pieces import batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
@@ -35,10 +35,9 @@ to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at
 PREFERRED_BLOCK_BYTES = 256 << 20
 """Bound on a block of very many checkpoints."""
 
-MOST_AHEAD = 16
-"""Results of tiles that are read ahead: on object storage a request takes 10 to 100 ms."""
-AHEAD_BYTES = 64 << 20
-"""They may take together, unless one has more."""
+PLAN_ENTRY = 300
+"""Bytes that a plan keeps of a tensor at a checkpoint, with what is made of it: 207 of 12,000 tensors of 24
+checkpoints by themselves, beside their groups and what findings are judged from."""
 
 BLOCKS_UNDER_WAY = 8
 """Of the largest size that fits are pulled as smaller ones: fewer would be admitted one by one."""
@@ -55,6 +54,8 @@ class Memory:
     """The most that the worker takes beyond an idle process."""
     least: int
     """The smallest budget that would do."""
+    for_estimates: int = 0
+    """What an estimate may take that the driver makes while tiles are worked through."""
 
 
 def project(
@@ -64,6 +65,7 @@ def project(
     calls: int,
     statistics: Sequence[Statistic] = ALWAYS,
     largest_block: int | None = None,
+    afterwards: int = 0,
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
 
@@ -72,15 +74,15 @@ def project(
     Args:
         largest_block: bytes of a block that an object store takes, if blocks travel through one:
             then many of them are to be on their way at once.
+        afterwards: the least budget in which figures and tables are made, after the tiles.
 
     Raises:
-        PlanDoesNotFit: they do not; the error says the least that would.
+        PlanDoesNotFit: they do not, or figures and tables do not; the error says the least that would do.
     """
     num_checkpoints = len(tensors[0].dtypes)
     of_part = part_bytes(statistics, num_checkpoints)
-    fixed = calls * (
-        scratch_bytes(tensors, statistics)
-        + max(_result_bytes(tile, tensors, of_part) for tile in tiles)
+    fixed = plan_bytes(tensors) + calls * (
+        scratch_bytes(tensors, statistics) + largest_result(tiles, tensors, of_part)
     )
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
@@ -92,13 +94,14 @@ def project(
         )
         for tile in tiles
     )
-    beside = max(most_beside(tensor, PIECE) for tensor in tensors)
-    least_row = _aligned(min(PIECE * widest + beside, longest))
-    least = fixed + calls * num_checkpoints * least_row
+    least_row = _aligned(min(piece_bytes(tensors), longest))
+    of_tiles = fixed + calls * num_checkpoints * least_row
+    least = max(of_tiles, afterwards)
     if budget < least:
+        what = f"{calls} tiles in flight" if least == of_tiles else "their figures and tables"
         raise PlanDoesNotFit(
-            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints with {calls}"
-            f" tiles in flight need at least {show_size(least, up=True)}",
+            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints with {what}"
+            f" need at least {show_size(least, up=True)}",
             f"use --memory {show_size(least, up=True)}, or fewer checkpoints with --steps",
         )
     preferred = min(PREFERRED_ROW_BYTES, PREFERRED_BLOCK_BYTES // num_checkpoints)
@@ -135,20 +138,21 @@ def scratch_bytes(
     )
 
 
-def results_ahead(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:
-    """Return how many results of tiles the reduction reads ahead: at least one.
+def plan_bytes(tensors: Sequence[AlignedTensor]) -> int:
+    """Return what a process keeps of a plan."""
+    return PLAN_ENTRY * sum(len(tensor.dtypes) for tensor in tensors)
+
+
+def largest_result(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:
+    """Return the bytes of the largest result of a tile: accumulators, or the file and what is in it.
 
     Args:
-        each: bytes of the sums of one part.
+        each: bytes of the sums of one part. A file holds a triangle of a matrix, half of it.
     """
-    largest = max(_result_bytes(tile, tensors, each) for tile in tiles)
-    return max(1, min(MOST_AHEAD, AHEAD_BYTES // largest))
-
-
-def _result_bytes(tile: Tile, tensors: Sequence[AlignedTensor], each: int) -> int:
-    """Accumulators of parts of `each` bytes, and the file that they become (a triangle, held twice)."""
-    keys = {key for range_ in tile.ranges for key in results(range_, tensors)}
-    return 2 * each * len(keys)
+    return max(
+        2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
+        for tile in tiles
+    )
 
 
 def _aligned(num_bytes: int) -> int:

@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.reading import GROUPS
 from pipeline.checkpoint.stated_roles import StatedRoles, parse
 from pipeline.errors import RequestError, quoted
+from pipeline.training.logs import Log, read_logs
+from pipeline.training.metrics import Training
 
 _LONGEST_FILE = 1 << 20
 Reader = Callable[[str, Any], Any]
@@ -89,6 +92,26 @@ def stated_roles(option: str, value: Any) -> StatedRoles:
         raise RequestError(f"{option} {quoted(name)}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{option} {quoted(name)}: expected UTF-8") from None
+
+
+def training(option: str, value: Any) -> Training:
+    """Return the metrics by step that a file states."""
+    if isinstance(value, Training):
+        return value
+    where = Path(text(option, value))
+
+    def read(start: int, stop: int) -> bytes:
+        with where.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    try:
+        return read_logs([Log(where.name, where.stat().st_size, str(where), read)])
+    except RequestError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in its name
+        why = getattr(error, "strerror", error)
+        raise RequestError(f"{option} {quoted(str(where))}: {why}") from None
 
 
 def path(option: str, value: Any) -> str:

@@ -43,7 +43,8 @@ def of_one_run(
         shown = ", ".join(quoted(name, 40) for name in names[:_NAMES_SHOWN]) or "one run alone"
         raise NothingMatches(
             f"{request.source}: --seeds: no run {quoted(asked)}: there is {shown}",
-            "name one of these, or say how names are read: --names REGEX with a group seed",
+            f"{'name one of these' if names else 'leave --seeds out'}, or say how names are read:"
+            " --names REGEX with a group seed",
         )
     kept, reasons = _of_one_seed(candidates, wanted, asked)
     kept, of_branches = _of_one_branch(kept, wanted, asked)

@@ -6,7 +6,7 @@ Everything after it is a loop over its tiles.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -25,6 +25,8 @@ from pipeline.planning.tiles import (
 from pipeline.sources.base import File
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
 from pipeline.statistics.table import NAMES, chosen
+from pipeline.training.metrics import Training, joined
+from pipeline.training.settings import Settings, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class PlannedPath:
     left_out_checkpoints: tuple[LeftOut, ...]
     gaps: tuple[Gap, ...]
     account: Account
+    settings: Settings = field(default_factory=dict)
+    training: Training = field(default_factory=Training, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,10 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+    settings: Settings = field(default_factory=dict)
+    """Hyperparameters of the training, where known. Like `training`, no figure depends on them."""
+    training: Training = field(default_factory=Training, repr=False)
+    """Its metrics by step, where known."""
     apart: Mapping[int, int] | None = None
     """Which tensors are not what they may be under a second name, and the first checkpoint where
     their values differ; None before that has been looked at."""
@@ -95,6 +103,25 @@ class Plan:
         """Return the same plan with these statistics besides those that it asks for."""
         asked = {*self.statistics_asked, *names}
         return replace(self, statistics_asked=tuple(name for name in NAMES if name in asked))
+
+    def knowing(self, known: Sequence[tuple[Settings, Training]]) -> Plan:
+        """Return the same plan with what is known of the training of each path.
+
+        A run over several paths has the settings that all of them share.
+        """
+        if not self.paths:
+            ((settings, training),) = known
+            return replace(self, settings=settings, training=training)
+        paths = tuple(
+            replace(path, settings=settings, training=training)
+            for path, (settings, training) in zip(self.paths, known, strict=True)
+        )
+        return replace(
+            self,
+            paths=paths,
+            settings=shared([path.settings for path in paths]),
+            training=joined((path.first, path.training) for path in paths),
+        )
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -139,6 +166,8 @@ class Plan:
                     left_out_checkpoints=path.left_out_checkpoints,
                     gaps=path.gaps,
                     account=path.account,
+                    settings=path.settings,
+                    training=path.training,
                     unread=self.unread[checkpoints],
                     tensors=tensors,
                     left_out_tensors=tuple(
@@ -174,11 +203,13 @@ class Plan:
                 continue
             reason, kind, k = f"tied to {twin.name}", "tied_weights", None
             if self.apart is not None and number in self.apart:
-                if twin.stated or not twin.filled:
+                if twin.stated or not twin.is_partial:
                     continue
-                kind, k = "missing_tensor", twin.filled[0]
+                kind, k = "missing_tensor", twin.filled[0] if twin.filled else 0
                 reason = (
                     f"absent from {len(twin.filled)} checkpoints, first {self.checkpoints[k].name}"
+                    if twin.filled
+                    else "absent from checkpoints of another source"
                 )
             second_names[number] = LeftOutTensor(
                 tensor.name, tensor.shape, tensor.dtypes[0], tensor.role, reason, kind, k

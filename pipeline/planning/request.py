@@ -1,4 +1,4 @@
-"""What the user asked for: what decides the figures, and what does not.
+"""What the user asked for: what decides the figures, what is known of the training, and the rest.
 
 Command line, Python and jobs make these two values, and nothing else judges what was asked for.
 """
@@ -27,9 +27,12 @@ from pipeline.planning.options import (
     steps,
     text,
     texts,
+    training,
     whole,
 )
 from pipeline.statistics.table import NAMES
+from pipeline.training.metrics import Training
+from pipeline.training.settings import Settings, read_settings
 
 LAYOUTS = ("auto", "revisions", "commits", "folders")
 DEVICES = ("auto", "cpu", "cuda")
@@ -41,7 +44,7 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The part of the options that decides the figures."""
+    """The part of the options that decides the figures, and what is known of the training besides."""
 
     source: str
     run: str | None = None
@@ -75,6 +78,10 @@ class Request:
     """Bytes of weights to read at most, instead of a fraction."""
     seed: int = 0
     """Of the sample, and of the order in which tiles are taken."""
+    settings: Settings | None = None
+    """Hyperparameters that the user states."""
+    training: Training | None = None
+    """Metrics by step that the user states."""
 
     def __post_init__(self) -> None:
         settle(self, _READERS)
@@ -139,9 +146,11 @@ _READERS = {
     "fraction": optional(share),
     "budget": optional(size),
     "seed": whole(),
+    "settings": optional(read_settings),
+    "training": optional(training),
 }
 SELECTION = tuple(field.name for field in fields(Request) if field.name != "source")
-"""Options that decide the figures."""
+"""Options that say what is analysed, and what is known of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ def draw(tensors: Sequence[AlignedTensor], fraction: float, seed: int) -> Sample
     draws: list[tuple[Draw, ...]] = []
     ranges: list[TensorRange] = []
     for index, tensor in enumerate(tensors):
-        twin = tensor.twin.name if tensor.twin and tensor.twin.stated else None
-        rng = random.Random(f"{seed} {twin or tensor.name}")  # alike, so that they can be compared
+        twin = tensor.twin.name if tensor.twin and tensor.twin.is_drawn_alike else None
+        rng = random.Random(f"{seed} {twin or tensor.name}")
         of_parts, drawn = _draw_tensor(tensor, fraction, rng)
         draws.append(of_parts)
         ranges += (TensorRange(index, *each) for each in sorted(drawn))

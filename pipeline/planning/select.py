@@ -247,7 +247,10 @@ def too_few(
             f"names must state a step, like step1000 or checkpoint-500; found {names}:"
             " --names '(?P<step>\\d+)$' says how to read them, or a manifest (.csv with uri,step)"
         )
-    elif foreign and not request.weights:
+    elif request.weights and beside:
+        globs = " ".join(f"--weights {quoted(glob)}" for glob in request.weights)
+        hint = f"{globs}: no such file; {quoted(beside[0].path)}: {beside[0].kind.what}"
+    elif foreign:
         kinds = sorted({each.kind.what for each in foreign})
         count += f"; {quoted(foreign[0].path)} is {kinds[0]}, which is not read"
         hint = foreign[0].kind.advice

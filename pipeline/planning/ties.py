@@ -7,6 +7,7 @@ the digests of their values decide (`Plan.settled`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,24 +29,31 @@ class Twin:
     """`config.json` says so."""
     filled: tuple[int, ...] = ()
     """Checkpoints that store it under the first name only."""
+    is_partial: bool = False
+    """There are such, of this path or another one of the same plan."""
+
+    @property
+    def is_drawn_alike(self) -> bool:
+        """True if a sample holds the same elements of both, so that they can be compared."""
+        return self.stated or self.is_partial
 
     def seen_from(self, first: int, stop: int) -> Twin:
         """Return the same for the checkpoints from `first` on; one that is missing stays missing."""
-        inside = tuple(k - first for k in self.filled if first <= k < stop)
-        return replace(self, filled=inside or (self.filled and (0,)))
+        return replace(self, filled=tuple(k - first for k in self.filled if first <= k < stop))
 
 
 def one_place(contents: Sequence[Stored], names: Sequence[str]) -> dict[str, str]:
     """Return the tensors that all checkpoints store at the place of another one, and its name."""
     tied: dict[str, str] = {}
     firsts: dict[tuple[Any, ...], str] = {}
+    shared = Counter(contents[0].values())
     for name in names:
-        held = [stored.get(name) for stored in contents]
-        places = [(file, place) for file, place in filter(None, held)]
-        if len(places) == len(contents):
-            first = firsts.setdefault(tuple(places), name)
-            if first != name:
-                tied[name] = first
+        place = contents[0].get(name)
+        if place is None or shared[place] < 2:  # so are nearly all: no others need be looked at
+            continue
+        places = tuple(stored.get(name) for stored in contents)
+        if None not in places and (first := firsts.setdefault(places, name)) != name:
+            tied[name] = first
     return tied
 
 
@@ -75,7 +83,7 @@ def twins(
         first = next((each for each in firsts if _alike(each, name, contents)), name)
         if first != name:
             absent = tuple(k for k, stored in enumerate(contents) if name not in stored)
-            made[name] = Twin(first, stated, absent)
+            made[name] = Twin(first, stated, absent, is_partial=bool(absent))
     return made
 
 

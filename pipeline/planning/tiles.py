@@ -72,7 +72,8 @@ def divide(
 ) -> tuple[Tile, ...]:
     """Return the tiles that cover every tensor range once, in order.
 
-    Large ones are cut at multiples of CHUNK elements; small ones share a tile.
+    Large ones are cut at multiples of CHUNK elements; small ones share a tile. Tensors that share
+    bytes are cut alike, side by side, so that these are read once.
     """
     if not tensors:
         return ()
@@ -81,14 +82,17 @@ def divide(
     current: list[TensorRange] = []
     keys: set[tuple[int, int, int]] = set()
     num_bytes = 0
-    for range_ in ranges:
-        tensor, first = tensors[range_.tensor], range_.first
-        while first < range_.stop:
-            wanted = -(-(least_bytes - num_bytes) * tensor.numel // tensor.num_bytes)
-            stop = min(range_.stop, first + -(-wanted // CHUNK) * CHUNK)
-            current.append(replace(range_, first=first, stop=stop))
-            keys.update(results(current[-1], tensors))
-            num_bytes += tensor.share(first, stop)
+    for alike in _with_sharers(ranges, tensors):
+        first, last = alike[0].first, alike[0].stop
+        size = sum(tensors[range_.tensor].num_bytes for range_ in alike)
+        numel = tensors[alike[0].tensor].numel
+        while first < last:
+            wanted = -(-(least_bytes - num_bytes) * numel // size)
+            stop = min(last, first + -(-wanted // CHUNK) * CHUNK)
+            for range_ in alike:
+                current.append(replace(range_, first=first, stop=stop))
+                keys.update(results(current[-1], tensors))
+                num_bytes += tensors[range_.tensor].share(first, stop)
             first = stop
             if num_bytes >= least_bytes or len(keys) >= most_results:
                 tiles.append(tuple(current))
@@ -96,6 +100,43 @@ def divide(
     if current:
         tiles.append(tuple(current))
     return tuple(_tile(index, ranges, tensors) for index, ranges in enumerate(tiles))
+
+
+def cut_alike(
+    ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor]
+) -> Iterator[list[TensorRange]]:
+    """Yield the ranges of a tile: those that follow each other and share bytes together."""
+    alike: list[TensorRange] = []
+    for range_ in ranges:
+        if alike and not _share(alike[0], range_, tensors):
+            yield alike
+            alike = []
+        alike.append(range_)
+    if alike:
+        yield alike
+
+
+def _with_sharers(
+    ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor]
+) -> Iterator[list[TensorRange]]:
+    """Yield every range once, with those of tensors that share its bytes."""
+    partial = {n for n, tensor in enumerate(tensors) if tensor.twin and tensor.twin.filled}
+    sharers = [range_ for range_ in ranges if range_.tensor in partial]
+    taken: set[TensorRange] = set()
+    for range_ in ranges:
+        if range_ not in taken and range_.tensor not in partial:
+            alike = [each for each in sharers if _share(range_, each, tensors)]
+            taken.update(alike)
+            yield [range_, *alike]
+    yield from ([range_] for range_ in sharers if range_ not in taken)
+
+
+def _share(first: TensorRange, other: TensorRange, tensors: Sequence[AlignedTensor]) -> bool:
+    return (first.first, first.stop, first.fold) == (
+        other.first,
+        other.stop,
+        other.fold,
+    ) and tensors[other.tensor].shares_bytes_of(tensors[first.tensor])
 
 
 def files_of(tile: Tile, tensors: Sequence[AlignedTensor]) -> list[int]:

@@ -17,6 +17,9 @@ MOST_WITHOUT = 0.5
 """Share of the weights that most checkpoints hold which one may lack and still count as one: norms and
 biases are gathered, or not quantized, and are 1 % of a network."""
 
+_EMPTY, _PACKED = "tensors of no elements", "packed values"
+_CAUSES = {_EMPTY: "saved without gathering what ranks hold", _PACKED: "a quantized copy"}
+
 Stored = Mapping[str, tuple[int, StoredTensor]]
 
 
@@ -59,12 +62,12 @@ def _lacks(stored: Stored, usual: Mapping[str, int], most: float) -> str:
     packed = any(tensor.lost for _, tensor in stored.values())
     for name, numel in usual.items():
         if name not in stored:
-            lacking["packed values"] += numel * packed
+            lacking[_PACKED] += numel * packed
         elif 0 in stored[name][1].shape:
-            lacking["tensors of no elements"] += numel
+            lacking[_EMPTY] += numel
         elif not has_values(stored[name][1]):
-            lacking["packed values"] += numel
+            lacking[_PACKED] += numel
     if sum(lacking.values()) <= most:
         return ""
     (what, numel), *_ = lacking.most_common()
-    return f"{what} in place of {numel:,} of {sum(usual.values()):,} weights"
+    return f"{what} in place of {numel:,} of {sum(usual.values()):,} weights: {_CAUSES[what]}"

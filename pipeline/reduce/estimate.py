@@ -54,6 +54,17 @@ class Stratum:
         return self.draws > 1 and max(self.read.values()) < self.units_read
 
 
+def varying(strata: Mapping[Hashable, Stratum]) -> list[int]:
+    """Return the jackknife folds without which the sums are others; none where errors are not known."""
+    if not _errors_known(strata):
+        return []
+    return sorted({group for s in strata.values() if not s.whole for group in s.read})
+
+
+def _errors_known(strata: Mapping[Hashable, Stratum]) -> bool:
+    return all(s.whole or s.varies_knowably for s in strata.values())
+
+
 class Estimate:
     """The sums of one group of weights, put together from those over units."""
 
@@ -65,11 +76,8 @@ class Estimate:
         shape = (num_checkpoints, num_checkpoints)
         self._totals: dict[Hashable, Array] = {label: np.zeros(shape) for label in strata}
         self.rounding = np.zeros(num_checkpoints)
-        self.errors_known = all(s.whole or s.varies_knowably for s in strata.values())
-        self._changes: dict[int, Array] = {}
-        if self.errors_known:
-            varying = {g for s in strata.values() if not s.whole for g in s.read}
-            self._changes = {group: np.zeros(shape) for group in sorted(varying)}
+        self.errors_known = _errors_known(strata)
+        self._changes: dict[int, Array] = {group: np.zeros(shape) for group in varying(strata)}
 
     def add(self, label: Hashable, group: int, increments: Array) -> None:
         """Add the Gram matrix, (K, K), over units of a stratum that are in a jackknife fold."""

@@ -23,7 +23,7 @@ from pipeline.numerics.indicators import (
     indicators_between,
 )
 from pipeline.numerics.jackknife import Jackknife
-from pipeline.numerics.joint import between_paths, transformed
+from pipeline.numerics.joint import between_paths, increments_between, transformed
 from pipeline.numerics.null import random_walk, straight_line
 from pipeline.numerics.path import COLUMNS, path, update_angles, with_absent
 from pipeline.numerics.spectrum import (
@@ -86,8 +86,9 @@ class Times:
 class Figures:
     """All figures of G groups; NaN is NULL."""
 
+    increments: Array
+    """(G, N, N), like all down to the errors of relative cosines: row 0 is the first checkpoint."""
     dots: Array
-    """(G, N, N), like all down to the errors of relative cosines."""
     relative_dots: Array
     squared_distances: Array
     cosine_errors: Array
@@ -237,6 +238,7 @@ def _of_path(sums: _Sums, times: Times) -> Figures:
     nulls = random_walk(squared_lengths, *when)
     straight = straight_line(squared_lengths, *when)
     return Figures(
+        increments=_spread(trajectory.increments, absent),
         dots=_spread(trajectory.dots, absent),
         relative_dots=_spread(trajectory.relative_dots, absent),
         squared_distances=_spread(trajectory.squared_distances, absent),
@@ -294,6 +296,7 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
     nothing = _undefined(len(values), basis)
     return replace(
         nothing,
+        increments=increments_between(sums.increments, basis, absent),
         dots=dots,
         relative_dots=relative_dots,
         squared_distances=squared_distances,
@@ -353,6 +356,7 @@ def _undefined(groups: int, basis: Basis) -> Figures:
     )
     several = len(basis.paths) > 1
     return Figures(
+        increments=matrix,
         dots=matrix,
         relative_dots=matrix,
         squared_distances=matrix,

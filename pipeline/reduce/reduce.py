@@ -21,10 +21,10 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.planning.tiles import elements
 from pipeline.reduce.batches import FigureBatch, OfGroups, figure_batches
-from pipeline.reduce.estimate import Estimate, Stratum
+from pipeline.reduce.estimate import Estimate, Stratum, varying
 from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Grouping, Member
-from pipeline.reduce.memory import MOST_STACK, Buffers
+from pipeline.reduce.memory import MOST_STACK, Buffers, group_bytes, projected_estimate
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.rounding import energies
@@ -259,7 +259,7 @@ def _mixed(total: NDArray[np.uint64] | None, rows: NDArray[np.uint64]) -> NDArra
 
 
 def _stacks(plan: Plan, members: Sequence[Member], stack_bytes: int) -> Iterator[Sequence[Member]]:
-    size = max(1, stack_bytes // (8 * len(plan.checkpoints) ** 2))
+    size = max(1, stack_bytes // group_bytes(plan))
     for first in range(0, len(members), size):
         yield members[first : first + size]
 
@@ -337,6 +337,18 @@ def estimated_sums(
             left[group] -= 1
             if not left[group]:
                 yield [group], _estimated(estimates.pop(group, None), *totals.pop(group))
+
+
+def estimate_bytes(plan: Plan, grouped: Grouping, buffers: Buffers, done: Mapping[int, int]) -> int:
+    """Return the most that figures and tables of `estimated_sums` of the same tiles take, beside tiles."""
+    of_groups = [
+        strata
+        for strata in _strata(plan, grouped, done).values()
+        if all(stratum.read for stratum in strata.values())
+    ]
+    folds = [len(varying(strata)) for strata in of_groups]
+    matrices = sum(1 + len(strata) for strata in of_groups) + sum(folds)
+    return projected_estimate(plan, grouped, buffers, matrices, max(folds, default=0))
 
 
 def _estimated(

@@ -18,7 +18,7 @@ def settled(
 ) -> Plan:
     """Return the plan with what its tensors' values say of ties.
 
-    In a sample only the pairs that `config.json` speaks of are drawn alike, and can be compared.
+    In a sample only the pairs that are drawn alike can be compared.
 
     Args:
         parts: gives the sums of some parts, in their order.
@@ -29,7 +29,7 @@ def settled(
     for number, tensor in enumerate(plan.tensors):
         if tensor.twin is None or {number, numbers[tensor.twin.name]} & {*lost}:
             continue
-        if plan.sampled and not tensor.twin.stated:
+        if plan.sampled and not tensor.twin.is_drawn_alike:
             apart[number] = 0
             continue
         pair = (_digests(parts([(each, 0)])) for each in (numbers[tensor.twin.name], number))

@@ -20,6 +20,7 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.report.maps import KEYS, maps
 from pipeline.report.packing import FloatArray, pack
 from pipeline.report.paths import straight_values, walk
+from pipeline.report.training import training
 from pipeline.store.query import Store
 from pipeline.version import VERSION
 
@@ -64,7 +65,10 @@ def content(store: Store, address: str, runs: Sequence[str]) -> Json:
         "meanings": dict(
             store.sql("SELECT name, meaning FROM glossary WHERE kind = 'indicator'").fetchall()
         ),
-        "runs": [_run(store, address, run, size) for run in runs],
+        "runs": [
+            _run(store, address, run, size) | {"training": training(store, run, len(runs))}
+            for run in runs
+        ],
     }
 
 
@@ -191,7 +195,7 @@ def _scope(
         store,
         run,
         scope,
-        sources=checkpoints["source"],
+        count=len(checkpoints["source"]),
         sampled=sampled,
         fine=fine,
         most=most,

@@ -22,11 +22,16 @@ _NO_LAYER = -1
 
 _QUERY = f"""SELECT {", ".join(KEYS)},
     list(cosine ORDER BY i, j) AS weights, list(relative_cosine ORDER BY i, j) AS displacements,
-    list(distance ORDER BY i, j) AS distances, list(cosine_stderr ORDER BY i, j) AS weights_error,
+    list(cosine_stderr ORDER BY i, j) AS weights_error,
     list(relative_cosine_stderr ORDER BY i, j) AS displacements_error
 FROM similarity
 WHERE run = ? AND scope = ? AND list_contains(?, coalesce(layer, {_NO_LAYER}))
     AND i % ? = 0 AND j % ? = 0
+GROUP BY ALL"""
+
+_INCREMENTS = f"""SELECT {", ".join(KEYS)}, list(dot ORDER BY i, j) AS dots
+FROM update_similarity
+WHERE run = ? AND scope = ? AND list_contains(?, coalesce(layer, {_NO_LAYER}))
 GROUP BY ALL"""
 
 
@@ -35,7 +40,7 @@ def maps(
     run: str,
     scope: str,
     *,
-    sources: list[str],
+    count: int,
     sampled: bool,
     fine: bool,
     most: int,
@@ -43,19 +48,29 @@ def maps(
     """Yield the keys of each group of a scope with its maps.
 
     Args:
-        sources: (K,) where each checkpoint comes from: increments are formed within each.
+        count: K.
         sampled: the cosines have standard errors.
         fine: in two bytes a pair, with the map of increments; otherwise in one, without.
         most: checkpoints of a map; of more, every second, third, … is taken.
     """
-    every = -(-len(sources) // most)
-    taken = np.array(sources)[::every]
-    for layers in _batches(store, run, scope, len(taken) * (len(taken) + 1) // 2):
+    every = -(-count // most)
+    read = count if fine else -(-count // every)
+    for layers in _batches(store, run, scope, read * (read + 1) // 2):
         table = store.table(_QUERY, [run, scope, layers, every, every])
-        arrays = {name: _rows(table, name) for name in table.column_names[len(KEYS) :]}
-        for number, keys in enumerate(zip(*(table[k].to_pylist() for k in KEYS), strict=True)):
-            group = {name: array[number] for name, array in arrays.items()}
-            yield keys, {"every": every, **_packed(group, taken, sampled, fine)}
+        increments = dict(_groups(store.table(_INCREMENTS, [run, scope, layers]))) if fine else {}
+        for keys, group in _groups(table):
+            packed = _packed(group, sampled, fine)
+            if keys in increments:
+                cosines = increment_cosines(increments[keys]["dots"], every)
+                packed["increments"] = pack(half_chords(cosines), 2)
+            yield keys, {"every": every, **packed}
+
+
+def _groups(table: pa.Table) -> Iterator[tuple[tuple[Any, ...], dict[str, FloatArray]]]:
+    """Yield the keys of each group, and its lists."""
+    arrays = {name: _rows(table, name) for name in table.column_names[len(KEYS) :]}
+    for number, keys in enumerate(zip(*(table[key].to_pylist() for key in KEYS), strict=True)):
+        yield keys, {name: array[number] for name, array in arrays.items()}
 
 
 def _batches(store: Store, run: str, scope: str, pairs: int) -> Iterator[list[int]]:
@@ -84,40 +99,34 @@ def _rows(table: pa.Table, name: str) -> FloatArray:
     return values.reshape(len(column), -1)
 
 
-def _packed(
-    group: dict[str, FloatArray], sources: np.ndarray, sampled: bool, fine: bool
-) -> dict[str, Packed]:
+def _packed(group: dict[str, FloatArray], sampled: bool, fine: bool) -> dict[str, Packed]:
     width = 2 if fine else 1
-    cosines = {name: group[name] for name in ("weights", "displacements")}
-    if fine:
-        cosines["increments"] = increment_cosines(group["distances"], sources)
-    packed = {name: pack(half_chords(values), width) for name, values in cosines.items()}
+    packed = {name: pack(half_chords(group[name]), width) for name in ("weights", "displacements")}
     if sampled and fine:
         errors = ("weights_error", "displacements_error")
         packed |= {name: pack(group[name], 1) for name in errors}
     return packed
 
 
-def increment_cosines(distances: FloatArray, sources: np.ndarray) -> FloatArray:
-    """Return the cosines, (P,), of all pairs of increments; NaN where one is zero or undefined.
+def increment_cosines(dots: FloatArray, every: int) -> FloatArray:
+    """Return the cosines, (P,), of all pairs of the increments between the checkpoints of a map.
 
-    The dot product of two increments is half of d(i, j-1)^2 + d(i-1, j)^2 - d(i, j)^2 - d(i-1, j-1)^2.
-    All four are sums over the same matrix of increments in float64, so that what cancels is exact to
-    1e-16 of the largest.
+    Each of these is the sum of `every` increments. NaN where one is zero or undefined, and at the first
+    checkpoint, which none leads to.
 
     Args:
-        distances: (P,) of pairs of checkpoints.
-        sources: (M,); an increment from one to another is none.
+        dots: of all pairs i <= j of the K - 1 increments, row by row; NaN where undefined.
     """
-    count = len(sources)
+    count = int(np.sqrt(2 * len(dots)))
+    square = np.empty((count, count))
     upper = np.triu_indices(count)
-    squared = np.zeros((count, count))
-    squared[upper] = distances**2
-    squared = np.maximum(squared, squared.T)  # NaN stays
-    dots = squared[1:, :-1] + squared[:-1, 1:] - squared[1:, 1:] - squared[:-1, :-1]
-    lengths = np.sqrt(np.diagonal(squared, 1))
-    lengths = np.where((sources[1:] == sources[:-1]) & (lengths > 0), lengths, np.nan)
-    cosines = np.full((count, count), np.nan)
-    cosines[1:, 1:] = np.clip(dots / 2.0 / np.outer(lengths, lengths), -1.0, 1.0)
-    np.fill_diagonal(cosines[1:, 1:], np.where(np.isnan(lengths), np.nan, 1.0))
-    return cosines[upper]
+    square[upper] = square[upper[::-1]] = dots
+    longer = count // every
+    whole = square[: longer * every, : longer * every]
+    sums = whole.reshape(longer, every, longer, every).sum(axis=(1, 3))
+    lengths = np.sqrt(np.diagonal(sums))
+    cosines = np.full((longer + 1, longer + 1), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines[1:, 1:] = np.clip(sums / np.outer(lengths, lengths), -1.0, 1.0)
+    np.fill_diagonal(cosines[1:, 1:], np.where(lengths > 0, 1.0, np.nan))
+    return cosines[np.triu_indices(longer + 1)]

@@ -19,7 +19,9 @@ SCRIPTS = (
     *(
         "header.js",
         "map.js",
+        "stacked.js",
         "curves.js",
+        "training.js",
         "layers.js",
         "settling.js",
         "components.js",
@@ -32,17 +34,22 @@ SCRIPTS = (
 
 def page(content: dict[str, Any]) -> str:
     """Return the page as HTML."""
-    script = "\n".join(_text(name) for name in SCRIPTS)
+    whole = script()
     style = _text("page.css")
     runs = ", ".join(run["run"] for run in content["runs"])
     return Template(_text("page.html")).substitute(
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)};"
+        policy=f"default-src 'none'; script-src {_hash(whole)}; style-src {_hash(style)};"
         " img-src data: blob:; base-uri 'none'; form-action 'none'",
         title=_escaped(f"hallmarks: {runs}"),
         style=style,
         content=in_script(content),
-        script=script,
+        script=whole,
     )
+
+
+def script() -> str:
+    """Return the page's script."""
+    return "\n".join(_text(name) for name in SCRIPTS)
 
 
 def in_script(value: Any) -> str:

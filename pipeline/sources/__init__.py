@@ -16,6 +16,7 @@ from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import Source
 from pipeline.sources.cache_folder import cache_folder
 from pipeline.sources.directory import Directory
+from pipeline.sources.nearby import nearest, series_around
 from pipeline.sources.plain import HUB_NAME
 
 _MANIFESTS = (".csv", ".jsonl", ".parquet")
@@ -52,7 +53,7 @@ def open_source(text: str, layout: str = "auto", reading: Reading = BY_TABLES) -
             from pipeline.sources.manifest import Manifest
 
             # a manifest in a manifest would be no checkpoint
-            return Manifest(path, partial(_open_one, reading), reading)
+            return Manifest(path, partial(_open_one, reading, path.parent), reading)
         if path.is_dir():
             return cache_folder(path, reading) or Directory(path, reading)
         exists = path.exists()
@@ -61,12 +62,13 @@ def open_source(text: str, layout: str = "auto", reading: Reading = BY_TABLES) -
         raise SourceNotFound(f"no such directory: {quoted(text)}: {why}") from None
     if exists:
         raise SourceNotFound(
-            f"{quoted(text)} is a file", "name the directory that holds the checkpoints"
+            f"{quoted(text)} is a file",
+            series_around(text, reading) or "name the directory that holds the checkpoints",
         )
     match = HUB_NAME.fullmatch(text)
     if match and not match["revision"]:
         return _repository(match["name"], None, layout, reading)
-    raise SourceNotFound(f"no such directory: {quoted(text)}", "a Hub repository is org/name")
+    raise SourceNotFound(f"no such directory: {quoted(text)}", nearest(text))
 
 
 def _repository(name: str, revision: str | None, layout: str, reading: Reading) -> Source:
@@ -87,13 +89,16 @@ def _object(uri: str) -> Source | None:
     return file if file.whole() else None
 
 
-def _open_one(reading: Reading, uri: str) -> Source:
+def _open_one(reading: Reading, folder: Path, uri: str) -> Source:
+    """Return the source that a manifest's row names; `folder` is the manifest's: paths begin there."""
     if Path(uri).suffix in _MANIFESTS:
         raise SourceNotFound(f"{quoted(uri)}: a manifest cannot list another one")
-    path = Path(uri)
+    if "://" in uri:
+        return _object(uri) or open_source(uri, reading=reading)
+    path = folder / uri
     with contextlib.suppress(OSError, ValueError):  # as above: a name that no file can have
         if path.is_file():
             return Directory(path, reading)
-    if "://" in uri and (file := _object(uri)) is not None:
-        return file
-    return open_source(uri, reading=reading)
+        if not path.is_dir() and (match := HUB_NAME.fullmatch(uri)) and not match["revision"]:
+            return _repository(uri, None, "auto", reading)
+    return open_source(str(path), reading=reading)

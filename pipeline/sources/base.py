@@ -54,6 +54,8 @@ class Candidate:
     """Where a manifest says that it stands in training."""
     state: str = ""
     """Where in its files a manifest says that the weights lie: keys joined by dots."""
+    metrics: tuple[tuple[str, float], ...] = ()
+    """What a manifest says was measured there."""
     repository: str = ""
     """URL of the repository that holds the commit, endpoint included: what planning caches of the
     commit is valid for this repository alone. Empty: nothing is cached."""
@@ -133,6 +135,10 @@ class Source(Protocol):
 
     def beside(self) -> list[Beside]:
         """Return what lies beside the candidates, once these were listed."""
+        ...
+
+    def logs(self) -> list[File]:
+        """Return the logs of the training that lie beside the candidates, once these were listed."""
         ...
 
     def files(self, candidate: Candidate) -> list[File]:

@@ -47,7 +47,7 @@ def beside(layout: Layout[Any], reading: Reading = BY_TABLES) -> list[Beside]:
     if "" in taken:
         folders = layout.listed[""].folders
         others += [_folder(f, layout, reading) for f in folders if f in layout.taken.keys() - taken]
-    return others
+    return sorted(others, key=lambda each: each.path)  # a directory has no order
 
 
 def _folder(path: str, layout: Layout[Any], reading: Reading) -> Beside:

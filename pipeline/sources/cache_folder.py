@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.layouts import is_whole
 from pipeline.checkpoint.reading import Reading
-from pipeline.sources.base import Candidate
+from pipeline.sources.base import Candidate, File
 from pipeline.sources.beside import Beside
 from pipeline.sources.directory import Directory
 from pipeline.sources.plain import is_hash, is_plain
@@ -43,6 +43,9 @@ class CacheFolder(Directory):
             if not self._is_complete(commit)
         ]
         return lacking + [Beside(f"snapshots/{commit}/", kind) for commit in sorted(unnamed)]
+
+    def logs(self) -> list[File]:
+        return []  # they are files of its revisions
 
     def _is_complete(self, commit: str) -> bool:
         return is_whole(lambda path: self._list(f"snapshots/{commit}/{path}"), self._reading)

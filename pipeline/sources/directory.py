@@ -18,6 +18,7 @@ from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound, quoted
 from pipeline.sources.base import ROOT, Candidate, File, telling_name
 from pipeline.sources.beside import Beside, beside
+from pipeline.sources.logs import log_paths
 from pipeline.sources.plain import is_plain
 from pipeline.transport import local
 from pipeline.transport.access import FileState, LocalPath
@@ -54,6 +55,14 @@ class Directory:
 
     def beside(self) -> list[Beside]:
         return beside(self._layout, self._reading)
+
+    def logs(self) -> list[File]:
+        # Lightning logs beside the folder of its checkpoints
+        start = ".." if self._root.name == "checkpoints" else ""
+        return [
+            self._file(Candidate(path, None, path, True), self._root / path, path)
+            for path in log_paths(self._list, start)
+        ]
 
     def whole(self) -> list[Candidate]:
         is_file = self._root.is_file()

@@ -27,6 +27,7 @@ from pipeline.sources.beside import Beside, beside
 from pipeline.sources.hub_cache import HubCache
 from pipeline.sources.hub_client import Entry, HubClient
 from pipeline.sources.hub_urls import HubUrls
+from pipeline.sources.logs import log_paths
 from pipeline.sources.plain import is_hash, is_plain
 from pipeline.transport.access import Access
 
@@ -49,6 +50,8 @@ class HubRepository:
         """
         self._reading = reading
         self._layout_of_tree: Layout[Entry] = Layout()
+        self._commit_of_folders: str | None = None
+        """The commit whose folders are the candidates."""
         self.label = f"{name}@{revision}" if revision else name
         self.uri = f"hf://{self.label}"
         self.run_name = self.label.replace("/", "--")
@@ -99,6 +102,16 @@ class HubRepository:
     def beside(self) -> list[Beside]:
         return beside(self._layout_of_tree, self._reading)
 
+    def logs(self) -> list[File]:
+        commit = self._commit_of_folders
+        if commit is None:
+            return []  # where revisions are the checkpoints, logs are files of these
+        return [
+            file
+            for path in log_paths(self._tree(commit))
+            for file in self.files(self._candidate(path, commit, path, True))
+        ]
+
     def _revisions(self) -> list[Candidate]:
         refs = self._listing.refs()
         for name, _ in refs:
@@ -107,7 +120,7 @@ class HubRepository:
         return [self._candidate(name, commit) for name, commit in refs]
 
     def _folders(self) -> list[Candidate]:
-        commit = self._commit()
+        self._commit_of_folders = commit = self._commit()
         self._layout_of_tree = discover(self._tree(commit), self._reading)
         return [
             self._candidate(path or ROOT, commit, path, is_file)

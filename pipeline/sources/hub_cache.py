@@ -19,6 +19,7 @@ from huggingface_hub.file_download import are_symlinks_supported, repo_folder_na
 from pipeline.errors import Corrupted, ReadError, SourceNotFound, quoted
 from pipeline.sources.base import File
 from pipeline.sources.hub_client import Entry
+from pipeline.sources.nearby import nearest_to_repository
 from pipeline.sources.plain import inside, is_hash
 from pipeline.transport.access import FileState, LocalPath
 
@@ -129,7 +130,8 @@ class HubCache:
     def _absent(self, what: str) -> SourceNotFound:
         return SourceNotFound(
             f"HF_HUB_OFFLINE is set, and {what} of {self._name} is not in the Hub cache",
-            "unset HF_HUB_OFFLINE, or fill the cache with `hf download`",
+            "unset HF_HUB_OFFLINE, or fill the cache with `hf download`."
+            + nearest_to_repository(self._name),
         )
 
 

@@ -29,6 +29,7 @@ from pipeline.errors import HallmarksError, SourceNotFound, TransientReadError, 
 from pipeline.sources import hub_session
 from pipeline.sources.hub_errors import Errors
 from pipeline.sources.hub_session import Session
+from pipeline.sources.nearby import nearest_to_repository
 from pipeline.transport.limits import LONGEST_PAUSE_S, TRANSIENT, backoff_s, pause_s, too_long
 from pipeline.transport.proxies import basic, proxy_of
 from pipeline.transport.waiting import ANNOUNCED_S, announce
@@ -190,7 +191,8 @@ class HubClient:
                 self._rest(asked_s or backoff_s(attempt), failure, since)
         via = f" through the proxy {proxy}" if (proxy := proxy_of(self.api.endpoint)) else ""
         raise TransientReadError(
-            f"{where}: {failure}, {attempts} times", f"is {self.endpoint} reachable{via}?"
+            f"{where}: {failure}, {attempts} times",
+            f"is {self.endpoint} reachable{via}?" + nearest_to_repository(self.name),
         )
 
     def _rest(self, seconds: float, failure: str, since: float) -> None:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.errors import HallmarksError, ReadError, SourceNotFound, quoted
+from pipeline.sources.nearby import nearest_to_repository
 from pipeline.transport.connections import untrusted
 from pipeline.transport.limits import TRANSIENT
 from pipeline.transport.proxies import HINT, refusal
@@ -70,16 +71,23 @@ class Errors:
             case RepositoryNotFoundError():
                 return SourceNotFound(
                     f"no such repository on {self._host}: {quoted(self._name)}",
-                    "check the spelling; for a private repository log in with `hf auth login`",
+                    "check the spelling; for a private repository log in with `hf auth login`."
+                    + nearest_to_repository(self._name),
                 )
             case RevisionNotFoundError():
-                return SourceNotFound(f"no such revision: {where}")
+                return SourceNotFound(
+                    f"no such revision: {where}",
+                    f"hallmarks plan {self._name} names those there are",
+                )
             case OfflineModeIsEnabled() | LocalEntryNotFoundError():
                 return SourceNotFound(
                     f"{where} cannot be reached: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
                 )
             case EntryNotFoundError() if where == self._name:
-                return SourceNotFound(f"no such repository: {quoted(self._name)}")
+                return SourceNotFound(
+                    f"no such repository on {self._host}: {quoted(self._name)}",
+                    "check the spelling",
+                )
             case EntryNotFoundError():
                 return SourceNotFound(f"no such file: {where}")
             case HFValidationError():

@@ -47,6 +47,13 @@ class Joint:
     def beside(self) -> list[Beside]:
         return [each for source in self._sources for each in source.beside()]
 
+    def logs(self) -> list[File]:
+        return [
+            replace(file, checkpoint=self.adopted(number, file.checkpoint))
+            for number, source in enumerate(self._sources)
+            for file in source.logs()
+        ]
+
     def files(self, candidate: Candidate) -> list[File]:
         source, original = self._of(candidate)
         return [replace(file, checkpoint=candidate) for file in source.files(original)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.json_text import JsonText
 from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound, quoted
@@ -21,6 +22,9 @@ from pipeline.sources.beside import Beside
 from pipeline.transport.access import Access
 
 _COLUMNS = ("uri", "name", "step", "tokens", "state")
+_MOST_COLUMNS = 1000
+"""Beside those there may be what was measured at each checkpoint: all other columns of numbers."""
+_NO_NUMBERS = FileKind("a column of the manifest that holds no numbers")
 _MAX_ROWS = 100_000  # the longest public run has 1,500 checkpoints
 _MAX_BYTES = 100_000_000  # a kilobyte a row
 _MOST_CHARACTERS = 4096  # as of a path
@@ -42,6 +46,8 @@ class Manifest:
         self.run_name = telling_name(path.resolve().with_suffix(""))
         self._path, self._open = path, open_one
         self._sources: dict[str, Source] = {}
+        self._unread: list[str] = []
+        """Columns that are neither known nor of numbers."""
 
     @property
     def is_remote(self) -> bool:
@@ -66,7 +72,12 @@ class Manifest:
         return []
 
     def beside(self) -> list[Beside]:
-        return []  # a manifest names what is meant
+        return [
+            Beside(name, _NO_NUMBERS) for name in self._unread
+        ]  # of sources it names what is meant
+
+    def logs(self) -> list[File]:
+        return []
 
     def files(self, candidate: Candidate) -> list[File]:
         files = self._sources[candidate.origin].files(candidate)
@@ -80,7 +91,10 @@ class Manifest:
 
     def _rows(self) -> list[dict[str, Any]]:
         try:
-            return _read(self._path)
+            rows, names = _read(self._path)
+            read = set(_COLUMNS).union(*rows)
+            self._unread = [name for name in names if name not in read]
+            return rows
         except SourceNotFound:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
@@ -91,12 +105,16 @@ class Manifest:
         uri, where = row.get("uri"), f"{self._path}, row {number}"
         if not isinstance(uri, str) or not uri or len(uri) > _MOST_CHARACTERS:
             raise SourceNotFound(f"{where}: expected a uri, found {quoted(uri)}")
-        source = self._sources.get(uri) or self._open(uri)
-        self._sources[uri] = source
         try:
+            source = self._sources[uri] = self._sources.get(uri) or self._open(uri)
             (checkpoint,) = source.whole()
+        except SourceNotFound as error:
+            raise SourceNotFound(f"{where}: {error.message}", error.hint) from None
         except ValueError:
-            raise SourceNotFound(f"{where}: {quoted(uri)} is not one checkpoint") from None
+            raise SourceNotFound(
+                f"{where}: {quoted(uri)} is not one checkpoint",
+                "name a folder with the weights of one, a weight file, or hf://org/name@revision",
+            ) from None
         name = _name(row.get("name"), where) or _last_part(uri)
         named = self._reading.position(name)
         step = _number(row, "step", where)
@@ -108,11 +126,18 @@ class Manifest:
         state = row.get("state") or ""
         if not isinstance(state, str):
             raise SourceNotFound(f"{where}: expected keys as state, found {quoted(state)}")
-        return replace(checkpoint, name=name, origin=uri, stated=stated, state=state)
+        metrics = tuple(
+            (column, float(value))
+            for column, value in row.items()
+            if column not in _COLUMNS and value is not None
+        )
+        return replace(
+            checkpoint, name=name, origin=uri, stated=stated, state=state, metrics=metrics
+        )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the columns of a table that count, of a few rows at most, whatever the file makes of them."""
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows, few at most, of the columns that count, and the names of all columns."""
     if path.suffix == ".parquet":
         return _parquet_rows(path)
     if path.stat().st_size > _MAX_BYTES:
@@ -121,10 +146,21 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return _json_rows(path)
     table = pyarrow.csv.read_csv(path)
     _check(path, table.column_names, table.num_rows)
-    return table.select([name for name in _COLUMNS if name in table.column_names]).to_pylist()
+    return table.select(_wanted(table.schema)).to_pylist(), table.column_names
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _wanted(columns: pa.Schema) -> list[str]:
+    """Return the columns that are known, and all others of numbers."""
+    return [
+        column.name
+        for column in columns
+        if column.name in _COLUMNS
+        or pa.types.is_integer(column.type)
+        or pa.types.is_floating(column.type)
+    ]
+
+
+def _parquet_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows, if they are few and short: a text that repeats takes a bit of the file a row."""
     file = pyarrow.parquet.ParquetFile(path)
     about, names = file.metadata, file.schema_arrow.names
@@ -132,17 +168,18 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     groups = (about.row_group(number) for number in range(about.num_row_groups))
     if sum(group.total_byte_size for group in groups) > _MAX_BYTES:
         raise ValueError(f"more than {_MAX_BYTES:,} bytes of values")
-    wanted = [name for name in _COLUMNS if name in names]
-    table = pyarrow.parquet.ParquetFile(path, read_dictionary=wanted).read(wanted)
+    wanted = _wanted(file.schema_arrow)
+    texts = [name for name in wanted if name in _COLUMNS]
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=texts).read(wanted)
     for chunk in (chunk for column in table.columns for chunk in column.chunks):
         if pa.types.is_dictionary(chunk.type):
             texts = (value for value in chunk.dictionary.to_pylist() if isinstance(value, str))
             if (longest := max(map(len, texts), default=0)) > _MOST_CHARACTERS:
                 raise ValueError(f"a text of {longest:,} characters")
-    return table.to_pylist()
+    return table.to_pylist(), names
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return an object a line; pyarrow's reader ends the process on a row that is `null`."""
     lines = path.read_bytes().splitlines()
     lines = [line for line in lines if line.strip()]
@@ -152,24 +189,26 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         row, text = {}, JsonText(line)
         for name in text.members():
             names[name] = None
-            if name in _COLUMNS:
+            if name in _COLUMNS or text.next in "-0123456789N":  # NaN, too
                 row[name] = text.value()
             else:
                 text.skip()
         text.end()
         rows.append(row)
     _check(path, list(names), len(rows))
-    return rows
+    return rows, list(names)
 
 
 def _check(path: Path, names: list[str], rows: int) -> None:
-    if any(names.count(name) > 1 for name in _COLUMNS):
+    if len(set(names)) != len(names):
         raise ValueError("a column appears twice")
+    if len(names) > _MOST_COLUMNS:
+        raise ValueError(f"more than {_MOST_COLUMNS:,} columns")
     if "uri" not in names or rows > _MAX_ROWS:
         raise SourceNotFound(
             f"{path}: expected a column uri and at most {_MAX_ROWS:,} rows, found {rows:,} rows of"
             f" {', '.join(map(quoted, names[:6]))}",
-            "columns: uri, and if known name, step, tokens, state",
+            "columns: uri, and if known name, step, tokens, state, and what was measured",
         )
 
 

@@ -20,6 +20,7 @@ from pipeline.checkpoint.reading import BY_TABLES, Reading
 from pipeline.errors import SourceNotFound
 from pipeline.sources.base import ROOT, Candidate, File
 from pipeline.sources.beside import Beside, beside
+from pipeline.sources.logs import log_paths
 from pipeline.transport import objects
 from pipeline.transport.access import ObjectKey
 
@@ -53,6 +54,12 @@ class ObjectStorage:
     def beside(self) -> list[Beside]:
         return beside(self._layout, self._reading)
 
+    def logs(self) -> list[File]:
+        if self._object:
+            return []
+        paths = log_paths(self._list)
+        return [file for path in paths for file in self.files(Candidate(path, None, path, True))]
+
     def whole(self) -> list[Candidate]:
         name = self.label.rpartition("/")[2]
         if self._object:
@@ -66,7 +73,7 @@ class ObjectStorage:
             entry = self._head(name) if self._object else self._list(folder).files.get(name)
             files = {} if entry is None else {name_alone(name): entry}
         else:
-            files = checkpoint_files(self._list, candidate.path, self._reading, everywhere=False)
+            files = checkpoint_files(self._list, candidate.path, self._reading)
         for entry in files.values():
             if not entry["e_tag"]:
                 raise SourceNotFound(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.statistics.digest import StoredDigests, Words
 from pipeline.statistics.parts import PartKey, Sums
-from pipeline.statistics.piece import Pieces
+from pipeline.statistics.piece import Pieces, TensorFacts
 from pipeline.statistics.statistic import Statistic, packed, specs
 
 
@@ -22,6 +23,7 @@ class Accumulator:
         self._rows = {key: row for row, key in enumerate(self._keys)}
         self._specs = {spec.name: spec for spec in specs(statistics, num_checkpoints)}
         self._arrays = {name: spec.empty(len(keys)) for name, spec in self._specs.items()}
+        self._digests = StoredDigests()
 
     def add(self, pieces: Pieces) -> None:
         """Add pieces to their parts, in order; if this fails, nothing was added."""
@@ -38,8 +40,31 @@ class Accumulator:
                     for row, value in zip(rows, values, strict=True):
                         merge(array[row, ...], value)
 
+    def add_stored(
+        self,
+        parts: Sequence[tuple[PartKey, TensorFacts]],
+        first: int,
+        stop: int,
+        rows: Sequence[memoryview],
+        column: int,
+    ) -> None:
+        """Add what is stored of the elements [first, stop) of a tensor to its parts.
+
+        Args:
+            rows: of bytes, in which they lie from `column` on.
+        """
+        for key, facts in parts:
+            if not facts.scales:
+                of_range = self._digests.of_range(key, facts, first, stop, rows, column)
+                self._add_digests(key, of_range)
+
+    def _add_digests(self, key: PartKey, words: Words) -> None:
+        self._arrays["digest.words"][self._rows[key]] += words
+
     def result(self, device: str) -> Sums:
-        """Return the sums over everything added."""
+        """Return the sums over everything added; nothing more is added then."""
+        for key, words in self._digests.rest():
+            self._add_digests(key, words)
         arrays = {
             name: packed(array) if self._specs[name].symmetric else array
             for name, array in self._arrays.items()

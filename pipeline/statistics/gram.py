@@ -4,11 +4,10 @@ It is taken of the rows θ_0, Δ_1, …, Δ_T, where Δ_k = θ_k − θ_{k−1}:
 no cancellation (docs/method.md, §1). Products are float32 over at most PIECE elements, sums beyond
 that float64, in the order of the pieces.
 
-On the CPU the product is NumPy's: it knows `a @ a.T` for a symmetric product and does half the
-work (measured on one core, 64 to 935 rows: 160-225 against 95-105 GFLOP/s of torch.mm), and no
-process-wide precision setting reaches it. Elsewhere it is torch's, with TF32 off. Parts of few
-weights, and pieces whose squares float32 cannot hold, are done in float64; float32 sums of weights
-stored in more than 16 bits are shorter.
+Products are NumPy's: it knows `a @ a.T` for a symmetric product and does half the work (measured on one
+core, 64 to 935 rows: 160-225 against 95-105 GFLOP/s of torch.mm), and no process-wide precision setting
+reaches it. A GPU's come from `gpu.py`. Parts of few weights, and pieces whose squares float32 cannot hold,
+are done in float64; float32 sums of weights stored in more than 16 bits are shorter.
 
 Letters: K checkpoints, B pieces, M elements of each.
 """
@@ -26,7 +25,7 @@ from pipeline.statistics.statistic import ArraySpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.statistics.piece import Pieces
+    from pipeline.statistics.piece import Pieces, TensorFacts
 
 LEAST_MEAN_SQUARE = 1e-30
 """Below it squares of single elements near float32's smallest normal number, 1.2e-38: the piece is
@@ -60,9 +59,14 @@ class Gram:
         return (ArraySpec("gram.increments", shape, "f8", symmetric=True),)
 
     def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
-        if pieces.facts.part_numel >= LEAST_IN_FLOAT32:
+        if is_in_float32(pieces.facts):
             return {"gram.increments": _in_float32(pieces)}
         return {"gram.increments": _in_float64(pieces)}
+
+
+def is_in_float32(facts: TensorFacts) -> bool:
+    """Return whether float32 products serve the pieces of a part."""
+    return facts.part_numel >= LEAST_IN_FLOAT32
 
 
 def _in_float32(pieces: Pieces) -> NDArray[Any]:
@@ -71,53 +75,39 @@ def _in_float32(pieces: Pieces) -> NDArray[Any]:
     Those are where a diagonal entry is not finite (a value is not, or a square overflows) or so
     small that squares underflow.
     """
-    import torch
-
-    increments = pieces.apart(pieces.increments)
-    with np.errstate(all="ignore"):  # looked for below
-        if pieces.facts.half or pieces.length <= SHORT_SUM:
-            grams = _symmetric_products(increments, pieces)
-        else:
-            grams = np.stack([_sum_of_products(rows, pieces) for rows in increments.unbind(1)])
+    grams = _float32_products(pieces) if pieces.of_gpu is None else pieces.of_gpu.products
     diagonals = np.diagonal(grams, axis1=1, axis2=2)
-    unfit = {*np.flatnonzero(~np.isfinite(diagonals).all(axis=1)).tolist()}
-    if not unfit:
+    unfit = ~np.isfinite(diagonals).all(axis=1)
+    if not unfit.any():
         pieces.seen_finite()
-    for number, k in np.argwhere(diagonals < LEAST_MEAN_SQUARE * pieces.length).tolist():
-        if number not in unfit and bool(torch.any(increments[k, number])):
-            unfit.add(number)
-    if unfit:
+    small = diagonals < LEAST_MEAN_SQUARE * pieces.length
+    if small.any():
+        unfit |= (small & pieces.moved).any(axis=1)
+    if unfit.any():
         grams = grams.astype(np.float64)
-        for number in unfit:
+        for number in np.flatnonzero(unfit).tolist():
             grams[number] = _in_float64(pieces.one(number))[0]
     return grams
 
 
+def _float32_products(pieces: Pieces) -> NDArray[Any]:
+    increments = pieces.apart(pieces.increments)
+    with np.errstate(all="ignore"):  # looked for by whoever asks
+        if pieces.facts.half or pieces.length <= SHORT_SUM:
+            return _symmetric_products(increments, pieces)
+        return np.stack([_sum_of_products(rows, pieces) for rows in increments.unbind(1)])
+
+
 def _symmetric_products(rows: Tensor, pieces: Pieces) -> NDArray[Any]:
     """Return the product of each piece's rows, given (K, B, M), with their transpose."""
-    import torch
-
     products = pieces.scratch.products("products", rows.dtype, rows.shape[1])
-    if rows.device.type != "cpu":  # one by one: how many there are must decide no bit
-        for product, of_piece in zip(products, rows.unbind(1), strict=True):
-            torch.mm(of_piece, of_piece.T, out=product)
-        return products.cpu().numpy()
     values = rows.numpy()
     return np.matmul(values.transpose(1, 0, 2), values.transpose(1, 2, 0), out=products.numpy())
 
 
 def _sum_of_products(rows: Tensor, pieces: Pieces) -> NDArray[np.float64]:
     """Return the float64 sum of the products of SHORT_SUM columns each, (K, K), given (K, M)."""
-    import torch
-
-    whole = rows.shape[1] // SHORT_SUM * SHORT_SUM
     product = pieces.scratch.products("product", rows.dtype, 1)[0]
-    if rows.device.type != "cpu":  # one call for all: a launch takes longer than such a product
-        parts = rows[:, :whole].unflatten(1, (-1, SHORT_SUM)).transpose(0, 1)
-        total = torch.bmm(parts, parts.transpose(1, 2)).sum(0, dtype=torch.float64)
-        if whole < rows.shape[1]:
-            total += torch.mm(rows[:, whole:], rows[:, whole:].T, out=product)
-        return total.cpu().numpy()
     values, out = rows.numpy(), product.numpy()
     total = np.zeros(product.shape)
     for start in range(0, rows.shape[1], SHORT_SUM):
@@ -127,13 +117,11 @@ def _sum_of_products(rows: Tensor, pieces: Pieces) -> NDArray[np.float64]:
 
 
 def _in_float64(pieces: Pieces) -> NDArray[np.float64]:
-    """Return the (B, K, K) products in float64.
+    """Return the (B, K, K) products in float64, in memory that stays.
 
-    On the CPU in memory that stays. A diagonal that is finite shows that all values are: each row
-    adds its increment to the row that it starts from.
+    A diagonal that is finite shows that all values are: each row adds its increment to the row that it
+    starts from.
     """
-    if pieces.values.device.type != "cpu":
-        return np.stack([_of_present(pieces.one(number)) for number in range(len(pieces))])
     import torch
 
     grams = pieces.scratch.products("sums", torch.float64, len(pieces)).numpy()
@@ -186,26 +174,17 @@ def _of_present(piece: Pieces) -> NDArray[np.float64]:
     present = np.flatnonzero(piece.non_finite[0] == 0)
     gram = np.zeros((len(values), len(values)))
     if present.size:
-        rows = torch.from_numpy(present).to(values.device)
+        rows = torch.from_numpy(present)
         inner = np.zeros((len(present), len(present)))
-        before = torch.from_numpy(_before(piece.facts.parents, present)).to(values.device)
+        before = torch.from_numpy(_before(piece.facts.parents, present))
         for start in range(0, values.shape[1], EXACT_COLUMNS):
             theta = values[:, start : start + EXACT_COLUMNS][rows].double()
             origins = torch.cat((torch.zeros_like(theta[:1]), theta))
             theta -= origins[before]
-            inner += _symmetric_product(theta)
+            of_columns = theta.numpy()
+            inner += np.matmul(of_columns, of_columns.T)
         gram[np.ix_(present, present)] = inner
     return gram
-
-
-def _symmetric_product(rows: Tensor) -> NDArray[np.float64]:
-    """Return rows @ rows.T, by NumPy on the CPU: it does half the work."""
-    import torch
-
-    if rows.device.type != "cpu":
-        return torch.mm(rows, rows.T).cpu().numpy()
-    values = rows.numpy()
-    return np.matmul(values, values.T)
 
 
 def _before(parent: NDArray[np.int64], present: NDArray[np.int64]) -> NDArray[np.int64]:

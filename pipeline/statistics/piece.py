@@ -6,7 +6,7 @@ Letters: K checkpoints, B pieces, M elements of each piece that belong to its pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -36,35 +36,41 @@ def one_thread_products() -> Iterator[None]:
     """Pin what decides the bits of a product, for this process, and restore it.
 
     One BLAS thread: with 65 rows 1-3 threads agree in bits but 4 differ. No TF32 on a GPU, whatever
-    the process had set: every product there is of float32 or float64, and `fp32_precision` is what
-    torch reads before each (what is set by older names shows in it, but reading those raises once
-    both were used). Cores are filled with tiles side by side instead.
+    the process had set: every product there is of float32. The older name sets the newer one, too, and torch
+    compares both before each product. Cores are filled with tiles side by side instead.
     """
     matmul = torch.backends.cuda.matmul
     threads, precision = torch.get_num_threads(), matmul.fp32_precision
+    older: str | None = None
+    with suppress(RuntimeError):  # only the newer one was set
+        older = torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
-    matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
     try:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(threads)
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
         matmul.fp32_precision = precision
 
 
 class Scratch:
     """Working memory for the pieces of one thread; tables are made when they are first asked for."""
 
-    def __init__(self, num_checkpoints: int, device: torch.device) -> None:
+    def __init__(self, num_checkpoints: int, device: torch.device, on_gpu: bool = False) -> None:
+        """`on_gpu`: it holds the batches that a GPU works on, which are larger."""
         self.num_checkpoints = num_checkpoints
         self.device = device
+        self._batch_elements = batch_elements(num_checkpoints, on_gpu)
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def table(
         self, purpose: str, dtype: torch.dtype, length: int, most: int | None = None
     ) -> Tensor:
         """Return an uninitialised (K, length) table, the same memory for each purpose."""
-        most = batch_elements(self.num_checkpoints) if most is None else most
+        most = self._batch_elements if most is None else most
         flat = self._memory(purpose, dtype, self.num_checkpoints * most)
         return flat[: self.num_checkpoints * length].view(self.num_checkpoints, length)
 
@@ -96,6 +102,7 @@ class TensorFacts:
     ) -> None:
         """`numel`, `dtypes` and `scales` are the tensor's; `firsts`: where each path begins."""
         self.part, self.dtypes, self.scales = part, dtypes, scales or {}
+        self.numel = numel
         self.part_numel = numel // part.period * (part.stop - part.start)
         # the format of all checkpoints, or None; whether all have 16 bits or fewer; (K,) bytes each
         self.stored, self.half, self.sizes = _of_formats(dtypes)
@@ -163,6 +170,21 @@ class _Lazy(Generic[T]):
         return made
 
 
+Stored = Tensor | Sequence[Tensor]
+"""(K, N) values as stored, or K rows of N where the formats differ."""
+
+
+class OfGpu(NamedTuple):
+    """What a GPU makes of pieces of large parts."""
+
+    products: NDArray[np.float64]
+    """(B, K, K), of their increments."""
+    moved: NDArray[np.bool_]
+    """(B, K): whether any element of an increment is not zero."""
+    sample: Tensor
+    """(K, B, S), of the values."""
+
+
 class Pieces:
     """Pieces of one length and kind that lie side by side, of all checkpoints.
 
@@ -172,68 +194,52 @@ class Pieces:
     def __init__(
         self,
         places: Sequence[PiecePlace],
-        values: Tensor,
-        rows: Sequence[memoryview],
-        begins: NDArray[np.int64],
+        stored: Stored,
         scratch: Scratch,
+        values: Tensor | None = None,
         spacing: Tensor | None = None,
+        of_gpu: OfGpu | None = None,
     ) -> None:
-        """`values`: (K, B M), decoded.
+        """`stored`: what is decoded with them.
 
+        `values`: (K, B M), decoded; without them it is done when they are asked for.
         `spacing`: of codes with scales, (K, B M), the power of two at each value's code times its scale.
-        `rows`: the stored bytes of each checkpoint, in which what is decoded with them begins at
-        `begins`, (K,).
         """
         self.places, self.facts = places, places[0].facts
-        self.values, self.scratch, self.spacing = values, scratch, spacing
-        self.length = values.shape[1] // len(places)
-        self._rows, self._begins = rows, begins
+        self.spacing, self.of_gpu, self.scratch = spacing, of_gpu, scratch
+        self.length = num_columns(places[0])
+        self._stored, self._decoded = stored, values
         self._finite = False
         """True once products of all values have shown them to be finite."""
 
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def values(self) -> Tensor:
+        """(K, B M), decoded."""
+        if self._decoded is None:
+            self._decoded = decoded(columns_of_places(self._stored, self.places), self.scratch)
+        return self._decoded
+
     def one(self, number: int) -> Pieces:
         """Return one of them alone."""
-        first = number * self.length
-        values = self.values[:, first : first + self.length]
-        spacing = self.spacing
-        if spacing is not None:
-            spacing = spacing[:, first : first + self.length]
-        place = self.places[number]
-        alone = Pieces([place], values, self._rows, self._begins, self.scratch, spacing)
+        of_one = slice(number * self.length, (number + 1) * self.length)
+        alone = Pieces(
+            [self.places[number]],
+            self._stored,
+            self.scratch,
+            None if self._decoded is None else self._decoded[:, of_one],
+            None if self.spacing is None else self.spacing[:, of_one],
+        )
         alone._finite = self._finite
         return alone
-
-    def stored_bytes(self, number: int) -> Iterator[list[memoryview]]:
-        """Yield each checkpoint's bytes of one of them, run after run.
-
-        Codes say nothing without their scales: of these it is the values' bytes.
-        """
-        if self.facts.scales:
-            first = number * self.length
-            for row in self.values[:, first : first + self.length].cpu().numpy():
-                yield [np.ascontiguousarray(row).data.cast("B")]
-            return
-        place = self.places[number]
-        sizes = self.facts.sizes.tolist()
-        begins = (self._begins + place.offset * self.facts.sizes).tolist()
-        if isinstance(place.columns, slice):
-            first, stop = place.columns.start, place.columns.stop
-            for row, begin, size in zip(self._rows, begins, sizes, strict=True):
-                yield [row[begin + first * size : begin + stop * size]]
-            return
-        breaks = np.flatnonzero(np.diff(place.columns) != 1) + 1
-        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(place.columns, breaks)]
-        for row, begin, size in zip(self._rows, begins, sizes, strict=True):
-            yield [row[begin + a * size : begin + b * size] for a, b in runs]
 
     @property
     def first_of_path(self) -> NDArray[np.int64]:
         """(K,) the checkpoint that begins each one's path."""
         firsts = np.array(self.facts.firsts)
-        return firsts[np.searchsorted(firsts, np.arange(len(self.values)), side="right") - 1]
+        return firsts[np.searchsorted(firsts, np.arange(len(self.facts.dtypes)), side="right") - 1]
 
     def seen_finite(self) -> None:
         """Take note that every value is finite."""
@@ -247,8 +253,10 @@ class Pieces:
     def non_finite(self) -> NDArray[np.int64]:
         """(B, K) how many values are NaN or infinite."""
         if self._finite:
-            return np.zeros((len(self), len(self.values)), np.int64)
-        return (~self.apart(self.values).isfinite()).sum(dim=2).T.cpu().numpy()
+            return np.zeros((len(self), len(self.facts.dtypes)), np.int64)
+        if self.of_gpu is not None:  # piece by piece: that is what scratch memory holds
+            return np.concatenate([self.one(n).non_finite for n in range(len(self))])
+        return (~self.apart(self.values).isfinite()).sum(dim=2).T.numpy()
 
     @_Lazy
     def present_values(self) -> Tensor:
@@ -256,33 +264,39 @@ class Pieces:
         values = self.apart(self.values)
         if not self.non_finite.any():
             return values
-        present = torch.from_numpy(self.non_finite.T == 0)[..., None]
-        return torch.where(present.to(values.device), values, 0)
+        return torch.where(torch.from_numpy(self.non_finite.T == 0)[..., None], values, 0)
 
     @_Lazy
     def sample(self) -> Tensor:
         """(K, B, S) the sixteenth of `present_values` that stands for all; all of small parts."""
-        return self._sample_of(self.present_values)
+        if self.of_gpu is None:
+            return self._sample_of(self.present_values)
+        if not self.non_finite.any():
+            return self.of_gpu.sample
+        # piece by piece: that is what scratch memory holds
+        return torch.cat([self.one(n).sample for n in range(len(self))], dim=1)
 
     @_Lazy
     def sample_spacing(self) -> Tensor | None:
         """(K, B, S) of the sample, zero where a checkpoint is absent; None where values are as stored."""
         if self.spacing is None:
             return None
-        present = torch.from_numpy(self.non_finite.T == 0)[..., None].to(self.spacing.device)
+        present = torch.from_numpy(self.non_finite.T == 0)[..., None]
         return self._sample_of(torch.where(present, self.apart(self.spacing), 0))
 
     def _sample_of(self, rows: Tensor) -> Tensor:
         if self.facts.part_numel < MIN_SAMPLED:
             return rows
-        chosen = torch.from_numpy(
-            np.concatenate(
-                [number * self.length + _sampled(each) for number, each in enumerate(self.places)]
-            )
-        )
-        values = rows.flatten(1)
-        sample = values.index_select(1, chosen.to(values.device))
-        return sample.unflatten(1, (len(self), len(chosen) // len(self)))
+        columns = torch.from_numpy(sampled_columns(self.places))
+        sample = rows.flatten(1).index_select(1, columns)
+        return sample.unflatten(1, (len(self), len(columns) // len(self)))
+
+    @property
+    def moved(self) -> NDArray[np.bool_]:
+        """(B, K) whether any element of an increment is not zero."""
+        if self.of_gpu is not None:
+            return self.of_gpu.moved
+        return self.apart(self.increments).ne(0).any(2).T.numpy()
 
     @_Lazy
     def increments(self) -> Tensor:
@@ -299,9 +313,13 @@ class Pieces:
         return rows
 
 
-def _sampled(place: PiecePlace) -> NDArray[np.int64]:
-    """Return which elements of a piece of a large part, counted among its part's, are in the sample."""
-    offsets = sampled_offsets(place.number) + place.number * PIECE - place.start
+def sampled_columns(places: Sequence[PiecePlace]) -> NDArray[np.int64]:
+    """Return the elements in the sample, (B S,), of pieces of a large part, among those that belong to it."""
+    if num_columns(places[0]) == PIECE:
+        offsets = sampled_offsets([place.number for place in places])
+        return (offsets + PIECE * np.arange(len(places))[:, None]).reshape(-1)
+    (place,) = places
+    (offsets,) = sampled_offsets([place.number]) + place.number * PIECE - place.start
     offsets = offsets[(offsets >= 0) & (offsets < place.stop - place.start)]
     if isinstance(place.columns, slice):
         first, stop = place.columns.start, place.columns.stop
@@ -309,12 +327,29 @@ def _sampled(place: PiecePlace) -> NDArray[np.int64]:
     return np.flatnonzero(np.isin(place.columns, offsets))
 
 
-def decoded(rows: Sequence[Tensor] | Tensor, scratch: Scratch) -> Tensor:
-    """Return the (K, M) values of a piece in float32, or float64 where any checkpoint stores that.
+def num_columns(place: PiecePlace) -> int:
+    """Return how many elements of a piece belong to its part."""
+    columns = place.columns
+    return columns.stop - columns.start if isinstance(columns, slice) else len(columns)
 
-    Args:
-        rows: as stored: (K, M), or K rows of M where the formats differ.
-    """
+
+def columns_of_places(table: Stored, places: Sequence[PiecePlace]) -> Stored:
+    """Return the elements of pieces, of what is decoded with them."""
+    first, last = places[0].columns, places[-1].columns
+    if isinstance(first, slice) and isinstance(last, slice):
+        of_pieces = slice(places[0].offset + first.start, places[-1].offset + last.stop)
+        if isinstance(table, Tensor):
+            return table[:, of_pieces]
+        return [row[of_pieces] for row in table]
+    assert isinstance(first, np.ndarray) and len(places) == 1
+    index = torch.from_numpy(first + places[0].offset)
+    if isinstance(table, Tensor):
+        return table.index_select(1, index.to(table.device))
+    return [row.index_select(0, index.to(row.device)) for row in table]
+
+
+def decoded(rows: Stored, scratch: Scratch) -> Tensor:
+    """Return the (K, N) values in float32, or float64 where any checkpoint stores that."""
     if isinstance(rows, Tensor):
         if rows.dtype in (torch.float32, torch.float64):
             return rows

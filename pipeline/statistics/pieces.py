@@ -7,6 +7,7 @@ bits (docs/method.md, "Bit-identity").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,13 @@ BATCH_VALUES = 1 << 20
 values (16 checkpoints of 250 M on two cores: 6.5 s in batches of one piece; 4.5 with 2¹⁹ values, 4.2 with 2²⁰,
 4.5 with 2²¹)."""
 
+GPU_BATCH_VALUES = 1 << 24
+"""The same on a GPU, where every call costs 5 to 10 µs of the interpreter's one lock and a piece takes 10 µs of
+the bus."""
+MOST_GPU_PIECES = 256
+"""Of a batch: cuBLAS takes 65,535 products of one kind in a call and divides what is more, and with 65,536 a
+product's bits depended on its place among them (H200)."""
+
 PRODUCT_VALUES = 1 << 18
 """Of the products of pieces that are made in one call, at most, unless one has more."""
 
@@ -40,15 +48,19 @@ _OFFSETS = np.sort((_STRIDE * np.arange(PIECE // SAMPLED_EVERY, dtype=np.int64))
 _MASK = (1 << 64) - 1
 
 
-def piece_bounds(first: int, stop: int) -> list[tuple[int, int]]:
-    """Return the pieces of the elements [first, stop) of a tensor, cut at multiples of PIECE."""
-    cuts = [first, *range(first - first % PIECE + PIECE, stop, PIECE), stop]
+def bounds(first: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Return the elements [first, stop) of a tensor, cut at multiples of `size`: of PIECE or CHUNK."""
+    cuts = [first, *range(first - first % size + size, stop, size), stop]
     return list(pairwise(cuts)) if first < stop else []
 
 
-def batch_elements(num_checkpoints: int) -> int:
+def batch_elements(num_checkpoints: int, on_gpu: bool = False) -> int:
     """Return the elements of each checkpoint that are decoded at once, at most: whole pieces."""
-    return max(PIECE, BATCH_VALUES // num_checkpoints // PIECE * PIECE)
+    if on_gpu:
+        pieces = min(MOST_GPU_PIECES, GPU_BATCH_VALUES // num_checkpoints // PIECE)
+    else:
+        pieces = BATCH_VALUES // num_checkpoints // PIECE
+    return PIECE * max(1, pieces)
 
 
 def products_at_once(num_checkpoints: int) -> int:
@@ -56,16 +68,16 @@ def products_at_once(num_checkpoints: int) -> int:
     return max(1, PRODUCT_VALUES // num_checkpoints**2)
 
 
-def sampled_offsets(number: int) -> NDArray[np.int64]:
-    """Return the places in a piece that stand for it, from its begin, given its number in its tensor.
+def sampled_offsets(numbers: Sequence[int]) -> NDArray[np.int64]:
+    """Return the places in pieces that stand for them, (B, S), from their begins, given their numbers in tensors.
 
     Every sixteenth element would see only columns that are multiples of gcd(16, width); these see
     all: (10125 j + splitmix64(number)) mod 16,384, j < 1,024. Source: docs/method-2.md, §6.2.
     """
-    # in ascending order, with which a gather takes a third of the time
-    moved = splitmix64(number) % PIECE
+    moved = np.array([[splitmix64(number) % PIECE] for number in numbers])
+    # in ascending order, with which a gather takes a third of the time: from the first that wraps around on
     wrapped = np.searchsorted(_OFFSETS, PIECE - moved)
-    return np.concatenate((_OFFSETS[wrapped:] + (moved - PIECE), _OFFSETS[:wrapped] + moved))
+    return (_OFFSETS[(np.arange(len(_OFFSETS)) + wrapped) % len(_OFFSETS)] + moved) % PIECE
 
 
 def splitmix64(value: int) -> int:

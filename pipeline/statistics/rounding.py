@@ -51,10 +51,10 @@ class Rounding:
         )
 
     def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
-        sample = pieces.sample.cpu().numpy()
+        sample = pieces.sample.numpy()
         dtypes, stored = pieces.facts.dtypes, pieces.facts.stored
         spacing = pieces.sample_spacing
-        powers = powers_of_two(sample) if spacing is None else spacing.cpu().numpy()
+        powers = powers_of_two(sample) if spacing is None else spacing.numpy()
         leasts = [
             0.0 if k in pieces.facts.scales else _least_power(d) for k, d in enumerate(dtypes)
         ]

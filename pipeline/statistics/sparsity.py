@@ -68,11 +68,10 @@ class Sparsity:
 
         values, firsts = piece.values, piece.facts.firsts
         wide = values.dtype == torch.float64
-        # on a GPU the piece comes back to the host: counts of bits are NumPy's
-        bits = values.contiguous().view(torch.int64 if wide else torch.int32).cpu().numpy()
+        bits = values.contiguous().view(torch.int64 if wide else torch.int32).numpy()
         narrow = values.float()
-        rounded = narrow.bfloat16().view(torch.int16).cpu().numpy()
-        narrow = narrow.cpu().numpy()
+        rounded = narrow.bfloat16().view(torch.int16).numpy()
+        narrow = narrow.numpy()
         counts = {f"sparsity.{name}": np.zeros(len(bits), np.int64) for name in COUNTS}
         for first, stop in zip(firsts, [*firsts[1:], len(bits)], strict=True):
             of_path = slice(first, stop)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.statistics.gram import LEAST_IN_FLOAT32
+from pipeline.statistics.gram import is_in_float32
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
 
@@ -68,7 +68,7 @@ class Values:
         import torch
 
         values = piece.present_values[:, 0]
-        if piece.facts.part_numel < LEAST_IN_FLOAT32:
+        if not is_in_float32(piece.facts):
             values = values.double()
         squares = values * values
         powers = (values, squares, squares * values, squares * squares)
@@ -76,10 +76,10 @@ class Values:
         sizes = values.abs()
         previous, first = piece.facts.parents, piece.first_of_path
         return {
-            "values.sums": sums.cpu().numpy(),
-            "values.sizes": sizes.sum(1, dtype=torch.float64).cpu().numpy(),
-            "values.largest": sizes.amax(1).double().cpu().numpy(),
-            "values.zeros": (values == 0).sum(1).cpu().numpy(),
+            "values.sums": sums.numpy(),
+            "values.sizes": sizes.sum(1, dtype=torch.float64).numpy(),
+            "values.largest": sizes.amax(1).double().numpy(),
+            "values.zeros": (values == 0).sum(1).numpy(),
             "values.sign_changes": _sign_changes(values, np.maximum(previous, 0)),
             "values.sign_changes_since_first": _sign_changes(values, first),
             "values.histogram": size_histogram(piece.sample[:, 0]),
@@ -126,8 +126,8 @@ def _sign_changes(values: Any, origin: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (K,) how many values have the other sign than in the row that each is compared with."""
     import torch
 
-    others = values[torch.from_numpy(origin).to(values.device)]
-    return (((values > 0) & (others < 0)) | ((values < 0) & (others > 0))).sum(1).cpu().numpy()
+    others = values[torch.from_numpy(origin)]
+    return (((values > 0) & (others < 0)) | ((values < 0) & (others > 0))).sum(1).numpy()
 
 
 def size_histogram(sample: Any) -> NDArray[np.uint32]:
@@ -138,9 +138,9 @@ def size_histogram(sample: Any) -> NDArray[np.uint32]:
     bins = (sample.float().contiguous().view(torch.int32) & 0x7FFF_FFFF) >> 20
     bins -= (LEAST_EXPONENT + _FLOAT32_BIAS) * BINS_OF_AN_EXPONENT
     bins.clamp_(0, NUM_BINS - 1)
-    bins += NUM_BINS * torch.arange(rows, device=bins.device, dtype=bins.dtype)[:, None]
+    bins += NUM_BINS * torch.arange(rows, dtype=bins.dtype)[:, None]
     counts = torch.bincount(bins.reshape(-1), minlength=rows * NUM_BINS)
-    return counts.reshape(rows, NUM_BINS).cpu().numpy().astype(np.uint32)
+    return counts.reshape(rows, NUM_BINS).numpy().astype(np.uint32)
 
 
 def exponents(histogram: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import duckdb
 
-from pipeline.errors import QueryError
+from pipeline.errors import QueryError, quoted
 from pipeline.planning.machine import total_memory
 
 _FIRST = {
@@ -64,10 +64,19 @@ def check(connection: duckdb.DuckDBPyConnection, query: str) -> None:
         duckdb.Error: it is not SQL.
     """
     for statement in connection.extract_statements(query):
-        kind = statement.type
+        kind = _kind(statement)
         inner = kind == duckdb.StatementType.EXPLAIN and _WRITERS.search(statement.query)
         if kind not in _HARMLESS or inner:
+            what = quoted(statement.query.strip(), 40) if kind is None else kind.name
             raise QueryError(
-                f"query refused: {kind.name} is no question about a store",
+                f"query refused: {what} is no question about a store",
                 "--unconfined allows everything that DuckDB can do (in Python: confined=False)",
             )
+
+
+def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
+    """Return the kind of a statement; None: one that DuckDB's Python client has no name for."""
+    try:
+        return statement.type
+    except ValueError:
+        return None

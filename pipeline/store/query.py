@@ -123,7 +123,13 @@ class Store:
         self.damaged: dict[str, str] = {}
         """What was left out so far, by run, and why."""
         self._connection = duckdb.connect()
-        self._connection.execute("SET enable_progress_bar = false")  # it goes to standard output
+        bar = self._connection.sql("SELECT current_setting('enable_progress_bar')").fetchall()
+        if bar == [
+            (True,)
+        ]:  # in Jupyter without ipywidgets it is off, and DuckDB refuses to set it
+            self._connection.execute(
+                "SET enable_progress_bar = false"
+            )  # it goes to standard output
         if self._folder.remote:
             # DuckDB cannot know how many rows Arrow will bring, and would keep the largest table in
             # memory to join the others to it; in the order in which they are written, the views do
@@ -319,7 +325,7 @@ class Store:
         values = np.ma.filled(rows[column], np.nan)
         square[rows["i"], rows["j"]] = square[rows["j"], rows["i"]] = values
         steps, names = zip(*checkpoints, strict=True)
-        return TrajectoryMap(square, run, steps, names)
+        return TrajectoryMap(square, run, steps, names, relative)
 
 
 class Rows(Iterator[tuple[Any, ...]]):
@@ -332,23 +338,36 @@ class Rows(Iterator[tuple[Any, ...]]):
     def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
         self._batches = self._read(relation)
         self._rows: Iterator[tuple[Any, ...]] = iter(())
-        self._left = 0
-        """Rows of the batch that have not been given out."""
+        self._left = self._taken = 0
+        """Rows of the batch that have not been given out, and of all batches so far."""
 
     def __next__(self) -> tuple[Any, ...]:
         while not self._left:
-            batch = next(self._batches)
-            self._left = batch.num_rows
-            with _told():
-                columns = [column.to_pylist() for column in batch.columns]
+            columns = next(self.columns())
+            self._left = len(columns[0])
             self._rows = zip(*columns, strict=True)
         self._left -= 1
         return next(self._rows)
 
+    def columns(self) -> Iterator[list[list[Any]]]:
+        """Yield the columns of some rows at once, as they come."""
+        for batch in self._batches:
+            self._taken += batch.num_rows
+            with _told():
+                columns = [column.to_pylist() for column in batch.columns]
+            yield columns
+
+    @property
+    def number(self) -> int:
+        """How many rows were given out, or counted."""
+        return self._taken - self._left
+
     def count_rest(self) -> int:
         """Return how many more rows there are, which are gone then."""
-        count, self._left = self._left, 0
-        return count + sum(batch.num_rows for batch in self._batches)
+        given = self.number
+        self._taken += sum(batch.num_rows for batch in self._batches)
+        self._left = 0
+        return self._taken - given
 
     def _read(self, relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
         # Arrow's, since DuckDB's own rows want another package for times with a zone
@@ -390,6 +409,8 @@ def _cure(said: str, query: str) -> str:
         f'"{name[1]}"' in query
     ):
         return f"texts stand in single quotes: '{name[1]}'"
+    if name is not None and name[1] in {t.name for t in terms() if t.kind == "indicator"}:
+        return f"{name[1]} is an indicator, and texts stand in single quotes: '{name[1]}'"
     if "syntax error" in said and re.search(r"\b(from|join)\s+between\s*\(", query, re.IGNORECASE):
         return (
             "between is a word of SQL, so the function's name is quoted: FROM \"between\"('a', 'b')"

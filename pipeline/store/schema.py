@@ -95,6 +95,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cosine_stderr", pa.float64()),
             ("relative_cosine_stderr", pa.float64()),
             ("squared_distance", pa.float64()),
+            ("increment_dot", pa.float64()),  # NULL but of groups.INCREMENTS_KEPT
         ]
     ),
     "path": pa.schema(
@@ -147,6 +148,16 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tensor", pa.string()),
             ("message", pa.string()),
             ("evidence", pa.string()),
+        ]
+    ),
+    "training": pa.schema(
+        [
+            *_common,
+            ("k", pa.int32()),
+            ("step", pa.int64()),
+            ("split", _key),
+            ("metric", _key),
+            ("value", pa.float64()),
         ]
     ),
     "projection": pa.schema(

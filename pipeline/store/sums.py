@@ -13,14 +13,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline.errors import FormatError, StoreUnusable
-from pipeline.reduce.memory import MOST_HELD
+from pipeline.reduce.memory import FILE_OF_SUMS, MOST_HELD
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import decode, encode
-
-FILE_BYTES = 16 << 20
-"""In one file, unless one tile leaves more: few files, little held."""
 
 
 class SumFolder:
@@ -68,7 +65,7 @@ class SumFolder:
         held: list[Sums] = []
         for stack in stacks:
             held.append(stack)
-            if sum(map(_nbytes, held)) >= FILE_BYTES:
+            if sum(map(_nbytes, held)) >= FILE_OF_SUMS:
                 self._write(held)
                 held = []
         if held:

@@ -23,13 +23,14 @@ from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
-from pipeline.reduce.groups import Key
+from pipeline.reduce.groups import INCREMENTS_KEPT, Key
 from pipeline.reduce.memory import MOST_FILE
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
 from pipeline.store.schema import SCHEMAS
 from pipeline.store.tables import TableWriter, parquet
+from pipeline.training.metrics import UNKNOWN, Curve, Metric
 
 
 class RunWriter:
@@ -60,10 +61,13 @@ class RunWriter:
             "dot": figures.dots,
             "relative_dot": figures.relative_dots,
             "squared_distance": figures.squared_distances,
+            "increment_dot": figures.increments,
             "cosine_stderr": figures.cosine_errors,
             "relative_cosine_stderr": figures.relative_cosine_errors,
         }
         upper = {name: _upper(values, places)[rows] for name, values in matrices.items()}
+        kept = np.array([key.scope in INCREMENTS_KEPT for key in batch.keys])
+        upper["increment_dot"][~kept] = np.nan
         self._add("similarity", numbers, {"i": i, "j": j}, upper)
         checkpoints = {"k": np.arange(count)}
         columns = {name: values[rows] for name, values in figures.path.items()}
@@ -108,6 +112,8 @@ class RunWriter:
         self._tables["checkpoints"].add(_checkpoint_columns(plan))
         self._tables["tensors"].add(_tensor_columns(plan))
         self._tables["findings"].add(_finding_columns(findings))
+        for metric, curve in plan.training.curves.items():
+            self._tables["training"].add(_training_columns(metric, curve))
         for table in self._tables.values():
             table.close()
         files = list(chain.from_iterable(self._files.values()))
@@ -215,6 +221,17 @@ def _finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
         name: [getattr(finding, name) for finding in findings] for name in names
     }
     return columns | {"evidence": [json.dumps(finding.evidence) for finding in findings]}
+
+
+def _training_columns(metric: Metric, curve: Curve) -> dict[str, Any]:
+    count = len(curve.values)
+    return {
+        "k": np.ma.masked_equal(curve.k, UNKNOWN),
+        "step": np.ma.masked_equal(curve.steps, UNKNOWN),
+        "split": pa.array([metric.split] * count, pa.string()).dictionary_encode(),
+        "metric": _words([metric.name] * count),
+        "value": curve.values,
+    }
 
 
 def _tensor_columns(plan: Plan) -> dict[str, Any]:

@@ -61,9 +61,11 @@ def ask(root: str, question: Callable[[Any], _Answer], where: str) -> _Answer:
                     f"{where}: access denied", "check the credentials in the environment"
                 )
             case Trouble.ABSENT:
-                return SourceNotFound(f"nothing at {quoted(where)}")
+                return SourceNotFound(f"nothing at {quoted(where)}", "check the spelling")
             case Trouble.NO_BUCKET:
-                return SourceNotFound(f"no such bucket: {quoted(where)}")
+                return SourceNotFound(
+                    f"no such bucket: {quoted(where)}", "check the spelling, and the endpoint"
+                )
             case Trouble.ADDRESS:
                 return SourceNotFound(
                     f"{quoted(where)} cannot be addressed: {name}",

@@ -20,7 +20,7 @@ from pipeline.planning.request import Request, StepRange
 from pipeline.planning.select import select
 from pipeline.planning.tiles import divide, everything
 from pipeline.sources.base import Candidate
-from pipeline.statistics.pieces import CHUNK, PIECE, piece_bounds
+from pipeline.statistics.pieces import CHUNK, PIECE, bounds
 
 COUNT = 3
 sizes = st.integers(1, 5) | st.integers(1, 4 * CHUNK) | st.sampled_from([PIECE, CHUNK, CHUNK + 1])
@@ -85,13 +85,11 @@ def test_blocks_cover_every_byte_once(tensors: list[AlignedTensor], row_bytes: i
 
 @given(st.integers(0, 5 * PIECE), st.integers(0, 5 * PIECE))
 def test_pieces_are_cut_at_the_same_places_wherever_one_starts(first: int, length: int) -> None:
-    bounds = piece_bounds(first, first + length)
-    assert [e for start, stop in bounds for e in (start, stop)][1:-1:2] == [
-        b[1] for b in bounds[:-1]
-    ]
-    assert all(0 < stop - start <= PIECE for start, stop in bounds)
-    assert all(stop % PIECE == 0 for _, stop in bounds[:-1])
-    assert sum(stop - start for start, stop in bounds) == length
+    cuts = bounds(first, first + length, PIECE)
+    assert [e for start, stop in cuts for e in (start, stop)][1:-1:2] == [b[1] for b in cuts[:-1]]
+    assert all(0 < stop - start <= PIECE for start, stop in cuts)
+    assert all(stop % PIECE == 0 for _, stop in cuts[:-1])
+    assert sum(stop - start for start, stop in cuts) == length
 
 
 @given(aligned(), st.integers(1, 4))

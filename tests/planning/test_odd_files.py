@@ -70,7 +70,8 @@ def test_a_configuration_that_is_none(text: str, suite: Path) -> None:
     (suite / "step0" / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     code, lines = told(str(suite))
     (suite / "step0" / "config.json").write_text("{}")
-    assert code == 2 and len(lines) == 1 and "config.json: not valid JSON" in lines[0]
+    assert code == 2 and len(lines) == 2 and "config.json: not valid JSON" in lines[0]
+    assert lines[1].startswith("hint: fetch the file again, or leave the checkpoint out")
 
 
 INDEXES = (

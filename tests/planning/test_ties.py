@@ -11,6 +11,8 @@ import torch
 
 import pipeline
 from pipeline.api import analyze_joint
+from pipeline.execute.work.byte_ranges import byte_ranges
+from pipeline.planning.blocks import block_layouts, piece_bytes
 from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request
 from tests.planning.test_bridge import COUNT, states, write
@@ -115,6 +117,73 @@ def test_stored_in_some_checkpoints_only(config: Any, tmp_path: Path) -> None:
     else:
         assert tensors[HEAD] == (False, "absent from 2 checkpoints, first step0")
         assert findings == [("warning", "missing_tensor", 0)]
+
+
+STORED = 4 * (ROWS * 8 + 16 * 8) * COUNT, 4 * ROWS * 8
+"""Bytes of embeddings and layers, and of one head."""
+
+
+@pytest.mark.parametrize("config", [TIED, None])
+@pytest.mark.parametrize("head", [equal, apart])
+def test_what_a_head_shares_with_the_embedding_is_read_once(
+    head: Any, config: Any, tmp_path: Path
+) -> None:
+    tensors, _, summary = run(lambda k, s: head(k, s) if k % 2 else None, config, tmp_path)
+    without, of_head = STORED
+    assert summary.bytes_read == summary.bytes_total == without + 2 * of_head
+    if tensors[HEAD][0]:  # tied in checkpoint 0, apart in 1
+        rows = pipeline.open_store(str(tmp_path / "store")).sql(
+            f"SELECT k, norm FROM path WHERE scope = 'tensor' AND tensor IN ('{HEAD}', '{EMBED}')"
+            " AND k = 0"
+        )
+        assert len({norm for _, norm in rows.fetchall()}) == 1
+        (dot,) = pipeline.open_store(str(tmp_path / "store")).sql(
+            f"SELECT dot FROM similarity WHERE tensor = '{HEAD}' AND i = 0 AND j = 1"
+        ).fetchall()[0]  # fmt: skip
+        made = [state[EMBED].double() for state in states({EMBED: (ROWS, 8), LAYER: (16, 8)})]
+        assert dot == pytest.approx(float((made[0] * made[1].flip(0)).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1, 1.5, 3, 100])
+@pytest.mark.parametrize("fraction", [None, 0.4])
+def test_no_byte_is_read_twice_whatever_a_block_holds(
+    pieces: float, fraction: float | None, tmp_path: Path
+) -> None:
+    """Though the next tensor in the file begins where the embedding ends."""
+    made = states({EMBED: (ROWS, 8), LAYER: (16, 8), "model.norm.weight": (8,)})
+    for k, state in enumerate(made):
+        if k in (1, 2):
+            state[HEAD] = state[EMBED].clone()
+    plan, _ = make_plan(Request(str(write(tmp_path / "run", made)), fraction=fraction))
+    row_bytes = int(pieces * piece_bytes(plan.tensors)) // 64 * 64
+    covered: dict[int, int] = {}
+    for tile in plan.tiles:
+        once: set[tuple[int, int, int]] = set()
+        for layout in block_layouts(tile, plan.tensors, row_bytes):
+            assert layout.row_bytes <= row_bytes
+            ranges = byte_ranges(layout, plan.tensors)
+            for row in range(COUNT):  # every column of a range is filled
+                of_row = sum(r.stop - r.start for r in ranges if r.row == row)
+                assert of_row == sum(4 * (p.range.stop - p.range.first) for p in layout.ranges)
+            of_block = {(r.file, r.start, r.stop) for r in ranges}
+            assert not once & of_block
+            once |= of_block
+        for file, start, stop in once:
+            covered[file] = covered.get(file, 0) + stop - start
+    assert sum(covered.values()) == plan.bytes_to_read
+    head = [n for n, tensor in enumerate(plan.tensors) if tensor.name == HEAD]
+    assert any(range_.tensor in head for tile in plan.tiles for range_ in tile.ranges)
+    if fraction is None:
+        assert plan.bytes_to_read == 4 * (ROWS * 8 * (COUNT + 2) + (16 * 8 + 8) * COUNT)
+
+
+@pytest.mark.parametrize("config", [TIED, None])
+def test_in_a_sample_where_some_lack_it(config: Any, tmp_path: Path) -> None:
+    tensors, findings, _ = run(
+        lambda k, s: equal(k, s) if k % 2 else None, config, tmp_path, fraction=0.3
+    )
+    assert tensors[HEAD] == (False, f"tied to {EMBED}")
+    assert findings == [("info", "tied_weights", None)]
 
 
 @pytest.mark.parametrize("head", [equal, apart])

@@ -36,26 +36,26 @@ def cosines(rows: FloatArray) -> FloatArray:
     return (unit @ unit.T)[np.triu_indices(len(rows))]
 
 
-def test_increment_cosines_agree_with_explicit_increments() -> None:
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_increments_of_a_map_are_those_between_its_checkpoints(every: int) -> None:
     rows = trajectory("decaying", 30, 5000, 1e-3)
-    upper = np.triu_indices(30)
-    distances = np.linalg.norm(rows[upper[0]] - rows[upper[1]], axis=1)
-    found = increment_cosines(distances, np.array(["one"] * 30))
-    square = np.full((30, 30), np.nan)
-    square[upper] = found
+    increments = np.diff(rows, axis=0)
+    dots = (increments @ increments.T)[np.triu_indices(29)]
+    made = increment_cosines(dots, every)
+    count = len(rows[::every])
+    square = np.full((count, count), np.nan)
+    square[np.triu_indices(count)] = made
     assert np.isnan(square[0]).all()
-    assert square[1:, 1:][np.triu_indices(29)] == pytest.approx(
-        cosines(np.diff(rows, axis=0)), abs=1e-9
+    assert square[1:, 1:][np.triu_indices(count - 1)] == pytest.approx(
+        cosines(np.diff(rows[::every], axis=0)), abs=1e-9
     )
 
 
-def test_no_increment_leads_from_one_source_to_another() -> None:
-    rows = trajectory("walk", 6, 100, 0.1)
-    upper = np.triu_indices(6)
-    distances = np.linalg.norm(rows[upper[0]] - rows[upper[1]], axis=1)
-    found = increment_cosines(distances, np.array(["a"] * 3 + ["b"] * 3))
-    defined = {(i, j) for i, j, value in zip(*upper, found, strict=True) if np.isfinite(value)}
-    assert {i for pair in defined for i in pair} == {1, 2, 4, 5}
+def test_an_increment_that_is_zero_or_undefined_has_no_cosine() -> None:
+    dots = np.array([0.0, 0.0, np.nan, 4.0, np.nan, np.nan])
+    assert increment_cosines(dots, 1)[4:] == pytest.approx(
+        [np.nan, np.nan, np.nan, 1.0, np.nan, np.nan], nan_ok=True
+    )
 
 
 def test_maps_are_the_weights_own(tmp_path: Path) -> None:
@@ -81,6 +81,26 @@ def test_long_runs_show_every_second_checkpoint(
     assert maps["every"] == 2
     half = np.array(unpacked(maps["weights"]))
     assert 1 - 2 * half**2 == pytest.approx(cosines(rows[::2]), abs=2e-5)
+    half = np.array(unpacked(maps["increments"]))[6:]
+    assert 1 - 2 * half**2 == pytest.approx(cosines(np.diff(rows[::2], axis=0)), abs=2e-5)
+
+
+def test_long_logs_are_means(tmp_path: Path) -> None:
+    """Of more values than a curve has points: means of as many consecutive ones, at the last one's step."""
+    log = tmp_path / "m.csv"
+    values = np.random.default_rng(0).standard_normal(1700)
+    lines = [f"{n},loss,{value!r}\n" for n, value in enumerate(values.tolist())]
+    log.write_text("step,metric,value\n" + "".join([*lines, "7,epoch,1\n", "3,accuracy,nan\n"]))
+    store, _ = analyzed(tmp_path, 4, training=log)
+    shown = content(store, "store", ["suite"])["runs"][0]["training"]
+    assert shown["others"] == ["epoch"] and shown["points"] == 800
+    loss, accuracy = shown["curves"]
+    assert (loss["metric"], loss["split"], loss["number"]) == ("loss", None, 1700)
+    each = 3  # 1700 / 800, up
+    expected = [values[at : at + each].mean() for at in range(0, 1700, each)]
+    assert loss["value"] == pytest.approx(expected, rel=1e-5)
+    assert loss["step"] == [min(at + each - 1, 1699) for at in range(0, 1700, each)]
+    assert accuracy["value"] == [None] and accuracy["k"] == [3]
 
 
 def test_scopes_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ Needs Chromium (Debian's package `chromium`); the tests skip without it.
 from __future__ import annotations
 
 import json
-import os
+import lzma
 import random
 import re
 from collections.abc import Iterator
@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers.trainer_callback import TrainerState
 
 import pipeline
+from pipeline.report import content as module
 from pipeline.report.content import content
 from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
 
 # a real browser or nothing: .ci/run installs it, a newcomer's machine may lack it
@@ -29,6 +32,8 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"
 )
 
+AXE_CORE = Path(__file__).with_name("axe.min.js.xz")
+"""Of npm's package axe-core, version 4.14.1, as it is published (MPL-2.0)."""
 HOSTILE = "model.layers.0.<script>document.title='run'</script>.weight"
 CHECKPOINTS = 24
 MOVES = {
@@ -36,6 +41,15 @@ MOVES = {
     "PageUp": (-10, 0), "PageDown": (10, 0), "Home": (0, -CHECKPOINTS), "End": (0, CHECKPOINTS),
 }  # fmt: skip
 STEPS = [0, 1, 2, 4, 8, 16, 32, *range(100, 100 * (CHECKPOINTS - 6), 100)]
+
+HOSTILE_METRIC = "eval_</script><b>loss"
+LOGGED = [
+    *(
+        {"loss": 4 - step / 1000, "learning_rate": 1e-3, "step": step}
+        for step in range(50, 1800, 50)
+    ),
+    *({"eval_loss": 3.0, HOSTILE_METRIC: 1.0, "eval_runtime": 9.0, "step": s} for s in (500, 1000)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +66,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     tensors[HOSTILE] = trajectory("walk", CHECKPOINTS, 64, 0.05, seed=99)
     suite = write_suite(folder / "suite", tensors, steps=STEPS)
+    TrainerState(log_history=LOGGED).save_to_json(
+        str(suite / f"step{STEPS[-1]}" / "trainer_state.json")
+    )
     other = write_suite(folder / "other", {"layers.0.w.weight": trajectory("walk", 6, 500, 0.1)})
     made = str(folder / "store")
     pipeline.analyze(suite, made, executor="local", run="suite")
@@ -135,6 +152,29 @@ def test_keys_read_the_store_s_values(
             assert abs(value - truth) <= 2 * half_a_digit
 
 
+def test_the_query_of_a_map_of_every_third_checkpoint(
+    browser: Browser, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Increments between checkpoints of the map: the page's SQL and its own values, from the same products."""
+    opened = Store(str(store))
+    scopes = {scope: (fine, 8) for scope, (fine, _) in module.SCOPES.items()}
+    monkeypatch.setattr(module, "SCOPES", scopes)
+    made = content(opened, "store", ["suite"])
+    (tmp_path / "page.html").write_text(page_of(made))
+    browser.open((tmp_path / "page.html").as_uri() + "#kind=increments")
+    answer = opened.table(query_of(browser, "map"))
+    assert answer.column_names == ["i", "j", "step_i", "step_j", "cosine"]
+    upper = np.triu_indices(8)
+    half = np.full((8, 8), np.nan)
+    half[upper] = unpacked(made["runs"][0]["groups"][0]["maps"]["increments"])
+    expected = [
+        (3 * i, 3 * j, STEPS[3 * i], STEPS[3 * j]) for i, j in zip(*upper, strict=True) if i
+    ]
+    *places, cosines = (column.to_pylist() for column in answer.columns)
+    assert list(zip(*places, strict=True)) == expected
+    assert cosines == pytest.approx((1 - 2 * half[1:, 1:] ** 2)[np.triu_indices(7)], abs=1e-4)
+
+
 def choose_group(browser: Browser, name: str) -> None:
     number = browser.evaluate(
         f"[...document.querySelectorAll('nav option')].find((o) => o.textContent === {json.dumps(name)}).value"
@@ -192,7 +232,7 @@ def test_keys_choose_a_window(browser: Browser, page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "figure", ["map", "curves", "figures", "layers", "path", "spectrum", "settling"]
+    "figure", ["map", "curves", "training", "figures", "layers", "path", "spectrum", "settling"]
 )
 def test_the_query_under_a_figure_gives_its_numbers(
     browser: Browser, page: str, store: Path, figure: str
@@ -221,7 +261,9 @@ def test_the_query_under_a_figure_gives_its_numbers(
             assert ours[: len(theirs)] == pytest.approx(theirs, rel=1e-3, abs=1e-4, nan_ok=True)
 
 
-@pytest.mark.parametrize("figure", ["map", "curves", "layers", "path", "spectrum", "settling"])
+@pytest.mark.parametrize(
+    "figure", ["map", "curves", "training", "layers", "path", "spectrum", "settling"]
+)
 @pytest.mark.parametrize("form", ["SVG", "PNG"])
 def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
     """They stand alone: an image that the browser draws, of which not all is of one colour."""
@@ -239,6 +281,44 @@ def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: s
         " return [image.width, image.height, new Set(pixels).size] })"
     )
     assert saved[0] > 200 and saved[1] > 60 and saved[2] > 10
+
+
+def test_what_the_training_logged(browser: Browser, page: str) -> None:
+    """Curves of each metric in a row; a run without them has no such figure."""
+    browser.open(page + "#axis=step&i=11&j=11")
+    browser.until("!!document.querySelector('#training svg path')")
+    titles = browser.evaluate(
+        "[...document.querySelectorAll('#training svg .title')].map((e) => e.textContent)"
+    )
+    assert titles == [
+        "loss: train, eval (dashed)",
+        f"{HOSTILE_METRIC.removeprefix('eval_')}: eval",
+        "learning_rate: train",
+    ]
+    assert browser.evaluate("document.querySelectorAll('#training svg .curve').length") == 4
+    assert STEPS[11] == 500
+    told = browser.evaluate("document.querySelector('#training-readout').textContent")
+    assert told.startswith("step 500: train loss 3.5, eval loss 3, ")
+    assert "more: runtime" in browser.evaluate(
+        "document.querySelector('#training .note').textContent"
+    )
+    # on an axis by step a line that falls evenly is straight, whatever lies between checkpoints
+    path = browser.evaluate("document.querySelector('#training svg .curve').getAttribute('d')")
+    points = np.array([list(map(float, each.split())) for each in re.split("[ML]", path)[1:]])
+    assert len(points) == sum(50 <= step <= STEPS[-1] for step in range(50, 1800, 50))
+    slopes = np.diff(points[:, 1]) / np.diff(points[:, 0])
+    assert slopes == pytest.approx(slopes.mean(), rel=0.1)
+    browser.evaluate("document.querySelector('#training .surface').focus()")
+    browser.press("ArrowRight")
+    assert "j=12" in browser.until("location.hash.includes('j=12') && location.hash")
+
+
+def test_a_run_without_a_log_has_no_such_figure(
+    browser: Browser, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text(page_of(content(Store(str(store)), "store", ["other"])))
+    browser.open((tmp_path / "page.html").as_uri())
+    assert browser.until("document.querySelector('#training')?.hidden")
 
 
 def test_hostile_names_are_text(browser: Browser, page: str) -> None:
@@ -346,9 +426,6 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
 
 
-@pytest.mark.skipif(
-    "AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (npm pack axe-core)"
-)
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("fragment", ["#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments"])
 def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: bool) -> None:
@@ -357,7 +434,7 @@ def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: boo
         browser.evaluate(
             "for (const each of document.querySelectorAll('details')) each.open = true"
         )
-        browser.evaluate(Path(os.environ["AXE_CORE"]).read_text() + "; 0")
+        browser.evaluate(lzma.decompress(AXE_CORE.read_bytes()).decode() + "; 0")
         broken = "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
         assert browser.evaluate(broken) == []
 
@@ -405,16 +482,26 @@ def test_odd_runs_are_shown(browser: Browser, tmp_path: Path, name: str) -> None
 
 
 def test_an_indicator_against_a_setting(browser: Browser, store: Path, tmp_path: Path) -> None:
-    """Five runs of three settings, of which two have two seeds."""
+    """Means over seeds with their errors; runs that differ in something else are other lines."""
     made = content(Store(str(store)), "store", ["suite"])
-    settings = [(1e-4, 0), (1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+    settings = [(1e-4, 0, 0.1), (1e-3, 0, 0.1), (1e-3, 1, 0.1), (1e-2, 0, 0.1), (1e-2, 1, 0.0)]
+    straightness = made["indicators"].index("straightness")
     made["runs"] = [
         {
             **made["runs"][0],
             "run": f"run-{at}",
-            "settings": {"lr": rate, "seed": seed, "name": "<b>"},
+            "settings": {"lr": rate, "data.seed": seed, "wd": decay, "name": "<b>"},
+            "groups": [
+                group
+                | {
+                    "value": [
+                        v if n != straightness else 0.2 + at for n, v in enumerate(group["value"])
+                    ]
+                }
+                for group in made["runs"][0]["groups"]
+            ],
         }
-        for at, (rate, seed) in enumerate(settings)
+        for at, (rate, seed, decay) in enumerate(settings)
     ]
     (tmp_path / "page.html").write_text(page_of(made))
     browser.open((tmp_path / "page.html").as_uri() + "#indicator=straightness")
@@ -422,9 +509,19 @@ def test_an_indicator_against_a_setting(browser: Browser, store: Path, tmp_path:
     labels = browser.evaluate(
         "[...document.querySelectorAll('#runs .scatter')].map((svg) => svg.ariaLabel)"
     )
-    assert labels == ["straightness against lr"]
-    assert browser.evaluate("document.querySelectorAll('#runs .scatter circle').length") == 3
-    assert "lr 0.0001, seed 0, name <b>" in browser.evaluate(
+    assert labels == ["straightness against lr", "straightness against wd"]
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('#runs .scatter:first-of-type .value title')]"
+        ".map((e) => e.textContent)"
+    )
+    assert shown == ["wd 0.1 0.2", "wd 0.1 1.7", "wd 0.1 3.2", "wd 0 4.2"]
+    errors = browser.evaluate(
+        "[...document.querySelectorAll('#runs .scatter:first-of-type line.error')]"
+        ".map((e) => e.y1.baseVal.value - e.y2.baseVal.value)"
+    )
+    # of 1.2 and 2.2: twice a standard error of 0.5, up and down; from 0.2 to 4.2 the figure is 150 high
+    assert errors == pytest.approx([0, 4 * 0.5 * 150 / 4.0, 0, 0])
+    assert "lr 0.0001, data.seed 0, wd 0.1, name <b>" in browser.evaluate(
         "document.querySelector('.facts').textContent"
     )
 

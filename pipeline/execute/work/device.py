@@ -1,9 +1,8 @@
-"""The blocks of tiles on the device that computes them: how their bytes get there, how many at once.
+"""The blocks of tiles on what computes them.
 
-A GPU gets a block in transfers of whole batches: while one is computed the next is copied, on a
-stream of its own, from pinned memory. Where the GPU's memory runs out transfers are halved, and the
-work goes on with the pieces that are not in yet. The processor uses a block where it lies, by the same
-functions.
+The processor uses a block where it lies. A GPU multiplies the pieces of large parts, and nothing else: it
+gets the block in one copy, from pinned memory. While one lane waits for the GPU, others have the processor.
+Where the GPU's memory runs out, fewer lanes use it, and the work goes on with the pieces that are not in yet.
 
 Letters: K checkpoints.
 """
@@ -14,89 +13,84 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from queue import LifoQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import DeviceFull, HallmarksError, RequestError
-from pipeline.execute.work.batches import Batch, Transfer, transfers
+from pipeline.execute.work.batches import Batch, RangeOfParts, batches
 from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, width
-from pipeline.planning.memory import scratch_bytes, show_size
+from pipeline.planning.blocks import width
+from pipeline.planning.memory import show_size
 from pipeline.statistics.accumulator import Accumulator
-from pipeline.statistics.gram import SHORT_SUM
-from pipeline.statistics.piece import PiecePlace, Pieces, Scratch, decoded
-from pipeline.statistics.pieces import PIECE, batch_elements
+from pipeline.statistics.gpu import Launched, gpu_scratch_bytes, launched, suits_gpu
+from pipeline.statistics.piece import (
+    OfGpu,
+    PiecePlace,
+    Pieces,
+    Scratch,
+    columns_of_places,
+    decoded,
+)
 from pipeline.statistics.scaling import scaled
-from pipeline.statistics.statistic import Statistic
-from pipeline.statistics.table import ALWAYS
 
 SHARE_OF_FREE = 0.5
 """Of a GPU's free memory, for all who compute on it: the rest is for what cuBLAS takes for itself
 (on Hopper 32 MiB for each stream that a thread has used), for gaps in the allocator's memory and for
 other programs."""
 
-TRANSFERS = 4
-"""Of a block, at least, if it has as many pieces: only the first copy is waited for."""
+GPU_LANES = 3
+"""At most: one copies while one computes and one fetches what was computed. For each of them and each thread
+cuBLAS keeps 32 MiB."""
 
 THREADS_OF_A_GPU = 4
-"""Without --threads: each holds memory on the GPU, and all launch what it does under one lock."""
+"""Of one process: they take turns with the interpreter (154 checkpoints on an H200 with 16 cores: 4.6 GB/s with
+4, 5.6 with 8 and 5.5 with 16; on another such machine 4.5, 4.2 and 3.5)."""
 
 _PAGE = 4096
 
 
-def affordable_transfer(free: int, lanes: int, num_checkpoints: int, beside: int) -> int:
-    """Return the bytes of a row of a transfer for which a GPU has memory, twice in each lane.
-
-    Args:
-        free: bytes of the GPU.
-        lanes: blocks computed side by side on it, by all workers.
-        beside: bytes that a lane takes beside its transfers.
-    """
-    each = int(SHARE_OF_FREE * free) // lanes - beside
-    return each // (2 * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
-
-
 class Device:
-    """What computes in this process, and how much of a block it takes at once. Safe in threads."""
+    """What computes in this process. Safe in threads."""
 
     def __init__(
         self,
         kind: str,
         tensors: Sequence[AlignedTensor],
         row_bytes: int,
-        lanes: int,
+        threads: int,
         sharers: int = 1,
-        transfer: int | None = None,
-        statistics: Sequence[Statistic] = ALWAYS,
+        gpu_lanes: int | None = None,
     ) -> None:
         """Prepare; the device is not touched yet.
 
         Args:
             kind: `cpu` or `cuda`.
             row_bytes: of a row of the largest block.
-            lanes: blocks computed side by side.
+            threads: blocks computed side by side.
             sharers: workers that compute on the same GPU, this one included.
-            transfer: bytes of a row that are copied at once; default: what a GPU affords, and on
-                the processor no copies.
+            gpu_lanes: how many of them use the GPU at once; default: as many as its memory holds, up
+                to GPU_LANES, and none on the processor.
         """
         self.torch = torch.device(kind)
-        self.transfer = transfer
-        self._num_checkpoints = len(tensors[0].dtypes)
-        longest = batch_elements(self._num_checkpoints)
-        self.least = longest * max(map(width, tensors)) + ROW_ALIGNMENT
-        """Bytes of a row that hold any batch, wherever it begins."""
-        # as in a host's memory, and the batch of products of short sums
-        self._beside = (
-            scratch_bytes(tensors, statistics) + 4 * (PIECE // SHORT_SUM) * self._num_checkpoints**2
+        self.num_checkpoints = len(tensors[0].dtypes)
+        self._block_bytes = self.num_checkpoints * row_bytes
+        self.lane_bytes = self._block_bytes + gpu_scratch_bytes(
+            self.num_checkpoints, max(map(width, tensors))
         )
-        self._row_bytes, self._lanes, self._sharers = row_bytes, lanes, sharers
-        self._idle: LifoQueue[Lane] | None = None
-        self._changing = threading.Lock()
+        """Of the GPU's memory, for each lane on it."""
+        self.gpu_lanes = gpu_lanes
+        """How many are left; None before the GPU was looked at."""
+        self._threads, self._sharers = threads, sharers
+        self._idle: list[Lane] = []
+        self._idle_on_gpu: list[GpuLane] = []
+        self.has_gpu = kind == "cuda" or bool(gpu_lanes)
+        """Whether large parts are multiplied on a GPU."""
+        self._is_open = self._last_failed = False
+        self._changed = threading.Condition()
 
     @property
     def name(self) -> str:
@@ -112,16 +106,16 @@ class Device:
             RequestError: there is none.
             DeviceFull: it cannot even be looked at.
         """
-        with self._changing:
-            if self._idle is not None:
+        with self._changed:
+            if self._is_open:
                 return
             if self.torch.type == "cuda":
                 choose_device("cuda")
-                if self.transfer is None:
-                    self.transfer = self._first_transfer()
-            self._idle = LifoQueue()
-            for _ in range(self._lanes):
-                self._idle.put(Lane(self))
+                if self.gpu_lanes is None:
+                    self.gpu_lanes = self._affordable_lanes()
+            self._idle = [Lane(self) for _ in range(self._threads)]
+            self._idle_on_gpu = [GpuLane(self) for _ in range(self.gpu_lanes or 0)]
+            self._is_open = True
 
     @contextmanager
     def lane(self) -> Iterator[Lane]:
@@ -129,15 +123,46 @@ class Device:
 
         Raises:
             RequestError: there is no such device.
-            DeviceFull: it has no memory left.
+            DeviceFull: it cannot even be looked at.
         """
         self.open()
-        assert self._idle is not None
-        lane = self._idle.get()
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle)
+            lane = self._idle.pop()
         try:
             yield lane
         finally:
-            self._idle.put(lane)
+            with self._changed:
+                self._idle.append(lane)
+                self._changed.notify_all()
+
+    def take_gpu_lane(self) -> GpuLane:
+        """Wait for a lane on the GPU that nobody uses.
+
+        Raises:
+            DeviceFull: there is none left.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle_on_gpu or not self.gpu_lanes)
+            if not self.gpu_lanes:
+                raise self._full()
+            return self._idle_on_gpu.pop()
+
+    def return_gpu_lane(self, lane: GpuLane, ran_out: bool) -> None:
+        """Let others use a lane, or do without it for the rest of the run if memory ran out in it.
+
+        The last one gets a second chance: another may have held memory until now.
+        """
+        if ran_out:
+            lane.release()
+        with self._changed:
+            assert self.gpu_lanes
+            self._last_failed, failed_before = ran_out and self.gpu_lanes == 1, self._last_failed
+            if ran_out and (self.gpu_lanes > 1 or failed_before):
+                self.gpu_lanes -= 1
+            else:
+                self._idle_on_gpu.append(lane)
+            self._changed.notify_all()
 
     def table(self, num_bytes: int) -> Block:
         """Return host memory for blocks: pinned if a GPU is to read it.
@@ -149,166 +174,165 @@ class Device:
             return np.empty(num_bytes, np.uint8)  # in huge pages, where torch's is in small ones
         return pinned(num_bytes)
 
-    def halve(self, transfer: int) -> None:
-        """Take half of a transfer that was too much, for the rest of the run.
-
-        Raises:
-            DeviceFull: it was the least that can be.
-        """
-        with self._changing:
-            if transfer <= self.least:
-                needed = 2 * self._num_checkpoints * self.least + self._beside
-                free, total = memory_of(self.torch)
-                raise DeviceFull(
-                    f"{self.name}: out of memory: {self._num_checkpoints} checkpoints take"
-                    f" {show_size(needed, up=True)} at least, {show_size(free)} of"
-                    f" {show_size(total)} are free",
-                    "is another program using it? otherwise use fewer --max-workers, fewer checkpoints with"
-                    " --steps, or --device cpu",
-                )
-            half = max(self.least, transfer // 2 // ROW_ALIGNMENT * ROW_ALIGNMENT)
-            self.transfer = min(half, self.transfer or half)  # another lane may have halved it
-
-    def _first_transfer(self) -> int:
+    def _affordable_lanes(self) -> int:
         try:
             free, _ = memory_of(self.torch)
         except RuntimeError as error:  # no memory for what CUDA itself needs
             raise DeviceFull(
                 f"--device cuda: {str(error).splitlines()[0]}", "is another program using the GPU?"
             ) from None
-        lanes = self._lanes * self._sharers
-        affordable = affordable_transfer(free, lanes, self._num_checkpoints, self._beside)
-        part = -(-self._row_bytes // TRANSFERS // ROW_ALIGNMENT) * ROW_ALIGNMENT
-        return max(self.least, min(affordable, part))
+        affordable = int(SHARE_OF_FREE * free) // self._sharers // self.lane_bytes
+        return max(1, min(affordable, self._threads, GPU_LANES))
+
+    def _full(self) -> DeviceFull:
+        free, total = memory_of(self.torch)
+        return DeviceFull(
+            f"{self.name}: out of memory: {self.num_checkpoints} checkpoints take"
+            f" {show_size(self.lane_bytes, up=True)} at least, {show_size(free)} of"
+            f" {show_size(total)} are free",
+            "is another program using it? otherwise use fewer --max-workers, fewer checkpoints with"
+            " --steps, or --device cpu",
+        )
 
 
 class Lane:
-    """Computes one block at a time, in memory of its own on the device."""
+    """Computes one block at a time, with memory of its own for what the processor does."""
 
     def __init__(self, device: Device) -> None:
         """Prepare; nothing is allocated yet."""
         self._device = device
-        self._api: Any = torch.cuda if device.torch.type == "cuda" else torch.cpu
-        self._computing, self._copying = self._api.Stream(), self._api.Stream()
-        self._scratch: Scratch | None = None
-        self._buffers: list[Tensor] = []  # two transfers at most
+        self._scratch = Scratch(device.num_checkpoints, torch.device("cpu"))
 
-    def add(self, block: Block, pieces: Sequence[Batch], accumulator: Accumulator) -> None:
-        """Add the batches of a block to what lacks them; the block is free for use then.
+    def add(self, block: Block, ranges: Sequence[RangeOfParts], accumulator: Accumulator) -> None:
+        """Add the ranges of a block to the parts that they belong to; the block is free for use then.
 
         Raises:
-            DeviceFull: there is no memory for a single piece.
+            DeviceFull: the GPU has no memory for a block.
         """
         # it is only read; from_numpy warns where it may not be written
-        table = torch.from_dlpack(block)
-        rows = Rows(table, [row.data for row in block])
-        while pieces := [batch for batch in pieces if batch.lacking]:
-            transfer = self._device.transfer
-            if not self._added(table, rows, pieces, accumulator, transfer):
-                self._scratch, self._buffers = None, []
-                torch.cuda.empty_cache()
-                self._device.halve(transfer or 0)
+        table, rows = torch.from_dlpack(block), [row.data for row in block]
+        for place, parts in ranges:
+            range_ = place.range
+            accumulator.add_stored(parts, range_.first, range_.stop, rows, place.column)
+        if self._device.has_gpu:
+            on_gpu, ranges = _divided(ranges)
+            of_block = list(batches(on_gpu, len(table), on_gpu=True))
+            if of_block:
+                self._add_products(of_block, self._products(of_block, table), table, accumulator)
+        for batch in batches(ranges, len(table)):
+            self._add(batch, table, accumulator)
 
-    def _added(
+    def _products(self, of_block: Sequence[Batch], table: Tensor) -> list[list[OfGpu]]:
+        """Return what a GPU makes of each list of pieces of each batch."""
+        while True:
+            lane, ran_out = self._device.take_gpu_lane(), False
+            try:
+                return lane.products(of_block, table)
+            except RuntimeError as error:
+                ran_out = ran_out_of_memory(error)
+                if not ran_out:
+                    raise
+            finally:
+                self._device.return_gpu_lane(lane, ran_out)
+
+    def _add_products(
         self,
+        of_block: Sequence[Batch],
+        products: Sequence[Sequence[OfGpu]],
         table: Tensor,
-        rows: Rows,
-        pieces: Sequence[Batch],
-        accumulator: Accumulator,
-        transfer: int | None,
-    ) -> bool:
-        """Add batches; return False if memory ran out, with nothing left of what filled it."""
-        try:
-            with self._api.stream(self._computing):
-                self._work_through(table, rows, pieces, accumulator, transfer)
-        except RuntimeError as error:
-            if transfer is None or not ran_out_of_memory(error):
-                raise
-            return False
-        finally:  # no copy may still read the block, nor write into a buffer
-            if self._device.torch.type == "cuda":
-                self._copying.synchronize()
-        return True
-
-    def _work_through(
-        self,
-        table: Tensor,
-        rows: Rows,
-        pieces: Sequence[Batch],
-        accumulator: Accumulator,
-        size: int | None,
-    ) -> None:
-        if size is None:
-            origin = np.zeros(len(table), np.int64)
-            self._compute(Transfer(list(pieces), origin, origin), table, rows, accumulator)
-            return
-        divided = list(transfers(pieces, size))
-        copied = self._copied(table, divided[0], size, 0)
-        for number, transfer in enumerate(divided, 1):
-            self._computing.wait_stream(self._copying)
-            buffer = copied
-            if number < len(divided):
-                copied = self._copied(table, divided[number], size, number % 2)
-            self._compute(transfer, buffer, rows, accumulator)
-
-    def _copied(self, table: Tensor, transfer: Transfer, size: int, number: int) -> Tensor:
-        """Return a buffer into which a transfer is on its way."""
-        if self._buffers and self._buffers[0].shape[1] != size:
-            self._buffers = []  # another lane ran out of memory
-        if number == len(self._buffers):
-            shape = len(table), size
-            self._buffers.append(torch.empty(shape, dtype=torch.uint8, device=self._device.torch))
-        buffer = self._buffers[number]
-        self._copying.wait_stream(self._computing)  # which may still read what lay there
-        with self._api.stream(self._copying):
-            # row by row: what is not one run, versions of torch gather in unpinned memory first
-            for target, row, begin, end in zip(
-                buffer, table, transfer.begins.tolist(), transfer.ends.tolist(), strict=True
-            ):
-                target[: end - begin].copy_(row[begin:end], non_blocking=True)
-        return buffer
-
-    def _compute(
-        self,
-        transfer: Transfer,
-        table: Tensor,
-        rows: Rows,
         accumulator: Accumulator,
     ) -> None:
+        for batch, of_batch in zip(of_block, products, strict=True):
+            stored = batch.stored_in(table)
+            for places, of_gpu in zip(batch.pieces, of_batch, strict=True):
+                accumulator.add(Pieces(places, stored, self._scratch, of_gpu=of_gpu))
+
+    def _add(self, batch: Batch, table: Tensor, accumulator: Accumulator) -> None:
+        stored = batch.stored_in(table)
+        values, spacing = decoded(stored, self._scratch), None
+        if batch.facts.scales:
+            scales = batch.scales(table)
+            values, spacing = scaled(values, batch.facts, batch.start, scales, self._scratch)
+        for places in batch.pieces:
+            pieces = Pieces(
+                places,
+                stored,
+                self._scratch,
+                _of_places(values, places),
+                None if spacing is None else _of_places(spacing, places),
+            )
+            accumulator.add(pieces)
+
+
+class GpuLane:
+    """Multiplies the pieces of one block at a time, in memory of its own on a GPU."""
+
+    def __init__(self, device: Device) -> None:
+        """Prepare; nothing is allocated yet."""
+        self._torch = device.torch
+        self._api: Any = torch.cuda if device.torch.type == "cuda" else torch.cpu
+        self._stream = self._api.Stream()
+        self._scratch: Scratch | None = None
+        self._buffer: Tensor | None = None
+
+    def products(self, of_block: Sequence[Batch], table: Tensor) -> list[list[OfGpu]]:
+        """Return what becomes of each list of pieces of each batch.
+
+        Args:
+            table: (K, bytes) the block.
+        """
+        with self._api.stream(self._stream):
+            try:
+                return [
+                    [of_pieces.wait() for of_pieces in of_batch]
+                    for of_batch in self._launched(of_block, table)
+                ]
+            finally:  # the block may be filled with other bytes then
+                if self._torch.type == "cuda":
+                    self._stream.synchronize()
+
+    def _launched(self, of_block: Sequence[Batch], table: Tensor) -> list[list[Launched]]:
         if self._scratch is None:
-            self._scratch = Scratch(len(table), self._device.torch)
-        for batch in transfer.batches:
-            values, spacing = decoded(transfer.stored(batch, table), self._scratch), None
-            if batch.facts.scales:
-                given = {
-                    k: scales.to(values.device) for k, scales in batch.scales(rows.table).items()
-                }
-                values, spacing = scaled(values, batch.facts, batch.start, given, self._scratch)
-            while batch.lacking:
-                places = batch.lacking[-1]
-                apart = None if spacing is None else _columns(spacing, places)
-                of_places = _columns(values, places)
-                accumulator.add(
-                    Pieces(places, of_places, rows.stored, batch.begins, self._scratch, apart)
-                )
-                batch.lacking.pop()
+            self._scratch = Scratch(len(table), self._torch, on_gpu=True)
+        if self._buffer is None or self._buffer.numel() < table.numel():
+            self._buffer = None  # before another is made
+            self._buffer = torch.empty(table.numel(), dtype=torch.uint8, device=self._torch)
+        # one run of memory: what is not, some versions of torch gather in unpinned memory first
+        block = self._buffer[: table.numel()].view_as(table).copy_(table, non_blocking=True)
+        of_batches: list[list[Launched]] = []
+        for batch in of_block:
+            values = decoded(batch.stored_in(block), self._scratch)
+            of_batches.append(
+                [
+                    launched(_of_places(values, places), places, self._scratch)
+                    for places in batch.pieces
+                ]
+            )
+        return of_batches
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._scratch = self._buffer = None
+        torch.cuda.empty_cache()
 
 
-class Rows(NamedTuple):
-    """The rows of a block, in the host's memory."""
+def _divided(
+    ranges: Sequence[RangeOfParts],
+) -> tuple[list[RangeOfParts], list[RangeOfParts]]:
+    """Return the ranges with their parts that a GPU multiplies, and with the others."""
+    divided: tuple[list[RangeOfParts], list[RangeOfParts]] = [], []
+    for place, parts in ranges:
+        for of_gpu, chosen in zip((True, False), divided, strict=True):
+            suited = [(key, facts) for key, facts in parts if suits_gpu(facts) == of_gpu]
+            if suited:
+                chosen.append((place, suited))
+    return divided
 
-    table: Tensor
-    stored: Sequence[memoryview]
 
-
-def _columns(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
-    """Return the elements of pieces, of those that were decoded with them."""
-    first, last = places[0].columns, places[-1].columns
-    if isinstance(first, slice) and isinstance(last, slice):
-        return table[:, places[0].offset + first.start : places[-1].offset + last.stop]
-    if isinstance(first, slice):
-        return table
-    return table.index_select(1, torch.from_numpy(first + places[0].offset).to(table.device))
+def _of_places(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
+    columns = columns_of_places(table, places)
+    assert isinstance(columns, Tensor)
+    return columns
 
 
 def choose_device(wanted: str) -> str:

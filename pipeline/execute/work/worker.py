@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import Protocol
 
 from pipeline.errors import HallmarksError
-from pipeline.execute.work.batches import batches
 from pipeline.execute.work.device import Device, Lane
 from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
@@ -74,7 +73,6 @@ class Worker:
             memory.row_bytes,
             threads,
             sharers,
-            statistics=plan.statistics,
         )
         self._parents = parents(plan.firsts, len(plan.checkpoints))
         self._known_facts: dict[tuple[int, int], TensorFacts] = {}
@@ -228,7 +226,7 @@ class Worker:
             )
             for place in layout.ranges
         ]
-        lane.add(block, list(batches(ranges)), accumulator)
+        lane.add(block, ranges, accumulator)
 
     def _facts(self, key: PartKey) -> TensorFacts:
         facts = self._known_facts.get(key[:2])

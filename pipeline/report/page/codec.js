@@ -13,7 +13,9 @@ function unpack(packed) {
 }
 
 async function inflated(packed) {
-  const bytes = Uint8Array.from(atob(packed.data), (letter) => letter.charCodeAt(0));
+  const text = atob(packed.data);
+  const bytes = new Uint8Array(text.length); // filled by a loop: `from` with a function takes eight times as long
+  for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
@@ -43,7 +45,8 @@ class TrajectoryMap {
   }
 
   place(i, j) {
-    const [first, last] = i < j ? [i, j] : [j, i];
+    const first = Math.min(i, j);
+    const last = Math.max(i, j);
     return first * this.count - (first * (first - 1)) / 2 + (last - first);
   }
 

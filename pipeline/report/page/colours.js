@@ -45,9 +45,14 @@ class ColourScale {
     Object.assign(this, { colours, low, high: high > low ? high : low + 1e-12 });
   }
 
-  colour(value) {
+  /** The place of a value's colour in the table. */
+  place(value) {
     const share = (value - this.low) / (this.high - this.low);
-    return this.colours[Math.round(Math.min(1, Math.max(0, share)) * (COLOURS - 1))];
+    return Math.round(Math.min(1, Math.max(0, share)) * (COLOURS - 1));
+  }
+
+  colour(value) {
+    return this.colours[this.place(value)];
   }
 
   css(value) {
@@ -86,11 +91,13 @@ function paint(canvas, map, scale, width, places) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, width);
   const pixels = new Uint32Array(image.data.buffer);
+  const table = Uint32Array.from(
+    scale.colours,
+    ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red,
+  );
   const coloured = new Uint32Array(map.halfChords.length);
   map.halfChords.forEach((half, at) => {
-    if (Number.isNaN(half)) return;
-    const [red, green, blue] = scale.colour(1 - 2 * half ** 2);
-    coloured[at] = (255 << 24) | (blue << 16) | (green << 8) | red;
+    if (!Number.isNaN(half)) coloured[at] = table[scale.place(1 - 2 * half ** 2)];
   });
   for (let y = 0; y < width; y++)
     for (let x = 0; x < width; x++) pixels[y * width + x] = coloured[map.place(places[y], places[x])];

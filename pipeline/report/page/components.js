@@ -11,7 +11,7 @@ function pathInComponents() {
     id: "path",
     title: "Path in its first two components",
     meaning:
-      "Left the run's path, right that of a random walk with the same step lengths: a smooth arc alone is no sign of structure, since every walk shows one.",
+      "Left the run's path, right that of a random walk with the same step lengths: a smooth arc alone is no sign of structure, since every walk shows one. Points are dark at the first checkpoint and light at the last; below, the shares of the variance along each axis.",
     method:
       "Principal components of the centered trajectory: coordinates √λ u of the eigenvectors u of H G H, G the Gram matrix of the displacements. The walk's come from its expected Gram matrix. Signs such that the last checkpoint lies at positive coordinates. docs/method.md, section 2.",
     body: outside,
@@ -52,18 +52,20 @@ function pathInComponents() {
       );
     const size = reach(read);
     const height = side * Math.max(0.4, reach([read[1], read[3]]) / size);
-    svg.setAttribute("viewBox", `0 0 ${width} ${height + 26}`);
-    svg.style.setProperty("height", `${height + 26}px`);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height + 42}`);
+    svg.style.setProperty("height", `${height + 42}px`);
     points = [];
     svg.replaceChildren(
-      panel(read[0], read[1], 0, side, height, size, groupName(group), true),
-      read[2] ? panel(read[2], read[3], side + 24, side, height, size, "random walk", false) : "",
+      panel(read[0], read[1], 0, side, height, size, groupName(group), group.shares, true),
+      read[2]
+        ? panel(read[2], read[3], side + 24, side, height, size, "random walk", group.walk.shares, false)
+        : "",
     );
     point();
     refresh();
   }
 
-  function panel(first, second, left, side, height, size, title, ours) {
+  function panel(first, second, left, side, height, size, title, shares, ours) {
     const x = (value) => left + side / 2 + (value / size) * (side / 2 - 14);
     const y = (value) => 22 + height / 2 - (value / size) * (side / 2 - 14);
     const group = s(
@@ -73,6 +75,7 @@ function pathInComponents() {
       s("rect", { x: left + 0.5, y: 22.5, width: side - 1, height: height - 1, class: "frame" }),
       s("line", { x1: x(-size), x2: x(size), y1: y(0), y2: y(0), class: "rail" }),
       s("line", { y1: 34, y2: 10 + height, x1: x(0), x2: x(0), class: "rail" }),
+      s("text", { x: left + 2, y: height + 38, class: "tick" }, `→ ${percent(shares, 0)}, ↑ ${percent(shares, 1)}`),
     );
     let d = "";
     const dots = [];
@@ -94,8 +97,12 @@ function pathInComponents() {
     return group;
   }
 
+  const percent = (shares, at) => `${number(100 * (shares?.[at] ?? 0), 2)} %`;
+
   const point = () =>
-    points?.forEach((dot, k) => dot.setAttribute("r", k === state.i || k === state.j ? 7 : 3));
+    points?.forEach((dot, k) => {
+      dot.setAttribute("r", k === state.i || k === state.j ? 7 : 3);
+    });
 
   onChange((names) => {
     if (names.has("run") || names.has("group")) draw();

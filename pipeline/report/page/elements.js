@@ -30,7 +30,10 @@ function filled(element, ...children) {
 let numbered = 0;
 
 /** A new id. */
-const newId = () => `e${(numbered += 1)}`;
+function newId() {
+  numbered += 1;
+  return `e${numbered}`;
+}
 
 /** A labelled choice among few, as radio buttons. */
 function choice(label, name, options, chosen, onchoose) {

@@ -86,7 +86,7 @@ function csv(rows) {
     const text = String(value);
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  return rows.map((row) => row.map(cell).join(",") + "\n").join("");
+  return rows.map((row) => `${row.map(cell).join(",")}\n`).join("");
 }
 
 function download(name, type, content) {
@@ -169,7 +169,7 @@ const PIXELS = 2; // of a saved PNG, for each of the page
 
 async function png(svg) {
   const image = new Image();
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svgText(svg));
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText(svg))}`;
   await image.decode();
   const { width, height } = svg.viewBox.baseVal;
   const canvas = h("canvas", { width: width * PIXELS, height: height * PIXELS });

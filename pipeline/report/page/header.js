@@ -40,7 +40,7 @@ function facts(run) {
     commits.length
       ? ["commits", [...new Set([commits[0], commits.at(-1)])].map((text) => text.slice(0, 10)).join(" … ")]
       : null,
-    run.settings ? ["settings", settingsText(run.settings)] : null,
+    run.settings ? ["settings", settings(run.settings)] : null,
     [
       "analyzed",
       `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`,
@@ -50,14 +50,23 @@ function facts(run) {
   return h(
     "dl",
     { class: "facts" },
-    ...rows.filter(Boolean).map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))),
+    ...rows.filter(Boolean).map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, ...[text].flat()))),
   );
 }
 
-const settingsText = (settings) =>
-  Object.entries(settings)
-    .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`)
-    .join(", ");
+const MOST_SETTINGS = 12; // before a fold
+
+function settings(all) {
+  const texts = Object.entries(all).map(
+    ([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`,
+  );
+  if (texts.length <= MOST_SETTINGS) return texts.join(", ");
+  const [shown, folded] = [texts.slice(0, MOST_SETTINGS), texts.slice(MOST_SETTINGS)];
+  return [
+    `${shown.join(", ")} `,
+    h("details", {}, h("summary", {}, `${folded.length} more`), folded.join(", ")),
+  ];
+}
 
 const command = (run) =>
   h(

@@ -47,7 +47,7 @@ function layers() {
           group.stack,
           group.layer,
           group.component,
-          valueOf(group, state.indicator),
+          indicatorValue(group, state.indicator),
           nullValueOf(group, state.indicator),
         ]),
       ];
@@ -163,7 +163,7 @@ function layers() {
               canvas.style.setProperty("height", `${size}px`);
               drawn.push([group, canvas]);
               const at = cells.get(`${row.key} ${role}`);
-              const value = valueOf(group, "relative_mds");
+              const value = indicatorValue(group, "relative_mds");
               return h(
                 "td",
                 {},
@@ -191,7 +191,8 @@ function layers() {
 
   /** Draw one small map after another; give up when others are to be drawn. */
   async function drawAll(drawn, size, caption) {
-    const turn = (drawing += 1);
+    drawing += 1;
+    const turn = drawing;
     const kind =
       state.kind === "increments" && drawn.some(([group]) => !group.maps.increments)
         ? "displacements"
@@ -221,7 +222,7 @@ function layers() {
 
   function numbers(columns, rows, groupAt, cells) {
     const value = (group) => {
-      const known = group ? valueOf(group, state.indicator) : null;
+      const known = group ? indicatorValue(group, state.indicator) : null;
       const walk = group ? nullValueOf(group, state.indicator) : null;
       return known === null || (state.minus && walk === null) ? null : known - (state.minus ? walk : 0);
     };

@@ -1,12 +1,14 @@
 // The page from top to bottom. What lies below the first map waits until it is drawn.
 
 const page = document.getElementById("page");
+readMap(shownGroup(), state.kind); // is unpacked by another thread while the page is made
 const map = trajectoryMap();
 filled(page, pageHeader(), findings(), selection(), h("div", { class: "columns" }, map.section, curves()));
 await map.drawn;
 await new Promise((shown) => setTimeout(shown));
 page.append(
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
+  training(),
   keyFigures(),
   layers(),
   h("div", { class: "columns" }, pathInComponents(), spectrum()),

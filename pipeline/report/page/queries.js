@@ -18,24 +18,33 @@ const mayVary = (run, scope, key) =>
 function mapQuery(run, group, kind) {
   const where = whereGroup(run, group);
   const every = group.maps.every;
+  if (kind === "increments") return incrementsQuery(run, where, every);
   const thinned = every > 1 ? ` AND i % ${every} = 0 AND j % ${every} = 0` : "";
-  if (kind === "increments") return incrementsQuery(where, thinned, every);
   return `SELECT i, j, step_i, step_j, ${cosineColumn(kind)}\nFROM similarity\nWHERE ${where}${thinned}\nORDER BY i, j`;
 }
 
 const cosineColumn = (kind) => (kind === "displacements" ? "relative_cosine" : "cosine");
 
-function incrementsQuery(where, thinned, every) {
-  return `WITH d AS (SELECT i, j, step_i, step_j, distance ^ 2 AS squared FROM similarity WHERE ${where}${thinned}),
-  lengths AS (SELECT j AS k, sqrt(squared) AS increment FROM d WHERE j = i + ${every})
-SELECT a.i, a.j, a.step_i, a.step_j, CASE WHEN a.i = a.j THEN 1 ELSE
-    (later.squared + earlier.squared - a.squared - before.squared) / (2 * li.increment * lj.increment) END AS cosine
-FROM d a
-JOIN d before ON before.i = a.i - ${every} AND before.j = a.j - ${every}
-JOIN d earlier ON earlier.i = a.i - ${every} AND earlier.j = a.j
-LEFT JOIN d later ON later.i = a.i AND later.j = a.j - ${every}
-JOIN lengths li ON li.k = a.i JOIN lengths lj ON lj.k = a.j
-ORDER BY a.i, a.j`;
+/** Of a map of every few checkpoints: each increment is a sum of as many. */
+function incrementsQuery(run, where, every) {
+  if (every === 1)
+    return `SELECT i, j, step_i, step_j, cosine\nFROM update_similarity\nWHERE ${where}\nORDER BY i, j`;
+  const last = every * Math.floor((run.checkpoint.name.length - 1) / every);
+  return `WITH sums AS (
+    SELECT ${every} * ((i - 1) // ${every} + 1) AS a, ${every} * ((j - 1) // ${every} + 1) AS b,
+        sum(CASE WHEN i < j AND a = b THEN 2 ELSE 1 END * dot) AS dot
+    FROM update_similarity
+    WHERE ${where} AND j <= ${last}
+    GROUP BY ALL HAVING count(dot) = count(*)
+)
+SELECT s.a AS i, s.b AS j, ci.step AS step_i, cj.step AS step_j,
+    CASE WHEN a.dot * b.dot > 0 THEN s.dot / sqrt(a.dot * b.dot) END AS cosine
+FROM sums s
+JOIN sums a ON a.a = s.a AND a.b = s.a
+JOIN sums b ON b.a = s.b AND b.b = s.b
+JOIN checkpoints ci ON ci.run = ${literal(run.run)} AND ci.k = s.a
+JOIN checkpoints cj ON cj.run = ${literal(run.run)} AND cj.k = s.b
+ORDER BY i, j`;
 }
 
 const curvesQuery = (
@@ -69,6 +78,23 @@ const spectrumQuery = (run, group) => `SELECT rank, share
 FROM spectrum
 WHERE ${whereGroup(run, group)} AND basis = 'centered' AND rank <= 10
 ORDER BY rank`;
+
+function trainingQuery({ run, training: { points, curves } }) {
+  const names = [...new Set(curves.map(({ metric }) => metric))].map(literal).join(", ");
+  const where = `WHERE run = ${literal(run)} AND metric IN (${names})`;
+  if (curves.every(({ number }) => number <= points))
+    return `SELECT metric, split, step, k, value\nFROM training\n${where}\nORDER BY metric, split, step, k`;
+  return `WITH numbered AS (
+    SELECT metric, split, step, k, value,
+        row_number() OVER (PARTITION BY metric, split ORDER BY step NULLS FIRST, k) - 1 AS place,
+        count(*) OVER (PARTITION BY metric, split) AS number
+    FROM training ${where}
+)
+SELECT metric, split, max(step) AS step, CASE WHEN count(*) = 1 THEN max(k) END AS k, avg(value) AS value
+FROM numbered
+GROUP BY metric, split, place // ceil(number / ${points})::BIGINT
+ORDER BY metric, split, step, k`;
+}
 
 const runsQuery = (group) => `SELECT run, indicator, value, stderr, null_value
 FROM indicators

@@ -18,8 +18,8 @@ function settling() {
       ["weights", "settled_step", "saturation_step", "random walk settles"],
       ...chosen().map((group) => [
         groupName(group),
-        valueOf(group, "settled_step"),
-        valueOf(group, "saturation_step"),
+        indicatorValue(group, "settled_step"),
+        indicatorValue(group, "saturation_step"),
         nullValueOf(group, "settled_step"),
       ]),
     ],
@@ -28,7 +28,7 @@ function settling() {
   let width = 0;
   function show() {
     width = Math.max(240, outside.clientWidth);
-    const groups = chosen().filter((group) => valueOf(group, "settled_step") !== null);
+    const groups = chosen().filter((group) => indicatorValue(group, "settled_step") !== null);
     const run = shownRun();
     const known = run.checkpoint.step.filter((step) => step !== null);
     const [first, last] = known.length
@@ -37,7 +37,7 @@ function settling() {
     section.hidden = !groups.length; // of several sources together nothing settles
     const line = 19;
     const left = Math.min(170, width / 2.6);
-    const height = groups.length * line + 40;
+    const height = groups.length * line + 46;
     const x = (step) => left + ((width - left - 24) * (step - first)) / (last - first || 1);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.style.setProperty("height", `${height}px`);
@@ -49,8 +49,8 @@ function settling() {
       ...groups.map((group, at) => {
         const y = at * line + 6;
         const [settled, saturated, walk] = [
-          valueOf(group, "settled_step"),
-          valueOf(group, "saturation_step"),
+          indicatorValue(group, "settled_step"),
+          indicatorValue(group, "saturation_step"),
           nullValueOf(group, "settled_step"),
         ];
         return s(
@@ -87,6 +87,7 @@ function settling() {
             shortStep(Math.round(first + share * (last - first))),
           ),
         ),
+        s("text", { x: x(last), y: groups.length * line + 38, "text-anchor": "end" }, known.length ? "step →" : "checkpoint →"),
       ),
     );
     refresh();

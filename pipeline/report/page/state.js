@@ -50,7 +50,7 @@ function change(changes) {
 
 function writeFragment() {
   const given = Object.entries(state).filter(([name, value]) => value !== DEFAULTS[name]);
-  history.replaceState(null, "", "#" + new URLSearchParams(given));
+  history.replaceState(null, "", `#${new URLSearchParams(given)}`);
 }
 
 function tell(names) {
@@ -152,6 +152,6 @@ function groupName(group) {
 }
 
 /** The value of an indicator of a group; null where it has none. */
-const valueOf = (group, indicator) => (group.value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;
+const indicatorValue = (group, indicator) => (group.value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;
 const nullValueOf = (group, indicator) =>
   (group.null_value ?? [])[CONTENT.indicators.indexOf(indicator)] ?? null;

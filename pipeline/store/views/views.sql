@@ -93,6 +93,30 @@ JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
 
+-- Of increments alone: none leads to the first checkpoint of a source, nor past an absent one. Their
+-- products are stored, since from distances they would cancel.
+CREATE OR REPLACE VIEW update_similarity AS
+WITH lengths AS (
+    SELECT p.run, p.attempt, p.group_id, p.k, p.increment
+    FROM stored_path p
+)
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
+    ci.step AS step_i, cj.step AS step_j,
+    CASE WHEN pi.increment * pj.increment IS NOT NULL THEN s.increment_dot END AS dot,
+    CASE WHEN s.increment_dot IS NOT NULL AND pi.increment * pj.increment > 0 THEN
+        CASE WHEN s.i = s.j THEN 1.0
+            ELSE greatest(-1.0, least(1.0, s.increment_dot / (pi.increment * pj.increment))) END
+        END AS cosine
+FROM stored_similarity s
+JOIN groups g USING (run, attempt, group_id)
+JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
+    AND pi.k = s.i
+JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
+    AND pj.k = s.j
+JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
+JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
+WHERE s.i > 0 AND g.scope IN ('model', 'body', 'layer', 'component');
+
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
@@ -116,6 +140,13 @@ SELECT t.run, t.severity, t.kind, t.k, t.tensor, t.message, t.evidence
 FROM stored_findings t
 SEMI JOIN attempts USING (run, attempt);
 
+-- What the training logged, where known. The last loss at or before each checkpoint:
+-- FROM checkpoints c ASOF JOIN (FROM training WHERE metric = 'loss') t ON c.run = t.run AND c.step >= t.step
+CREATE OR REPLACE VIEW training AS
+SELECT t.run, t.k, t.step, t.split, t.metric, t.value
+FROM stored_training t
+SEMI JOIN attempts USING (run, attempt);
+
 -- The whole square of a map, a row for each ordered pair, of every group that fits.
 CREATE OR REPLACE MACRO trajectory_map(
     run, scope := 'model', layer := NULL, component := NULL, tensor := NULL
@@ -135,15 +166,17 @@ SELECT h.run, h.scope, h.stack, h.layer, h.component, h.tensor, h.head, h.expert
 FROM half h
 WHERE h.i < h.j;
 
--- One indicator of the same groups in every run, the largest first.
+-- One indicator of the same groups in every run, the largest first; of one setting, over seeds:
+-- SELECT settings->>'lr' AS lr, avg(value), stddev(value) FROM compare('mds') GROUP BY lr
 CREATE OR REPLACE MACRO compare(indicator, scope := 'model') AS TABLE
 SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, n.run, n.value, n.stderr,
     n.null_value, n.value - n.null_value AS above_null,
     rank() OVER (
         PARTITION BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert
         ORDER BY n.value DESC NULLS LAST
-    ) AS place
+    ) AS place, r.settings
 FROM indicators n
+JOIN runs r ON r.run = n.run
 WHERE n.indicator = indicator AND n.scope = scope
 ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
 

@@ -1,16 +1,14 @@
-"""Write docs/schema.md from the glossary and the views.   python docs/write_schema.py"""
+"""The page of views, functions, indicators and findings, from the glossary and the views."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from docs.markdown import table
 from pipeline.store.glossary import Term, column, terms
 from pipeline.store.query import views
 
-PAGE = Path(__file__).with_name("schema.md")
 _ABOUT = """# Views, functions and words
 
-Made from `pipeline/store/views/glossary.csv` by `python docs/write_schema.py`; `hallmarks sql "FROM glossary"`
+Made from `pipeline/store/views/glossary.csv` by `make pages`; `hallmarks sql "FROM glossary"`
 gives the same. Undefined values are NULL, angles are degrees, `k`, `i` and `j` number the checkpoints of a run
 from 0. θ_k are the weights at checkpoint k, Δ_k = θ_k − θ_{k−1}, D_k = θ_k − θ_0, T is the last checkpoint,
 λ the eigenvalues of H G H.
@@ -30,7 +28,7 @@ def page() -> str:
             (f"`{name}`", kind.lower(), term.meaning, term.unit, term.formula)
             for name, kind, term in rows
         ]
-        sections.append(_table(("column", "type", "meaning", "unit", "formula"), lines))
+        sections.append(table(("column", "type", "meaning", "unit", "formula"), lines))
     functions = [
         (f"`{call}`", gives, term.unit, term.formula)
         for term in _of("function")
@@ -39,13 +37,13 @@ def page() -> str:
     sections.append(
         "## Functions\n\nTables that are asked for by name, as in `FROM top('mds', 5)`.\n"
     )
-    sections.append(_table(("function", "gives", "a row for each", "formula"), functions))
+    sections.append(table(("function", "gives", "a row for each", "formula"), functions))
     indicators = [(f"`{t.name}`", t.meaning, t.unit, t.formula, t.source) for t in _of("indicator")]
     sections.append("## Indicators\n")
-    sections.append(_table(("indicator", "meaning", "unit", "formula", "source"), indicators))
+    sections.append(table(("indicator", "meaning", "unit", "formula", "source"), indicators))
     findings = [(f"`{t.name}`", t.unit, t.meaning) for t in _of("finding")]
     sections.append("## Findings\n")
-    sections.append(_table(("kind", "severity", "meaning"), findings))
+    sections.append(table(("kind", "severity", "meaning"), findings))
     return "\n".join(sections)
 
 
@@ -55,14 +53,3 @@ def _of(kind: str) -> list[Term]:
 
 def _term(kind: str, name: str) -> Term:
     return next(term for term in _of(kind) if term.name == name)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
-    )
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
