@@ -170,30 +170,29 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def memory(suites: Sequence[Suite]) -> list[dict[str, Any]]:
-    """Return what each process took of memory against what was projected, with both budgets."""
+def memory(suite: Suite) -> list[dict[str, Any]]:
+    """Return what the largest process took of memory against what was projected, with both budgets."""
     found = []
-    for suite in suites:
-        with written(suite) as (directory, store, _):
-            for given in ((), ("--memory", SMALL_BUDGET)):
-                local = ("--executor", "local", *given, *suite.options)
-                planned = contestants.plan(directory, *local)
-                entry = {"title": suite.title, "budget": given[1] if given else "default"}
-                if planned is None:
-                    found.append(entry | {"fits": False})
-                    continue
-                _, run = contestants.hallmarks(directory, store, *local)
-                projected = planned["memory"]["projected"] + planned["memory"]["idle"]
-                found.append(
-                    entry
-                    | {
-                        "fits": True,
-                        "projected_bytes": projected,
-                        "peak_bytes": run.peak,
-                        "processes": len(run.peaks),
-                        "within": run.peak <= projected,
-                    }
-                )
+    with written(suite) as (directory, store, _):
+        for given in ((), ("--memory", SMALL_BUDGET)):
+            local = ("--executor", "local", *given, *suite.options)
+            planned = contestants.plan(directory, *local)
+            entry = {"title": suite.title, "budget": given[1] if given else "default"}
+            if planned is None:
+                found.append(entry | {"fits": False})
+                continue
+            _, run = contestants.hallmarks(directory, store, *local)
+            projected = planned["memory"]["projected"] + planned["memory"]["idle"]
+            found.append(
+                entry
+                | {
+                    "fits": True,
+                    "projected_bytes": projected,
+                    "peak_bytes": run.peak,
+                    "processes": len(run.peaks),
+                    "within": run.peak <= projected,
+                }
+            )
     return found
 
 
@@ -289,8 +288,10 @@ def main() -> None:
             found["shapes"].append(compared(suite, options.repeats, checkout))
             _save(found, options)
     if "memory" in parts:
-        found["memory"] = memory(suites)
-        _save(found, options)
+        found["memory"] = []
+        for suite in suites:
+            found["memory"] += memory(suite)
+            _save(found, options)
     if "ray" in parts:
         found["ray"] = through_ray(suites[0], options.repeats)
         _save(found, options)

@@ -94,10 +94,11 @@ def _double_precision() -> Iterator[None]:
 
 def _write_rounded(training: Path, target: Path) -> None:
     """Write what a training leaves that saves its weights in bf16."""
-    for folder in training.iterdir():
+    for folder in training.glob("step-*"):
         weights = load_file(folder / "model.safetensors")
         copy = Path(shutil.copytree(folder, target / folder.name))
         save_file({n: w.bfloat16() for n, w in weights.items()}, copy / "model.safetensors")
+    shutil.copy(training / "metrics.csv", target)
 
 
 def _write_faulty(training: Path, target: Path) -> None:

@@ -25,8 +25,13 @@ SOURCE is one of
 | `hf://org/name@revision` | the folders in one revision |
 | a directory | the folders in it that hold weights (`checkpoint-100/`, `global_step100/`), which may lie some levels down, or its weight files |
 | `s3://…`, `gs://…`, `az://…` | the same in a bucket |
-| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state` |
+| a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state`; other columns of numbers are metrics |
 | a repository's folder in a Hub cache | the revisions that were downloaded |
+
+Read besides, where they are: `trainer_state.json` of transformers' Trainer, `metrics.csv` of Lightning's CSVLogger and TensorBoard's
+event files (`pip install 'hallmarks[tensorboard]'`), in the last checkpoint that has one or beside the checkpoints; `training` in the last
+`config.json`; columns of numbers in a table. They become view `training` and column `runs.settings`; `--set`, `--settings` and `--training`
+state what is not there.
 
 What the tables do not know can be said: `--names` reads steps from names by a regular expression, `--weights` says which files of a
 checkpoint are its weights, `--state` where in a PyTorch file they lie, `--roles` what a tensor is, `--seeds` which of several runs
@@ -38,6 +43,7 @@ hallmarks plan EleutherAI/pythia-70m --steps 0:143000:1000
 hallmarks plan hf://allenai/OLMo-2-0425-1B --revisions 'stage1-*'
 hallmarks plan s3://bucket/training --weights 'ema/*'
 hallmarks plan suite.csv --run suite
+hallmarks plan outputs/run3 --set lr=3e-4 --set seed=1 --training evaluations.csv
 ```
 """
 

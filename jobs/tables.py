@@ -6,8 +6,6 @@ rows that are too wide for it are shown one record a block. Elsewhere it holds e
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -32,8 +30,7 @@ _WIDEST = 100
 """Characters that a column of such a table is padded to at most: a finding's evidence may be long."""
 _GAP = "  "
 _NUMBERS = (int, float, bool)
-_PLAIN = frozenset({*_NUMBERS, type(None)})
-_TEXTS = frozenset({str, type(None)})
+_QUOTED = re.compile(r'[,"\r\n]')
 _CHARACTERS_AT_ONCE = 1 << 16
 _SHORT = 200
 """Characters of a text that is remembered."""
@@ -178,26 +175,30 @@ def _numeric(columns: list[str], rows: list[Any]) -> list[bool]:
 
 
 def _csv(columns: list[str], rows: Rows, output: _Gathered) -> None:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(map(printable, columns))
+    is_alone = len(columns) == 1
+    output.write(",".join(_quoted(printable(name), is_alone) for name in columns) + "\n")
     for values in rows.columns():
-        writer.writerows(zip(*map(_written, values), strict=True))
-        output.write(lines.getvalue())
-        lines.seek(0)
-        lines.truncate()
-    output.write(lines.getvalue())  # the names, if there are no rows
+        fields = (_fields(column, is_alone) for column in values)
+        lines = [",".join(line) for line in zip(*fields, strict=True)]
+        output.write("\n".join([*lines, ""]))
 
 
-def _written(column: Row) -> Row:
-    """Return a column as the writer takes it, which writes numbers, and nothing for None, by itself."""
-    kinds = set(map(type, column))
-    if kinds <= _PLAIN:
-        return column
-    if kinds <= _TEXTS:
-        texts = {value: _text(value) for value in set(column)}
-        return [texts[value] for value in column]
-    return [value if type(value) in _NUMBERS else _text(value) for value in column]
+def _fields(column: Row, is_alone: bool) -> list[str]:
+    """Return a column as CSV has it; a text, or a number without fraction, mostly comes again."""
+    kinds = set(map(type, column)) - {type(None)}
+    if kinds == {float}:
+        return [repr(value) if value is not None else _quoted("", is_alone) for value in column]
+    if kinds in ({str}, {int}):
+        fields = {value: _quoted(_text(value), is_alone) for value in set(column)}
+        return [fields[value] for value in column]
+    return [_quoted(_text(value), is_alone) for value in column]
+
+
+def _quoted(text: str, is_alone: bool) -> str:
+    """Return a text as RFC 4180 has it; an empty line would be no row, so an empty field alone is quoted."""
+    if _QUOTED.search(text) or (is_alone and not text):
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def _json(columns: list[str], rows: Iterator[Row], output: _Gathered) -> None:

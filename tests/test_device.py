@@ -27,13 +27,12 @@ from pipeline.errors import DeviceFull, HallmarksError, RequestError
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
 from pipeline.execute.work import device as device_module
+from pipeline.execute.work import gpu_lane
 from pipeline.execute.work.device import (
     Device,
-    GpuLane,
     choose_device,
-    pinned,
-    ran_out_of_memory,
 )
+from pipeline.execute.work.gpu_lane import GpuLane, pinned, ran_out_of_memory
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.worker import Worker
 from pipeline.planning.blocks import block_layouts
@@ -235,14 +234,14 @@ def full_on_the_gpu(patch: pytest.MonkeyPatch, at: Collection[int]) -> Full:
 
 def full_in_products(patch: pytest.MonkeyPatch, at: Collection[int]) -> None:
     """Have memory run out at some calls of products, of all threads, counted from 1."""
-    calls, products = itertools.count(1), device_module.launched
+    calls, products = itertools.count(1), gpu_lane.launched
 
     def multiply(*args: Any) -> Any:
         if next(calls) in at:
             raise torch.OutOfMemoryError("none left")
         return products(*args)
 
-    patch.setattr(device_module, "launched", multiply)
+    patch.setattr(gpu_lane, "launched", multiply)
 
 
 def assert_true_sums(suite: Suite, kept: Kept) -> None:
@@ -372,7 +371,7 @@ def test_other_errors_are_not_taken_for_it(suite: Suite, monkeypatch: pytest.Mon
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     like_a_gpu(monkeypatch)
-    monkeypatch.setattr(device_module, "launched", broken)
+    monkeypatch.setattr(gpu_lane, "launched", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         suite.computed()
     assert ran_out_of_memory(
@@ -432,7 +431,12 @@ def test_every_element_arrives_once_and_in_order(
     chosen: list[tuple[int, int, tuple[str, ...]]], on_gpu: bool
 ) -> None:
     """Ranges that begin anywhere, alike in all checkpoints or not; read-only blocks too."""
-    tensors: Any = [SimpleNamespace(dtypes=dtypes, parts=(), scales={}) for _, _, dtypes in chosen]
+    tensors: Any = [
+        SimpleNamespace(
+            dtypes=dtypes, parts=(), scales={}, twin=None, shares_bytes_of=lambda first: False
+        )
+        for _, _, dtypes in chosen
+    ]
     whole = Part("", "other", 1, 0, 1)
     facts = [TensorFacts(whole, 1 << 30, dtypes) for _, _, dtypes in chosen]
     parts = tuple(TensorRange(n, a, a + length) for n, (a, length, _) in enumerate(chosen))

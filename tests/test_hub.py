@@ -291,8 +291,13 @@ def test_a_shard_that_the_index_names_is_absent(hub: Hub) -> None:
     files = {path: file.content for path, file in commit.files.items()}
     del files["model-00002-of-00002.safetensors"]
     repository.commit(files, branch="step1")
+    plan, _ = make_plan(Request(NAME))
+    assert "step1" not in {checkpoint.name for checkpoint in plan.checkpoints}
+    (lacking,) = plan.account.lacking
+    assert lacking.name == "step1"
+    assert lacking.reason.startswith("shard 'model-00002-of-00002.safetensors'"), lacking.reason
     with pytest.raises(FormatError, match="'model-00002-of-00002.safetensors'.* is absent"):
-        make_plan(Request(NAME))
+        make_plan(Request(NAME, revisions=("step0", "step1")))
 
 
 def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

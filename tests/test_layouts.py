@@ -87,6 +87,14 @@ def deepspeed(state: State, folder: Path) -> None:
     torch.save({"optimizer_state_dict": {}}, zero)
 
 
+def ranks(state: State, folder: Path) -> None:
+    """Two stages of a pipeline, each in a folder of its rank."""
+    for stage, part in enumerate(halves(state)):
+        (folder / f"mp_rank_00_{stage:03d}").mkdir()
+        torch.save({"model": part}, folder / f"mp_rank_00_{stage:03d}" / "model_optim_rng.pt")
+        torch.save({}, folder / f"mp_rank_00_{stage:03d}" / "distrib_optim.pt")
+
+
 FOLDERS: dict[str, tuple[str, Callable[[State, Path], object]]] = {
     "safetensors": ("step{}", lambda s, f: save_file(s, f / "model.safetensors")),
     "index": (
@@ -109,6 +117,7 @@ FOLDERS: dict[str, tuple[str, Callable[[State, Path], object]]] = {
     "beside": ("checkpoint-{}", beside),
     "layers": ("global_step{}", neox),
     "deepspeed": ("global_step{}", deepspeed),
+    "ranks": ("iter_{}", ranks),
     "distributed": ("step{}", distributed),
     "model_and_optim": ("step{}", lambda s, f: distributed(s, f / "model_and_optim")),
     "fsdp": ("checkpoint_{}", lambda s, f: distributed(s, f / "pytorch_model_fsdp_0")),
@@ -315,6 +324,28 @@ def test_a_new_format_is_a_reader_and_a_row(
     assert found["whole"] == found["alone"] == found["shards"] == found["safetensors"]
     write_toy({"other": torch.ones(2)}, tmp_path / "safetensors" / "step5" / "model.toy")
     assert len(pipeline.plan(str(tmp_path / "safetensors")).tensors) == len(weights(0))
-    (tmp_path / "alone" / "step5" / "anything.toy").write_bytes(b"what" * 9)
+    for file in tmp_path.glob("alone/*/anything.toy"):  # a single one would be left out
+        file.write_bytes(b"what" * 9)
     with pytest.raises(FormatError, match="expected a toy, found a file that begins with .*what"):
         pipeline.plan(str(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["trainer_state.json", "checkpoint-20/trainer_state.json", "runs/a/metrics.csv", "metrics.csv"],
+)
+def test_logs_are_read_wherever_the_tree_lies(
+    path: str, bucket: str, hub: Hub, tmp_path: Path
+) -> None:
+    folder = tree("index", tmp_path / "run")
+    log = folder / path
+    log.parent.mkdir(parents=True, exist_ok=True)
+    state = {"log_history": [{"loss": 1.5, "step": 5}, {"loss": 1.0, "step": 7}]}
+    is_state = path.endswith(".json")
+    log.write_text(json.dumps(state) if is_state else "step,train_loss\n5,1.5\n7,1.0\n")
+    name = f"logs-{path.replace('/', '-')}"
+    for source in published(folder, name, bucket, hub).values():
+        training = pipeline.plan(source).training
+        assert not training.notes and training.logs[0].endswith(f"/{path}")
+        (curve,) = training.curves.values()
+        assert curve.steps.tolist() == [5, 7] and curve.k.tolist() == [1, -1]

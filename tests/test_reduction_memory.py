@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +124,7 @@ def test_a_smaller_budget_makes_the_reduction_smaller_until_it_is_refused(tmp_pa
     assert most.threads == 8
     for field in Buffers.__slots__:
         assert getattr(small, field) < getattr(most, field)
-    with pytest.raises(PlanDoesNotFit):
-        buffers(plan, grouped, smallest - 1, 8)
+    assert projected(plan, grouped, small) == smallest
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])
@@ -142,9 +142,15 @@ def test_no_budget_is_exceeded_and_the_least_that_works_is_named(
     projection = projected(plan, grouping(plan), reduction_buffers(plan, enough))
     assert projection <= named < 1.01 * least(plan, grouping(plan))
     store = tmp_path / "store"
+    small = Resources(executor="local", memory=40 << 20)
     with pytest.raises(PlanDoesNotFit):
-        analyze(request, str(store), Resources(executor="local", memory=40 << 20))
+        analyze(request, str(store), small)
     assert not store.exists()
+    analyze(request, str(store), Resources(executor="local"))
+    shutil.rmtree(store / "similarity")
+    with pytest.raises(PlanDoesNotFit, match="figures and tables"):  # made again from stored sums
+        analyze(request, str(store), small)
+    assert not (store / "similarity").exists()
 
 
 def test_what_an_estimate_keeps_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

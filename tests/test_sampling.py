@@ -214,7 +214,7 @@ def test_a_complete_run_is_exact(whole: Store) -> None:
 def test_the_same_sample_has_the_same_bits(suite: Path, tmp_path: Path) -> None:
     request = Request(str(suite), run="r", fraction=0.05, seed=3)
     stores = []
-    for name, threads, memory in (("a", 1, 32 << 20), ("b", 2, 200 << 20)):
+    for name, threads, memory in (("a", 1, 64 << 20), ("b", 2, 200 << 20)):
         resources = Resources(executor="local", threads=threads, memory=memory)
         run_analysis(request, str(tmp_path / name), resources)
         stores.append(tables(Store(str(tmp_path / name))))

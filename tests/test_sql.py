@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import pipeline
@@ -105,6 +106,35 @@ def test_every_format_holds_the_same(store: Path) -> None:
     lines = said("markdown").splitlines()
     assert lines[2:] == ["| " + " | ".join(row) + " |" for row in texts]
     assert [line.split() for line in said("table").splitlines()[2:]] == [row[:3] for row in texts]
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        (
+            """SELECT unnest(['a,b', 'say "no"', '', NULL, 'é', 'two' || chr(10) || 'lines']) AS "x,y", 1 AS k""",
+            [["a,b", "1"], ['say "no"', "1"], ["", "1"], ["", "1"], ["é", "1"], ["two\\nlines", "1"]],
+        ),
+        (
+            "SELECT unnest(['0', '-0.0', '0.1', '1e300', 'nan', NULL]::DOUBLE[]) AS x, NULL AS y",
+            [["0.0", ""], ["-0.0", ""], ["0.1", ""], ["1e+300", ""], ["nan", ""], ["", ""]],
+        ),
+        ("SELECT unnest([NULL, 7, 2 ** 40]::BIGINT[]) AS n", [[""], ["7"], ["1099511627776"]]),
+        ("SELECT [1, 2] AS l, true AS b, DATE '2024-01-02' AS d, 1.50 AS e",
+         [["[1, 2]", "True", "2024-01-02", "1.50"]]),
+        ("SELECT 1 AS a WHERE false", []),
+    ],
+)  # fmt: skip
+def test_csv_is_what_readers_of_it_take(query: str, fields: list[list[str]], store: Path) -> None:
+    text = hallmarks("sql", "--store", store, "--format", "csv", query).stdout
+    (names, *rows), connection = list(csv.reader(text.splitlines())), duckdb.connect()
+    assert rows == fields
+    path = store.parent / "read.csv"
+    path.write_text(text, "utf-8")
+    again = connection.sql(
+        f"FROM read_csv('{path}', all_varchar = true, header = true, nullstr = '-')"
+    )
+    assert again.columns == names and [list(row) for row in again.fetchall()] == fields
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "markdown"])

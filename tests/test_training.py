@@ -489,7 +489,10 @@ def test_a_configuration_states_settings(suite: Path, tmp_path: Path) -> None:
     assert plan.settings == {"lr": 2, "opt.b": "nan", "seed": 3}
     (suite / "step30" / "config.json").write_text('{"training": {"": 1}}')
     plan, _ = make_plan(Request(str(suite)))
-    assert plan.settings == {} and "training is not taken for settings" in plan.training.notes[0]
+    assert plan.settings == {} and "expected the name of a setting" in plan.training.notes[0]
+    (suite / "step30" / "config.json").write_text("{")
+    plan, _ = make_plan(Request(str(suite)))
+    assert plan.settings == {} and "not valid JSON" in plan.training.notes[0]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

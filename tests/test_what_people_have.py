@@ -259,6 +259,24 @@ def test_files_are_in_order(trainer: str, tmp_path: Path) -> None:
     assert first_values(tmp_path / "run", tmp_path / "store") == norms(*range(len(taken)))
 
 
+FOLDERS = {
+    "NeMo Automodel": ["epoch_0_step_10", "epoch_0_step_20", "LATEST"],
+    "torchtune": ["epoch_0", "epoch_1", "epoch_10"],
+    "LitGPT": ["step-00001000", "step-00002000", "final"],
+    "by hand": ["ckpt_7k", "ckpt_10k", "ckpt_100k"],
+    "with figures": ["step=100-loss=2.31", "step=200-loss=1.90", "step=1000-loss=1.75"],
+}
+
+
+@pytest.mark.parametrize("trainer", FOLDERS)
+def test_folders_are_in_order(trainer: str, tmp_path: Path) -> None:
+    for step, name in reversed([*enumerate(FOLDERS[trainer])]):
+        written(tmp_path / name / "model.safetensors", step)
+    plan = pipeline.plan(str(tmp_path))
+    assert names(plan) == FOLDERS[trainer]
+    assert not plan.left_out_checkpoints
+
+
 def test_words_of_training_data_and_folders_being_written(tmp_path: Path) -> None:
     for step, name in enumerate(("chck_1M", "chck_2M", "chck_10M", "chck_100M", "tmp-chck_200M")):
         written(tmp_path / name / "model.safetensors", step)
@@ -522,6 +540,13 @@ def test_formats_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
     assert [e["advice"] != "" for e in described["files_of_checkpoints"] if e["path"] == name] == [
         True, True,
     ]  # fmt: skip
+
+
+def test_files_of_such_formats_that_are_checkpoints_themselves(tmp_path: Path) -> None:
+    for step in (100, 200):
+        np.savez(tmp_path / f"step_{step}.npz", w=np.zeros(3))
+    with pytest.raises(NothingMatches, match=r"'step_\d00\.npz' is NumPy, which is not read"):
+        pipeline.plan(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.ckpt"])

@@ -55,13 +55,13 @@ def joined(
 
 
 def by_rows(stored: StoredTensor, where: str, most_extents: int) -> StoredTensor:
-    """Return a matrix that lies in blocks of columns with an extent for each row of each block.
+    """Return a matrix whose columns lie rank by rank with an extent for each row of each rank.
 
     Raises:
         FormatError: they would be more than `most_extents`.
     """
     rows, columns = stored.shape
-    width = columns // stored.column_blocks
+    width = columns // stored.ranks
     chunks = (
         Chunk((0, number * width), (rows, width), extent.file, extent.start)
         for number, extent in enumerate(stored.extents)

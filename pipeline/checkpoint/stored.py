@@ -63,16 +63,15 @@ class StoredTensor:
     """Why its values are no weights."""
     lost: bool = False
     """It holds weights all the same, in a form that is not decoded."""
-    column_blocks: int = 1
-    """In how many blocks of columns its elements lie, one after the other, each by rows: of a matrix that
-    ranks divide by columns, one block a rank."""
+    ranks: int = 1
+    """How many ranks hold its columns: its elements lie rank by rank then, each one's by rows."""
     scales: Scales | None = None
     """What its values are to be multiplied with."""
 
     @property
     def is_in_order(self) -> bool:
         """True if its elements follow each other as in the tensor."""
-        return not self.order and self.column_blocks == 1
+        return not self.order and self.ranks == 1
 
     @property
     def numel(self) -> int:

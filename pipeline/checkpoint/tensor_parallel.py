@@ -47,7 +47,7 @@ _COPIED = frozenset({"position", "router"})
 def together(ranks: Sequence[Mapping[str, Held]], where: str) -> dict[str, StoredTensor]:
     """Return the tensors of a network, given what each rank holds of it.
 
-    Columns lie rank by rank (`StoredTensor.column_blocks`): a row of them is some kilobytes, and each
+    Columns lie rank by rank (`StoredTensor.ranks`): a row of them is some kilobytes, and each
     would be a request. A vector of which it is not certain how ranks hold it is left out with its reason.
 
     Raises:
@@ -192,7 +192,7 @@ def _divided(held: Sequence[Held], division: _Division, where: str) -> StoredTen
             for rank, (number, tensor) in enumerate(held)
         )
         stop = first.start + count * first.numel * size
-        return StoredTensor(first.dtype, shape, first.start, stop, (), extents, column_blocks=count)
+        return StoredTensor(first.dtype, shape, first.start, stop, (), extents, ranks=count)
     pieces = 2 if division is _Division.HALVES else 1
     length = rows // pieces
     chunks = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
-from pipeline.job.memory import reduction_buffers
+from pipeline.job.memory import assure_room_for_figures, reduction_buffers
 from pipeline.job.outcome import Outcome
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
@@ -116,6 +116,7 @@ def _analyze(
             _settle_for_another(runs, folder, sums)
             return done
         if sums.complete:
+            assure_room_for_figures(plan, resources)
             with Leases(folder, runs).held() as leases:
                 written = _recomputed(runs, leases, sums, folder, nothing)
                 commit(written, Patience(progress.note))

@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.machine import available_cores, total_memory
-from pipeline.planning.memory import Memory, default_budget, idle_bytes, project, show_size
+from pipeline.planning.memory import (
+    FIGURES,
+    Memory,
+    default_budget,
+    idle_bytes,
+    project,
+    show_size,
+    too_small,
+)
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Resources
 from pipeline.reduce.groups import grouping
@@ -38,17 +46,15 @@ def worker_memory(
     total, on_ray = total_memory(), resources.executor == "ray"
     budget = resources.memory or default_budget(total, workers, on_ray)
     grouped = grouping(plan)
+    afterwards = least(plan, grouped)
+    if on_ray and not resources.memory:  # the driver has a share of its own
+        assure_room_for_figures(plan, resources)
+        afterwards = 0
     memory = project(
-        plan.tensors,
-        plan.tiles,
-        budget,
-        calls,
-        plan.statistics,
-        largest_block,
-        afterwards=least(plan, grouped),
+        plan.tensors, plan.tiles, budget, calls, plan.statistics, largest_block, afterwards
     )
     if on_ray:  # the driver makes figures and tables, and holds no tiles
-        return replace(memory, for_estimates=budget)
+        return replace(memory, for_estimates=_budget_for_figures(resources))
     available = total - idle_bytes(1, on_ray)
     divided = buffers(plan, grouped, budget, available_cores())
     needed = max(memory.projected, projected(plan, grouped, divided))
@@ -66,14 +72,23 @@ def worker_memory(
 
 
 def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
-    """Return what figures and tables are made with: of as much as a worker has for tiles.
+    """Return what figures and tables are made with: of as much as a worker has for tiles."""
+    return buffers(plan, grouping(plan), _budget_for_figures(resources), available_cores())
+
+
+def assure_room_for_figures(plan: Plan, resources: Resources) -> None:
+    """See that figures and tables can be made.
 
     Raises:
         PlanDoesNotFit: the budget is too small for them.
     """
-    on_ray = resources.executor == "ray"
-    budget = resources.memory or default_budget(total_memory(), 1, on_ray)
-    return buffers(plan, grouping(plan), budget, available_cores())
+    budget, needed = _budget_for_figures(resources), least(plan, grouping(plan))
+    if budget < needed:
+        raise too_small(budget, len(plan.checkpoints), FIGURES, needed)
+
+
+def _budget_for_figures(resources: Resources) -> int:
+    return resources.memory or default_budget(total_memory(), 1, resources.executor == "ray")
 
 
 def give_back() -> None:

@@ -20,7 +20,7 @@ from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
-from pipeline.planning.columns import in_like_blocks
+from pipeline.planning.columns import in_one_order
 from pipeline.planning.contents import Contents, read_config
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
@@ -156,7 +156,7 @@ def align(
     """
     with PlanCache() as cache:
         configs = [read_config(source, contents[first].config, cache) for first in firsts]
-    tensors_of = in_like_blocks(bridged([each.tensors for each in contents]))
+    tensors_of = in_one_order(bridged([each.tensors for each in contents]))
     contents = [
         replace(each, tensors=stored) for each, stored in zip(contents, tensors_of, strict=True)
     ]
@@ -317,7 +317,7 @@ def _reason(
         )
     if len(orders) > 1 and len(shapes) == 1:
         return _Reason("stored transposed in some checkpoints and not in others", "excluded_tensor")
-    if len({tensor[1].column_blocks for tensor in stored if tensor is not None}) > 1:
+    if len({tensor[1].ranks for tensor in stored if tensor is not None}) > 1:
         text = "its columns are divided among other numbers of ranks at some checkpoints"
         return _Reason(text, "valueless_tensor")
     if len(shapes) > 1:

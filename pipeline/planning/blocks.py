@@ -98,21 +98,21 @@ def block_layouts(
         while first < last:
             room = max(0, row_bytes - column) // size
             stop = last if last - first <= room else (first + room) // PIECE * PIECE
-            placed, end = _placed(alike, first, stop, column, tensors)
+            added, end = _laid_out(alike, first, stop, column, tensors)
             while stop > first and end > row_bytes:
                 stop = (stop - 1) // PIECE * PIECE
-                placed, end = _placed(alike, first, stop, column, tensors)
+                added, end = _laid_out(alike, first, stop, column, tensors)
             if stop <= first:
                 yield BlockLayout(tuple(ranges), _aligned(column))
                 ranges, column = [], 0
                 continue
-            ranges += placed
+            ranges += added
             first, column = stop, end
     if ranges:
         yield BlockLayout(tuple(ranges), _aligned(column))
 
 
-def _placed(
+def _laid_out(
     alike: Sequence[TensorRange],
     first: int,
     stop: int,
@@ -120,7 +120,7 @@ def _placed(
     tensors: Sequence[AlignedTensor],
 ) -> tuple[list[PlacedRange], int]:
     """Return where [first, stop) of some ranges lies from a column on, and the column behind."""
-    placed: list[PlacedRange] = []
+    added: list[PlacedRange] = []
     for range_ in alike:
         tensor = tensors[range_.tensor]
         size = width(tensor)
@@ -133,9 +133,9 @@ def _placed(
             scales = aligned(packed + of_packed)
             end = scales + of_scales
         part = replace(range_, first=first, stop=stop)
-        placed.append(PlacedRange(part, column, size, packed, scales))
+        added.append(PlacedRange(part, column, size, packed, scales))
         column = end
-    return placed, column
+    return added, column
 
 
 def _aligned(num_bytes: int) -> int:

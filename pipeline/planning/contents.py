@@ -185,7 +185,7 @@ def _tensors(
     if key:
         rows = (
             (n, t.dtype, t.shape, t.start, t.stop, t.order, t.extents, t.unreadable, t.lost,
-             t.column_blocks)
+             t.ranks)
             for n, t in tensors.items()
         )  # fmt: skip
         cache.put(key, list(rows))

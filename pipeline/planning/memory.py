@@ -28,6 +28,9 @@ DEFAULT_SHARE = 0.5
 """Of the memory of a machine or container, over all workers: the rest is for the page cache, for Ray
 and for whatever else runs there."""
 
+FIGURES = "their figures and tables"
+"""What needs memory after the tiles, in an error."""
+
 PREFERRED_ROW_BYTES = 1 << 20
 """Larger rows gain nothing here (4.3 GB from the page cache on 2 cores: 0.16 s with rows of 256 KiB
 to 4 MiB, 0.27 s with 8 MiB); over a network 1 MiB is 20 round trips of 50 ms at 1 GB/s."""
@@ -98,12 +101,8 @@ def project(
     of_tiles = fixed + calls * num_checkpoints * least_row
     least = max(of_tiles, afterwards)
     if budget < least:
-        what = f"{calls} tiles in flight" if least == of_tiles else "their figures and tables"
-        raise PlanDoesNotFit(
-            f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints with {what}"
-            f" need at least {show_size(least, up=True)}",
-            f"use --memory {show_size(least, up=True)}, or fewer checkpoints with --steps",
-        )
+        what = f"{calls} tiles in flight" if least == of_tiles else FIGURES
+        raise too_small(budget, num_checkpoints, what, least)
     preferred = min(PREFERRED_ROW_BYTES, PREFERRED_BLOCK_BYTES // num_checkpoints)
     if largest_block is not None:
         if num_checkpoints * least_row > largest_block:
@@ -118,6 +117,16 @@ def project(
     affordable = (budget - fixed) // (calls * num_checkpoints) // ROW_ALIGNMENT * ROW_ALIGNMENT
     row_bytes = min(preferred, affordable, _aligned(longest))
     return Memory(budget, row_bytes, fixed + calls * num_checkpoints * row_bytes, least)
+
+
+def too_small(budget: int, num_checkpoints: int, what: str, least: int) -> PlanDoesNotFit:
+    """Return the error that names the least budget that would do."""
+    needed = show_size(least, up=True)
+    return PlanDoesNotFit(
+        f"--memory {show_size(budget)} is too small: {num_checkpoints} checkpoints with {what}"
+        f" need at least {needed}",
+        f"use --memory {needed}, or fewer checkpoints with --steps",
+    )
 
 
 def scratch_bytes(

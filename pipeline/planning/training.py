@@ -36,14 +36,14 @@ def known(
 
 def _of_config(source: Source, file: File | None) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings that the last checkpoint's configuration states as `training`."""
-    with PlanCache() as cache:
-        stated = read_config(source, file, cache).get("training")
-    if file is None or not isinstance(stated, dict):
-        return {}, ()
     try:
-        return flat(stated), ()
+        with PlanCache() as cache:
+            stated = read_config(source, file, cache).get("training")
+        return (flat(stated), ()) if isinstance(stated, dict) else ({}, ())
+    except FormatError as error:  # no figure depends on this one: the first checkpoint's is another
+        return {}, (f"no settings: {error.message}",)
     except ValueError as error:
-        return {}, (f"{file.where}: training is not taken for settings: {error}",)
+        return {}, (f"no settings: {source.label}: training in config.json: {error}",)
 
 
 def _logged(source: Source, contents: Sequence[Contents], beside: Sequence[File]) -> Training:

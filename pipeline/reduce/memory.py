@@ -10,9 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import PlanDoesNotFit
 from pipeline.numerics.indicators import INDICATORS
-from pipeline.planning.memory import largest_result, plan_bytes, show_size
+from pipeline.planning.memory import largest_result, plan_bytes
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.figures import STACK_BYTES as MOST_BATCH
@@ -70,20 +69,12 @@ def buffers(plan: Plan, grouped: Grouping, budget: int, threads: int) -> Buffers
     """Return how a budget is divided: what decides nothing about the figures is halved until all fits.
 
     Args:
+        budget: `least` or more.
         threads: at most.
-
-    Raises:
-        PlanDoesNotFit: not even the smallest buffers do.
     """
-    for divided in _divisions(threads):
-        if projected(plan, grouped, divided) <= budget:
-            return divided
-    needed = show_size(least(plan, grouped), up=True)
-    raise PlanDoesNotFit(
-        f"--memory {show_size(budget)} is too small: {len(plan.checkpoints)} checkpoints with"
-        f" their figures and tables need at least {needed}",
-        f"use --memory {needed}, or fewer checkpoints with --steps",
-    )
+    divisions = list(_divisions(threads))
+    fitting = (each for each in divisions if projected(plan, grouped, each) <= budget)
+    return next(fitting, divisions[-1])
 
 
 def least(plan: Plan, grouped: Grouping) -> int:
@@ -187,8 +178,8 @@ def _matrix_bytes(plan: Plan) -> int:
 
 
 def _of_figures(divided: Buffers, of_matrix: int, folds: int) -> int:
-    # replicates are worked on in stacks of their own size, whatever a batch has
-    at_once = max(divided.batch, MOST_BATCH if folds else 0, of_matrix)
+    # replicates of a group are worked on together, whatever a batch may have
+    at_once = max(divided.batch, of_matrix, min(MOST_BATCH, folds * of_matrix))
     return divided.threads * (_FIGURES * at_once + _CHANGES * folds * of_matrix)
 
 

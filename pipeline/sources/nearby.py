@@ -14,6 +14,8 @@ from pipeline.errors import quoted
 
 _MOST_NAMES = 10_000
 """Of a folder that are looked at."""
+_PAGE = re.compile(r"(?:https?://[^/]+|huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
+"""Of a repository, as a browser shows its address."""
 _LEVELS = 3
 """From a file of a checkpoint to the folder of the series, as in `demo/step100/actor/model.safetensors`."""
 
@@ -21,6 +23,12 @@ _LEVELS = 3
 def nearest(text: str) -> str:
     """Return what to name instead of a path that does not exist."""
     path = Path(text)
+    if text.startswith("file://"):
+        return "a directory is named by its path, without file://"
+    if page := _PAGE.match(text):
+        return f"a Hub repository is org/name, perhaps {quoted(page[1])}"
+    if "://" in text:
+        return "URLs of sources begin with hf://, s3://, gs:// or az://"
     if text.startswith("~") or (glob.has_magic(text) and _matches(text)):
         return "patterns and ~ are for the shell: leave out the quotes"
     above = next(folder for folder in path.parents if folder == folder.parent or folder.is_dir())

@@ -129,6 +129,8 @@ TAKEN_BY_TORCH: dict[str, Any] = {
     "meta": torch.empty(2, device="meta"), "uint64": torch.zeros(2, dtype=torch.uint64),
     "nested": NESTED,
     "generator": torch.get_rng_state(), "expanded": torch.ones(1).expand(4),
+    "float4": torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "exponents": torch.zeros(2, dtype=torch.uint8).view(torch.float8_e8m0fnu),
     "optimizer": torch.optim.AdamW([torch.ones(2, requires_grad=True)]).state_dict(),
 }  # fmt: skip
 OTHERS: dict[str, Any] = {

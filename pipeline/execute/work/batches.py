@@ -16,7 +16,14 @@ from torch import Tensor
 
 from pipeline.planning.blocks import PlacedRange
 from pipeline.statistics.parts import PartKey
-from pipeline.statistics.piece import TORCH_DTYPES, PiecePlace, Stored, TensorFacts, columns_of
+from pipeline.statistics.piece import (
+    TORCH_DTYPES,
+    PiecePlace,
+    Stored,
+    TensorFacts,
+    columns_of,
+    columns_of_places,
+)
 from pipeline.statistics.pieces import PIECE, batch_elements, bounds, products_at_once
 from pipeline.statistics.scaling import needed_scales
 
@@ -116,3 +123,10 @@ def batches(
             batch.ends = begins + (stop - start) * facts.sizes
     if batch is not None:
         yield batch
+
+
+def of_places(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
+    """Return the elements of pieces, (K, B M), of the decoded values of their batch."""
+    columns = columns_of_places(table, places)
+    assert isinstance(columns, Tensor)
+    return columns

@@ -10,31 +10,23 @@ Letters: K checkpoints.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DeviceFull, HallmarksError, RequestError
-from pipeline.execute.work.batches import Batch, RangeOfParts, batches
+from pipeline.errors import DeviceFull, RequestError
+from pipeline.execute.work.batches import Batch, RangeOfParts, batches, of_places
+from pipeline.execute.work.gpu_lane import GpuLane, memory_of, pinned, ran_out_of_memory
 from pipeline.execute.work.pull import Block
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import width
 from pipeline.planning.memory import show_size
 from pipeline.statistics.accumulator import Accumulator
-from pipeline.statistics.gpu import Launched, gpu_scratch_bytes, launched, suits_gpu
-from pipeline.statistics.piece import (
-    OfGpu,
-    PiecePlace,
-    Pieces,
-    Scratch,
-    columns_of_places,
-    decoded,
-)
+from pipeline.statistics.gpu import gpu_scratch_bytes, suits_gpu
+from pipeline.statistics.piece import OfGpu, Pieces, Scratch, decoded
 from pipeline.statistics.scaling import scaled
 
 SHARE_OF_FREE = 0.5
@@ -49,8 +41,6 @@ cuBLAS keeps 32 MiB."""
 THREADS_OF_A_GPU = 4
 """Of one process: they take turns with the interpreter (154 checkpoints on an H200 with 16 cores: 4.6 GB/s with
 4, 5.6 with 8 and 5.5 with 16; on another such machine 4.5, 4.2 and 3.5)."""
-
-_PAGE = 4096
 
 
 class Device:
@@ -114,7 +104,7 @@ class Device:
                 if self.gpu_lanes is None:
                     self.gpu_lanes = self._affordable_lanes()
             self._idle = [Lane(self) for _ in range(self._threads)]
-            self._idle_on_gpu = [GpuLane(self) for _ in range(self.gpu_lanes or 0)]
+            self._idle_on_gpu = [GpuLane(self.torch) for _ in range(self.gpu_lanes or 0)]
             self._is_open = True
 
     @contextmanager
@@ -258,62 +248,10 @@ class Lane:
                 places,
                 stored,
                 self._scratch,
-                _of_places(values, places),
-                None if spacing is None else _of_places(spacing, places),
+                of_places(values, places),
+                None if spacing is None else of_places(spacing, places),
             )
             accumulator.add(pieces)
-
-
-class GpuLane:
-    """Multiplies the pieces of one block at a time, in memory of its own on a GPU."""
-
-    def __init__(self, device: Device) -> None:
-        """Prepare; nothing is allocated yet."""
-        self._torch = device.torch
-        self._api: Any = torch.cuda if device.torch.type == "cuda" else torch.cpu
-        self._stream = self._api.Stream()
-        self._scratch: Scratch | None = None
-        self._buffer: Tensor | None = None
-
-    def products(self, of_block: Sequence[Batch], table: Tensor) -> list[list[OfGpu]]:
-        """Return what becomes of each list of pieces of each batch.
-
-        Args:
-            table: (K, bytes) the block.
-        """
-        with self._api.stream(self._stream):
-            try:
-                return [
-                    [of_pieces.wait() for of_pieces in of_batch]
-                    for of_batch in self._launched(of_block, table)
-                ]
-            finally:  # the block may be filled with other bytes then
-                if self._torch.type == "cuda":
-                    self._stream.synchronize()
-
-    def _launched(self, of_block: Sequence[Batch], table: Tensor) -> list[list[Launched]]:
-        if self._scratch is None:
-            self._scratch = Scratch(len(table), self._torch, on_gpu=True)
-        if self._buffer is None or self._buffer.numel() < table.numel():
-            self._buffer = None  # before another is made
-            self._buffer = torch.empty(table.numel(), dtype=torch.uint8, device=self._torch)
-        # one run of memory: what is not, some versions of torch gather in unpinned memory first
-        block = self._buffer[: table.numel()].view_as(table).copy_(table, non_blocking=True)
-        of_batches: list[list[Launched]] = []
-        for batch in of_block:
-            values = decoded(batch.stored_in(block), self._scratch)
-            of_batches.append(
-                [
-                    launched(_of_places(values, places), places, self._scratch)
-                    for places in batch.pieces
-                ]
-            )
-        return of_batches
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self._scratch = self._buffer = None
-        torch.cuda.empty_cache()
 
 
 def _divided(
@@ -329,12 +267,6 @@ def _divided(
     return divided
 
 
-def _of_places(table: Tensor, places: Sequence[PiecePlace]) -> Tensor:
-    columns = columns_of_places(table, places)
-    assert isinstance(columns, Tensor)
-    return columns
-
-
 def choose_device(wanted: str) -> str:
     """Return the torch device that `--device` means on this machine.
 
@@ -345,39 +277,3 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not has_cuda:
         raise RequestError("--device cuda: this machine has no CUDA device", "use --device cpu")
     return "cuda" if wanted in ("cuda", "auto") and has_cuda else "cpu"
-
-
-def memory_of(gpu: torch.device) -> tuple[int, int]:
-    """Return how many bytes of a GPU are free, and how many there are."""
-    return torch.cuda.mem_get_info(gpu)
-
-
-def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error says so; what libraries allocate by themselves has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
-
-
-def pinned(num_bytes: int) -> Block:
-    """Return memory that a GPU reads while this process goes on.
-
-    Of exactly this size: torch's own pinned memory comes in powers of two.
-
-    Raises:
-        HallmarksError: so much cannot be pinned.
-    """
-    # pages of its own: none may be pinned twice
-    whole = -(-num_bytes // _PAGE) * _PAGE
-    owner = np.empty(whole + _PAGE, np.uint8)
-    skipped = -owner.ctypes.data % _PAGE
-    address = owner.ctypes.data + skipped
-    cudart: Any = torch.cuda.cudart()
-    failed = int(cudart.cudaHostRegister(address, whole, 0))
-    if failed:
-        raise HallmarksError(
-            f"{show_size(num_bytes)} of memory cannot be pinned (CUDA error {failed})",
-            "use less --memory",
-        )
-    weakref.finalize(owner, cudart.cudaHostUnregister, address)
-    return owner[skipped : skipped + num_bytes]
