@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.stored import Extent, Scales
 
+ALIGNMENT = 8
+"""In bytes, of the widest number, of what lies in a block behind codes."""
+
 
 class AlignedScales(NamedTuple):
     """Scales, one for each block of a tensor, in files of the plan."""
@@ -26,6 +29,12 @@ class AlignedScales(NamedTuple):
     """Elements of each dimension that share a scale."""
     of: tuple[int, ...]
     """Shape of the tensor."""
+    factor: float = 1.0
+    """What all of them are multiplied with."""
+    scales: AlignedScales | None = None
+    """Scales of the scales, which these are multiplied with."""
+    divide: bool = False
+    """They are divided by those instead."""
 
     def needed(self, first: int, stop: int) -> tuple[int, int]:
         """Return [first, stop) of the scales that the elements [first, stop) of the tensor need."""
@@ -34,15 +43,38 @@ class AlignedScales(NamedTuple):
         columns, of_row = self.of[-1], self.shape[-1]
         if not self.is_in_order:
             return 0, math.prod(self.shape)
-        return self._row(first // columns) * of_row, (self._row((stop - 1) // columns) + 1) * of_row
+        (row, column), (last_row, last) = divmod(first, columns), divmod(stop - 1, columns)
+        begin, end = self._row(row) * of_row, self._row(last_row) * of_row
+        if row != last_row and any(block > 1 for block in self.blocks[:-1]):
+            return (
+                begin,
+                end + of_row,
+            )  # what one row does not need of its scales, the next one does
+        return begin + column // self.blocks[-1], end + last // self.blocks[-1] + 1
 
     def num_bytes(self, first: int, stop: int) -> int:
-        """Return the size of the scales that the elements [first, stop) need."""
+        """Return the size of the scales that the elements [first, stop) need, with what is above them."""
         begin, end = self.needed(first, stop)
-        return (end - begin) * DTYPES[self.dtype].itemsize
+        size = (end - begin) * DTYPES[self.dtype].itemsize
+        return size if self.scales is None else aligned(size) + self.scales.num_bytes(begin, end)
 
-    def places(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (file, first byte, byte past the last, scales from `begin`) of the scales [begin, end)."""
+    def most_bytes(self, numel: int) -> int:
+        """Return the most that the scales of so many elements take, wherever they begin."""
+        count = math.prod(self.shape)
+        if self.shape and self.is_in_order:
+            rows = numel // self.of[-1] + 2
+            if len(self.of) > 1:  # rows of one matrix share scales, those of two do not
+                rows = rows // self.blocks[-2] + 2 * (rows // self.of[-2] + 2)
+            count = min(count, rows * self.shape[-1])
+        size = count * DTYPES[self.dtype].itemsize
+        return size if self.scales is None else aligned(size) + self.scales.most_bytes(count)
+
+    def reads(self, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (file, first byte, byte past the last, where it goes) of what the elements [first, stop) need.
+
+        What is above the scales goes behind them, as in `num_bytes`.
+        """
+        begin, end = self.needed(first, stop)
         size = DTYPES[self.dtype].itemsize
         number = bisect.bisect_right(self.extents, begin, key=lambda extent: extent.first) - 1
         reached = begin
@@ -52,8 +84,17 @@ class AlignedScales(NamedTuple):
             last = number == len(self.extents)
             until = end if last else min(end, self.extents[number].first)
             start = extent.start + (reached - extent.first) * size
-            yield extent.file, start, start + (until - reached) * size, reached - begin
+            yield extent.file, start, start + (until - reached) * size, (reached - begin) * size
             reached = until
+        if self.scales is not None:
+            behind = aligned((end - begin) * size)
+            for file, start, past, offset in self.scales.reads(begin, end):
+                yield file, start, past, behind + offset
+
+    def files(self) -> set[int]:
+        """Return the files that any of them lie in."""
+        above = self.scales.files() if self.scales else set[int]()
+        return {extent.file for extent in self.extents} | above
 
     def indexes(self, first: int, stop: int) -> NDArray[np.int64]:
         """Return which of the scales from `needed` each of the elements [first, stop) has, (M,)."""
@@ -100,4 +141,12 @@ def aligned_scales(
     listed = file + scales.file
     extents = scales.extents or (Extent(0, 0, scales.start),)
     in_plan = tuple(e._replace(file=numbers[listed + e.file]) for e in extents)
-    return AlignedScales(scales.dtype, in_plan, scales.shape, scales.blocks, of)
+    above = scales.scales and aligned_scales(scales.scales, scales.shape, numbers, file)
+    return AlignedScales(
+        scales.dtype, in_plan, scales.shape, scales.blocks, of, scales.factor, above, scales.divide
+    )
+
+
+def aligned(num_bytes: int) -> int:
+    """Return a size with what is skipped before the next thing."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.checkpoint.blocks import Place, places, split
 from pipeline.checkpoint.components import ENDS, OTHER, in_a_block, is_expert, is_inner, outside
 from pipeline.checkpoint.config import vocabularies
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 
 Shape = tuple[int, ...]
 
@@ -206,7 +206,7 @@ def reason_to_leave_out(name: str, dtype: str, shape: tuple[int, ...]) -> str | 
     """Return why a stored tensor is not a trained weight, or None if it is one."""
     if _MASK_NAME.search(name) and len(shape) == 4 and shape[:2] == (1, 1):
         return "buffer: causal mask"
-    if not DTYPES[dtype].is_weight:
+    if dtype not in WEIGHT_DTYPES:
         return f"not a weight: stored as {dtype}"
     if 0 in shape:
         return "empty"

@@ -36,6 +36,12 @@ class Scales(NamedTuple):
     """One scale for each block, in as many dimensions as the tensor has."""
     blocks: tuple[int, ...]
     """Elements of each dimension that share a scale; the last ones may be fewer."""
+    factor: float = 1.0
+    """What all of them are multiplied with."""
+    scales: Scales | None = None
+    """Scales of the scales, which these are multiplied with."""
+    divide: bool = False
+    """They are divided by those instead."""
 
 
 @dataclass(frozen=True, slots=True)

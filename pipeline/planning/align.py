@@ -13,7 +13,7 @@ from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
 from pipeline.checkpoint.blocks import split
 from pipeline.checkpoint.components import has_heads
 from pipeline.checkpoint.config import of_part
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.checkpoint.parts import Part, by_head, parts
 from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
@@ -55,18 +55,22 @@ class AlignedTensor:
     scales: Mapping[int, AlignedScales] = field(default_factory=dict)
     """What its values are multiplied with, at the checkpoints that store codes."""
 
-    bytes_per_element: int = field(init=False, compare=False)
-    """Stored size of one element, over the checkpoints; what several share counts once, and what
+    num_bytes: int = field(init=False, compare=False)
+    """Stored size with all scales, over the checkpoints; what several share counts once, and what
     another tensor shares counts there."""
 
     def __post_init__(self) -> None:
-        places = set(zip(self.files, self.starts, self.dtypes, strict=True))
-        if self.twin is not None and self.twin.filled:
-            others = set(self.twin.filled)
-            rows = enumerate(zip(self.files, self.starts, self.dtypes, strict=True))
-            places = {place for k, place in rows if k not in others}
-        sizes = (DTYPES[dtype].itemsize for _, _, dtype in places)
-        object.__setattr__(self, "bytes_per_element", sum(sizes))
+        others = set(self.twin.filled) if self.twin else set[int]()
+        rows = enumerate(zip(self.files, self.starts, self.dtypes, strict=True))
+        places = {place for k, place in rows if k not in others}
+        codes = (WEIGHT_DTYPES[dtype].reach(0, self.numel)[1] for _, _, dtype in places)
+        scales = {each for k, each in self.scales.items() if k not in others}
+        num_bytes = sum(codes) + sum(each.num_bytes(0, self.numel) for each in scales)
+        object.__setattr__(self, "num_bytes", num_bytes)
+
+    def share(self, first: int, stop: int) -> int:
+        """Return how many of its bytes the elements [first, stop) account for."""
+        return self.num_bytes * stop // self.numel - self.num_bytes * first // self.numel
 
     def shares_bytes_of(self, first: AlignedTensor) -> bool:
         """Return whether it is, in some checkpoints, another tensor: the same bytes of the same files."""
@@ -77,16 +81,16 @@ class AlignedTensor:
         return {
             *self.files,
             *(extent.file for extents in self.scattered.values() for extent in extents),
-            *(extent.file for scales in self.scales.values() for extent in scales.extents),
+            *(file for scales in self.scales.values() for file in scales.files()),
         }
 
     def extents(self, k: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (file, first byte, byte past the last, elements from `first`) of [first, stop)."""
-        size = DTYPES[self.dtypes[k]].itemsize
-        extents = self.scattered.get(k)
+        """Yield (file, first byte, byte past the last, bytes before these) of [first, stop)."""
+        dtype = WEIGHT_DTYPES[self.dtypes[k]]
+        extents, size = self.scattered.get(k), dtype.itemsize
         if extents is None:
-            start = self.starts[k]
-            yield self.files[k], start + first * size, start + stop * size, 0
+            start, (begin, end) = self.starts[k], dtype.reach(first, stop)
+            yield self.files[k], start + begin, start + end, 0
             return
         number = bisect.bisect_right(extents, first, key=lambda extent: extent.first) - 1
         reached = first
@@ -95,7 +99,7 @@ class AlignedTensor:
             number += 1
             end = min(stop, extents[number].first if number < len(extents) else self.numel)
             start = extent.start + (reached - extent.first) * size
-            yield extent.file, start, start + (end - reached) * size, reached - first
+            yield extent.file, start, start + (end - reached) * size, (reached - first) * size
             reached = end
 
 
@@ -265,7 +269,7 @@ def _first_rows(place: StoredTensor, rows: int) -> StoredTensor:
     shape = (rows, *place.shape[1:])
     numel = math.prod(shape)
     extents = tuple(extent for extent in place.extents if extent.first < numel)
-    stop = place.start + numel * DTYPES[place.dtype].itemsize
+    stop = place.start + WEIGHT_DTYPES[place.dtype].reach(0, numel)[1]
     return replace(place, shape=shape, stop=stop, extents=extents)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.aligned_scales import ALIGNMENT, aligned
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES, PackedDType
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.tiles import TensorRange, Tile, cut_alike
 from pipeline.statistics.pieces import PIECE
 
 ROW_ALIGNMENT = 64
-SCALE_ALIGNMENT = 8
-"""Of the widest number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,9 @@ class PlacedRange:
     range: TensorRange
     column: int
     width: int
-    """Bytes of one element in the widest format that a checkpoint stores it in."""
+    """Bytes of one element in the widest format that a checkpoint has it in, once unpacked."""
+    packed: int = 0
+    """The first column of its codes as stored, where some checkpoints pack them."""
     scales: int = 0
     """The first column of the scales that it needs, where it has some."""
 
@@ -40,35 +41,40 @@ class BlockLayout:
 
 
 def width(tensor: AlignedTensor) -> int:
-    """Return the size in bytes of one element in the tensor's widest stored format."""
-    return max(DTYPES[dtype].itemsize for dtype in set(tensor.dtypes))
+    """Return the size in bytes of one element in the tensor's widest format, once unpacked."""
+    return max(WEIGHT_DTYPES[dtype].itemsize for dtype in set(tensor.dtypes))
 
 
-def scale_bytes(tensor: AlignedTensor, first: int, stop: int) -> int:
-    """Return the bytes of a row that hold the scales of the elements [first, stop), if it has some."""
-    return max((each.num_bytes(first, stop) for each in tensor.scales.values()), default=0)
+def most_beside(tensor: AlignedTensor, numel: int) -> int:
+    """Return the bytes of a row that so many elements need behind them, wherever they begin."""
+    if not tensor.scales:
+        return 0
+    packed = max((dtype.reach(1, numel + 1)[1] for dtype in _packed(tensor)), default=0)
+    scales = max(each.most_bytes(numel) for each in tensor.scales.values())
+    return aligned(1) + aligned(packed) + scales
 
 
-def most_scale_bytes(tensor: AlignedTensor, numel: int) -> int:
-    """Return the bytes of a row that hold the scales of so many elements, wherever they begin."""
-    most = 0
-    for scales in tensor.scales.values():
-        rows = numel // max(1, tensor.shape[-1] if tensor.shape else 1) + 2
-        of_row = scales.shape[-1] if scales.shape else 1
-        whole = scales.num_bytes(0, tensor.numel)
-        if scales.is_in_order:
-            whole = min(whole, rows * of_row * DTYPES[scales.dtype].itemsize)
-        most = max(most, whole + SCALE_ALIGNMENT)
-    return most
+def _beside(tensor: AlignedTensor, first: int, stop: int) -> tuple[int, int]:
+    """Return the bytes that packed codes and scales of the elements [first, stop) take in a row."""
+    packed = 0
+    for dtype in _packed(tensor):
+        begin, end = dtype.reach(first, stop)
+        packed = max(packed, end - begin)
+    return packed, max(each.num_bytes(first, stop) for each in tensor.scales.values())
+
+
+def _packed(tensor: AlignedTensor) -> list[PackedDType]:
+    dtypes = (WEIGHT_DTYPES[dtype] for dtype in set(tensor.dtypes))
+    return [dtype for dtype in dtypes if isinstance(dtype, PackedDType)]
 
 
 def piece_bytes(tensors: Sequence[AlignedTensor]) -> int:
     """Return the bytes of a row that hold one piece of any tensor, and of those that share its bytes."""
-    of_one = [width(tensor) * PIECE + most_scale_bytes(tensor, PIECE) for tensor in tensors]
+    of_one = [width(tensor) * PIECE + most_beside(tensor, PIECE) for tensor in tensors]
     most = max(of_one)
     for first in {tensor.twin.name for tensor in tensors if tensor.twin and tensor.twin.filled}:
         alike = [
-            of_one[n] + SCALE_ALIGNMENT
+            of_one[n] + ALIGNMENT
             for n, tensor in enumerate(tensors)
             if tensor.name == first or (tensor.twin and tensor.twin.name == first)
         ]
@@ -82,7 +88,7 @@ def block_layouts(
     """Yield the layouts of a tile's blocks, in order, with rows of at most `row_bytes`.
 
     Tensor ranges are cut at multiples of PIECE only, those that share bytes alike; `row_bytes` must hold
-    `piece_bytes`. Scales lie behind their range.
+    `piece_bytes`. Behind their range lie codes as stored, where they are packed, and scales.
     """
     ranges: list[PlacedRange] = []
     column = 0
@@ -119,12 +125,15 @@ def _laid_out(
         tensor = tensors[range_.tensor]
         size = width(tensor)
         column = -(-column // size) * size
-        scales = end = column + (stop - first) * size
-        if tensor.scales:
-            scales = -(-end // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
-            end = scales + scale_bytes(tensor, first, stop)
+        packed = scales = 0
+        end = column + (stop - first) * size
+        if tensor.scales and stop > first:
+            of_packed, of_scales = _beside(tensor, first, stop)
+            packed = aligned(end)
+            scales = aligned(packed + of_packed)
+            end = scales + of_scales
         part = replace(range_, first=first, stop=stop)
-        added.append(PlacedRange(part, column, size, scales if tensor.scales else 0))
+        added.append(PlacedRange(part, column, size, packed, scales))
         column = end
     return added, column
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
-from pipeline.planning.blocks import ROW_ALIGNMENT, most_scale_bytes, piece_bytes, width
+from pipeline.planning.blocks import ROW_ALIGNMENT, most_beside, piece_bytes, width
 from pipeline.planning.tiles import Tile, results
 from pipeline.statistics.pieces import batch_elements, products_at_once
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
@@ -92,7 +92,7 @@ def project(
         sum(
             (range_.stop - range_.first) * width(tensors[range_.tensor])
             + widest
-            + most_scale_bytes(tensors[range_.tensor], range_.stop - range_.first)
+            + most_beside(tensors[range_.tensor], range_.stop - range_.first)
             for range_ in tile.ranges
         )
         for tile in tiles

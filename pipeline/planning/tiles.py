@@ -83,15 +83,16 @@ def divide(
     keys: set[tuple[int, int, int]] = set()
     num_bytes = 0
     for alike in _with_sharers(ranges, tensors):
-        size = sum(tensors[range_.tensor].bytes_per_element for range_ in alike)
         first, last = alike[0].first, alike[0].stop
+        size = sum(tensors[range_.tensor].num_bytes for range_ in alike)
+        numel = tensors[alike[0].tensor].numel
         while first < last:
-            wanted = -(-(least_bytes - num_bytes) // size)
+            wanted = -(-(least_bytes - num_bytes) * numel // size)
             stop = min(last, first + -(-wanted // CHUNK) * CHUNK)
             for range_ in alike:
                 current.append(replace(range_, first=first, stop=stop))
                 keys.update(results(current[-1], tensors))
-            num_bytes += (stop - first) * size
+                num_bytes += tensors[range_.tensor].share(first, stop)
             first = stop
             if num_bytes >= least_bytes or len(keys) >= most_results:
                 tiles.append(tuple(current))
@@ -173,6 +174,4 @@ def _tile(index: int, ranges: tuple[TensorRange, ...], tensors: Sequence[Aligned
 
 def range_bytes(ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor]) -> int:
     """Return the stored size of some tensor ranges, over all checkpoints."""
-    return sum(
-        (range_.stop - range_.first) * tensors[range_.tensor].bytes_per_element for range_ in ranges
-    )
+    return sum(tensors[range_.tensor].share(range_.first, range_.stop) for range_ in ranges)

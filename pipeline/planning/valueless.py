@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.stored import StoredTensor
 
 MOST_WITHOUT = 0.5
@@ -41,7 +41,7 @@ def without_values(contents: Sequence[Stored], firsts: Sequence[int]) -> dict[in
 
 def has_values(tensor: StoredTensor) -> bool:
     """Return whether a tensor's values are read as weights."""
-    return not tensor.unreadable and 0 not in tensor.shape and DTYPES[tensor.dtype].is_weight
+    return not tensor.unreadable and 0 not in tensor.shape and tensor.dtype in WEIGHT_DTYPES
 
 
 def _usual(contents: Sequence[Stored]) -> dict[str, int]:

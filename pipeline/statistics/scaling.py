@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.aligned_scales import AlignedScales
+from pipeline.checkpoint.aligned_scales import AlignedScales, aligned
 from pipeline.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from pipeline.statistics.piece import Scratch, TensorFacts
 
@@ -53,17 +53,23 @@ def scaled(
 
 
 def needed_scales(
-    place: AlignedScales, row: Tensor, column: int, first: int, start: int, stop: int
+    place: AlignedScales, row: Tensor, column: int, held: tuple[int, int], start: int, stop: int
 ) -> Tensor:
     """Return the float32 scales that the elements [start, stop) need, on the CPU.
 
     Args:
-        row: the bytes of a checkpoint's row of a block, in which the scales of a range that begins with
-            the element `first` begin at `column`.
+        row: the bytes of a checkpoint's row of a block, in which the scales of a range of elements,
+            `held`, begin at `column`.
     """
+    (first, last), (begin, end) = place.needed(*held), place.needed(start, stop)
     dtype = DTYPES[place.dtype]
-    begin, end = place.needed(start, stop)
-    skipped = begin - place.needed(first, stop)[0]
-    at = column + skipped * dtype.itemsize
+    at = column + (begin - first) * dtype.itemsize
     stored = row[at : at + (end - begin) * dtype.itemsize].view(getattr(torch, dtype.torch))
-    return stored.to(torch.float32)
+    scales = stored.to(torch.float32) * place.factor
+    above = place.scales
+    if above is None:
+        return scales
+    behind = column + aligned((last - first) * dtype.itemsize)
+    values = needed_scales(above, row, behind, (first, last), begin, end)
+    values = values[torch.from_numpy(above.indexes(begin, end))]
+    return scales / values if place.divide else scales * values

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
+from pipeline.checkpoint.dtypes import COARSEST_FIRST, WEIGHT_DTYPES
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.rounding import coarsest
 from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
@@ -79,7 +79,7 @@ class Sparsity:
             for name, numbers in of_counts.items():
                 counts[f"sparsity.{name}"][of_path] = numbers
         return counts | {
-            "sparsity.exponents": exponents(size_histogram(piece.sample[:, 0])).astype(np.uint32)
+            "sparsity.exponents": exponents(size_histogram(_spaced_like(piece))).astype(np.uint32)
         }
 
     def of_parts(self, stack: PartStack) -> dict[str, NDArray[Any]]:
@@ -107,6 +107,26 @@ class Sparsity:
             "overlap": overlap,
             "overlap_expected": expected_overlap,
         }
+
+
+def _spaced_like(piece: Pieces) -> Any:
+    """Return (K, S) values whose exponents say how far apart values of the format are at the sampled ones.
+
+    Of codes that is a matter of their scales, and of 8-bit floats of the least exponent, both known here.
+    """
+    import torch
+
+    spacing, sample = piece.sample_spacing, piece.sample[:, 0]
+    if spacing is not None:
+        return spacing[:, 0]
+    if set(piece.facts.dtypes) <= {*COARSEST_FIRST}:
+        return sample
+    leasts = [
+        0.0 if name in COARSEST_FIRST else 2.0 ** WEIGHT_DTYPES[name].least_exponent
+        for name in piece.facts.dtypes
+    ]
+    least = torch.tensor(leasts, dtype=sample.dtype, device=sample.device)
+    return sample.abs().maximum(least[:, None])
 
 
 def changes(
@@ -181,7 +201,9 @@ def changed_by_equal_steps(
     """
     z = _sizes_of_normal(_MIDPOINTS)
     form = WEIGHT_DTYPES[stored]
-    powers = np.maximum(np.arange(NUM_EXPONENTS) + LEAST_EXPONENT, form.least_exponent)
+    powers = np.arange(NUM_EXPONENTS) + LEAST_EXPONENT
+    if stored in COARSEST_FIRST:  # of others it has been seen to
+        powers = np.maximum(powers, form.least_exponent)
     ulps = 2.0 ** (powers - form.fraction_bits)
 
     def steps(m: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -83,9 +83,10 @@ class Batch:
         Args:
             rows: the block, in the host's memory.
         """
-        first, stop = self.place.range.first, self.start + self.numel
+        held, stop = self.place.range, self.start + self.numel
+        of = held.first, held.stop
         return {
-            k: needed_scales(scales, rows[k], self.place.scales, first, self.start, stop)
+            k: needed_scales(scales, rows[k], self.place.scales, of, self.start, stop)
             for k, scales in self.facts.scales.items()
         }
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.dtypes import WEIGHT_DTYPES, PackedDType
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import BlockLayout, PlacedRange
 
@@ -36,7 +36,7 @@ def byte_ranges(layout: BlockLayout, tensors: Sequence[AlignedTensor]) -> list[B
     """
     held = [tensors[place.range.tensor] for place in layout.ranges]
     alone = _read_alone(layout.ranges, held)
-    scattered = {row for tensor in held for row in tensor.scattered}
+    scattered = {row for tensor in held for row in (*tensor.scattered, *_packed(tensor.dtypes))}
     num_rows, step = len(held[0].files), max(1, _AT_ONCE // len(held))
     ranges: list[ByteRange] = []
     for first in range(0, num_rows, step):
@@ -68,10 +68,8 @@ def _read_alone(placed_ranges: Sequence[PlacedRange], tensors: Sequence[AlignedT
 def _of_scales(place: PlacedRange, tensor: AlignedTensor) -> Iterator[ByteRange]:
     """Yield the ranges of the scales that a tensor's elements need."""
     for row, scales in tensor.scales.items():
-        size = DTYPES[scales.dtype].itemsize
-        needed = scales.needed(place.range.first, place.range.stop)
-        for file, start, stop, first in scales.places(*needed):
-            yield ByteRange(file, start, stop, row, place.scales + first * size)
+        for file, start, stop, offset in scales.reads(place.range.first, place.range.stop):
+            yield ByteRange(file, start, stop, row, place.scales + offset)
 
 
 def _of_rows(
@@ -107,7 +105,13 @@ def _of_rows(
 
 @lru_cache(maxsize=256)
 def _itemsizes(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
-    return np.array([DTYPES[dtype].itemsize for dtype in dtypes])
+    return np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
+
+
+@lru_cache(maxsize=256)
+def _packed(dtypes: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the rows of codes that are packed."""
+    return tuple(k for k, name in enumerate(dtypes) if isinstance(WEIGHT_DTYPES[name], PackedDType))
 
 
 def _by_extent(
@@ -115,10 +119,10 @@ def _by_extent(
 ) -> Iterator[ByteRange]:
     """Yield the ranges of one row, extent by extent."""
     for place, tensor in zip(placed_ranges, tensors, strict=True):
-        size = DTYPES[tensor.dtypes[row]].itemsize
+        column = place.packed if row in _packed(tensor.dtypes) else place.column
         extents = tensor.extents(row, place.range.first, place.range.stop)
-        for file, start, stop, elements in extents:
-            yield ByteRange(file, start, stop, row, place.column + elements * size)
+        for file, start, stop, offset in extents:
+            yield ByteRange(file, start, stop, row, column + offset)
 
 
 def _joined(ranges: Iterator[ByteRange], alone: set[int]) -> list[ByteRange]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.execute.work.byte_ranges import byte_ranges
+from pipeline.execute.work.unpack import unpack
 from pipeline.planning.blocks import BlockLayout
 from pipeline.planning.plan import Plan
 from pipeline.transport.access import Access
@@ -83,7 +84,7 @@ class Puller:
             self.reader.read(file, [(0, memoryview(bytearray(1)))])
 
     def fill(self, block: Block, layout: BlockLayout) -> list[Read]:
-        """Read a block; return where each range of a file lies in it.
+        """Read a block and unpack its codes; return where each range of a file lies in it.
 
         Raises:
             ReadError: bytes could not be had.
@@ -105,6 +106,7 @@ class Puller:
             self._read(reads)
         for buffer, first in copies:
             buffer[:] = first
+        unpack(block, layout, self._plan.tensors)
         return reads
 
     def read(self, file: int, start: int, buffer: memoryview) -> None:
