@@ -12,8 +12,8 @@ from pipeline.planning.tiles import elements
 
 SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor", "head")
 INCREMENTS_KEPT = ("model", "body", "layer", "component")
-"""Scopes whose products of increments are in the tables: for all scopes similarities would take half as
-much again (24 layers of 154 checkpoints: 4 MB of 90, for all 50)."""
+"""Scopes whose products of increments are in the tables: for all scopes similarities would take up to half as
+much again (docs/decisions/store-contents.md)."""
 _OUTSIDE_THE_BODY = frozenset({"embed", "position", "unembed"})
 
 
