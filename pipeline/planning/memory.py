@@ -72,7 +72,8 @@ def project(
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
 
-    With a GPU less is taken: blocks are in the host's memory, what is called scratch on the GPU.
+    With a GPU products and samples of a block come back in place of scratch (by arithmetic 25 of 23 MB with 154
+    checkpoints; not measured).
 
     Args:
         largest_block: bytes of a block that an object store takes, if blocks travel through one:
