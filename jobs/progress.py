@@ -50,10 +50,11 @@ class JobProgress:
     def planned(self, plan: Plan, finished_bytes: int) -> None:
         self._done = self._resumed = finished_bytes
         self._total, self._started = plan.bytes_to_read, time.monotonic()
+        tiles = len(plan.tiles)
         resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
         self._say(
             f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.counted)} tensors,"
-            f" {show_size(plan.bytes_to_read)} in {len(plan.tiles)} tiles{resumed}"
+            f" {show_size(plan.bytes_to_read)} in {tiles} tile{'s'[tiles == 1:]}{resumed}"
         )
         if self._console.is_terminal:
             self._bar = Progress(
