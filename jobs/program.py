@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jobs import witness
 
@@ -67,8 +67,11 @@ class _Output(io.TextIOWrapper):
         """Return one that writes where a stream did, which can be used no more."""
         encoding = stream.encoding
         line_buffering, write_through = stream.line_buffering, stream.write_through
+        binary: Any = stream.detach()
+        if isinstance(binary, io.RawIOBase):  # PYTHONUNBUFFERED: what one call does not take is lost
+            binary = io.BufferedWriter(binary)
         return cls(
-            stream.detach(),
+            binary,
             encoding,
             _ERRORS,
             line_buffering=line_buffering,
@@ -77,7 +80,10 @@ class _Output(io.TextIOWrapper):
 
     def write(self, text: str, /) -> int:
         with told_if_refused():
-            return super().write(text)
+            count = super().write(text)
+            if self.write_through:
+                super().flush()
+            return count
 
     def flush(self) -> None:
         with told_if_refused():

@@ -20,9 +20,9 @@ def values(plan: Plan, k: int) -> dict[str, np.ndarray]:
     held = {}
     for tensor in plan.tensors:
         data = bytearray(4 * tensor.numel)
-        for file, start, stop, first in tensor.extents(k, 0, tensor.numel):
+        for file, start, stop, offset in tensor.extents(k, 0, tensor.numel):
             with Path(plan.files[file].where).open("rb") as opened:
                 opened.seek(start)
-                data[4 * first : 4 * first + stop - start] = opened.read(stop - start)
+                data[offset : offset + stop - start] = opened.read(stop - start)
         held[tensor.name] = np.frombuffer(data, np.float32)
     return held

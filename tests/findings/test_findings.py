@@ -279,6 +279,6 @@ def test_audit(tmp_path: Path) -> None:
     assert "error   non_finite: step4 (step 4): lm_head.weight holds NaN" in output
     assert told("--strict")[0] == 3
     assert told("--strict", "--run", "good")[0] == 0
-    assert "no run worse" in str(
+    assert "no run 'worse'" in str(
         CliRunner().invoke(audit, ["--store", store, "--run", "worse"]).exception
     )
