@@ -193,7 +193,10 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         say("", "attn_qkv: queries, keys and values are fused in an unknown layout")
     _left_out(say, [(entry.name, entry.reason) for entry in made.all_left_out], most)
     files, tiles = len(made.files), len(made.tiles)
-    say("to read", f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tile{'s'[tiles == 1:]}")
+    say(
+        "to read",
+        f"{show_size(made.bytes_to_read)} of {files} files, in {tiles} tile{'s'[tiles == 1 :]}",
+    )
     if made.sampled:
         share = made.bytes_to_read / made.bytes_total
         runs = sum(1 for tile in made.tiles for _ in tile.ranges)

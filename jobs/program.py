@@ -68,7 +68,9 @@ class _Output(io.TextIOWrapper):
         encoding = stream.encoding
         line_buffering, write_through = stream.line_buffering, stream.write_through
         binary: Any = stream.detach()
-        if isinstance(binary, io.RawIOBase):  # PYTHONUNBUFFERED: what one call does not take is lost
+        if isinstance(
+            binary, io.RawIOBase
+        ):  # PYTHONUNBUFFERED: what one call does not take is lost
             binary = io.BufferedWriter(binary)
         return cls(
             binary,

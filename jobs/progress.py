@@ -54,7 +54,7 @@ class JobProgress:
         resumed = f", {show_size(finished_bytes)} done earlier" if finished_bytes else ""
         self._say(
             f"{plan.run}: {len(plan.checkpoints)} checkpoints, {len(plan.counted)} tensors,"
-            f" {show_size(plan.bytes_to_read)} in {tiles} tile{'s'[tiles == 1:]}{resumed}"
+            f" {show_size(plan.bytes_to_read)} in {tiles} tile{'s'[tiles == 1 :]}{resumed}"
         )
         if self._console.is_terminal:
             self._bar = Progress(
