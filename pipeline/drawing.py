@@ -41,6 +41,7 @@ COLOURS = color_sequences["petroff6"]
 """Told apart by the colour-blind (Petroff 2021, arXiv 2107.02270)."""
 _INK, _NULL, _UNDEFINED = "0.15", "0.5", "0.85"
 _TICKS = 6
+_LEAST_TICKS = 3
 _Z_95 = 1.96
 _LONGEST_NAME = 24
 _LEAST_SEEN_DEG = 0.5  # a line is as wide
@@ -409,10 +410,12 @@ def _label_checkpoints(axis: Any, labels: Sequence[str]) -> None:
 
 
 def _rounds(labels: Sequence[str]) -> list[int]:
-    """Return some checkpoints at about even distances, the first and last among them, with short labels."""
+    """Return some checkpoints at about even distances: multiples of a round step, else short labels."""
     count = len(labels)
     if count <= _TICKS:
         return list(range(count))
+    if places := _multiples(labels):
+        return places
     ideals = np.linspace(0, count - 1, _TICKS)
     reach = (count - 1) / (_TICKS - 1) / 4
     inner = [
@@ -424,6 +427,21 @@ def _rounds(labels: Sequence[str]) -> list[int]:
         for ideal in ideals[1:-1].tolist()
     ]
     return [0, *inner, count - 1]
+
+
+def _multiples(labels: Sequence[str]) -> list[int]:
+    """Return the checkpoints at the multiples of a round step, or none if these are too few, or crowded somewhere."""
+    units = {"k": 1000.0, "M": 1_000_000.0}
+    try:
+        steps = [float(label.rstrip("kM")) * units.get(label[-1:], 1.0) for label in labels]
+    except ValueError:
+        return []
+    for size in (factor * 10.0**power for power in range(9) for factor in (1, 2, 2.5, 4, 5)):
+        places = [k for k, step in enumerate(steps) if step % size == 0]
+        gaps = np.diff(places)
+        if _LEAST_TICKS <= len(places) <= _TICKS + 1 and gaps.max() <= 2 * gaps.min():
+            return places
+    return []
 
 
 def _label_grid(
