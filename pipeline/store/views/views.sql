@@ -96,10 +96,6 @@ JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
 -- Of increments alone: none leads to the first checkpoint of a source, nor past an absent one. Their
 -- products are stored, since from distances they would cancel.
 CREATE OR REPLACE VIEW update_similarity AS
-WITH lengths AS (
-    SELECT p.run, p.attempt, p.group_id, p.k, p.increment
-    FROM stored_path p
-)
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
     ci.step AS step_i, cj.step AS step_j,
     CASE WHEN pi.increment * pj.increment IS NOT NULL THEN s.increment_dot END AS dot,
@@ -109,9 +105,9 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
         END AS cosine
 FROM stored_similarity s
 JOIN groups g USING (run, attempt, group_id)
-JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
+JOIN stored_path pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
     AND pi.k = s.i
-JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
+JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
