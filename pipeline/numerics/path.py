@@ -4,37 +4,35 @@ Undefined values are NaN here and NULL in the view. Angles are degrees.
 
 Shapes: G = groups in the stack, K = checkpoints that are present, N = all checkpoints of the run.
 
-Source: docs/method.md, sections "One sufficient statistic" and "Indicators" ("Noise floor").
+Source: docs/method.md, sections "One sufficient statistic" and "Indicators".
 """
 
 import numpy as np
 
+from pipeline.numerics import straight_turns
 from pipeline.numerics.stack import BoolArray, FloatArray, diagonal
 from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles
-
-PRODUCT_ERROR = 2e-7
-"""Error of a cosine from float32 products, delta in docs/method.md, "Noise floor"."""
 
 COLUMNS = (
     *("norm", "displacement", "increment", "path_length"),
     *("update_angle_deg", "update_angle_stderr_deg"),
     *("angle_to_first_deg", "angle_to_last_deg"),
-    *("apex_angle_next_deg", "apex_angle_last_deg", "noise_floor_deg"),
+    *("apex_angle_next_deg", "apex_angle_last_deg"),
+    *straight_turns.COLUMNS,
 )
 """Those of the view; the standard error comes from replicates."""
 
-_ANGLES = ("update_angle_deg", "update_angle_stderr_deg", "noise_floor_deg")
+_ANGLES = ("update_angle_deg", "update_angle_stderr_deg", straight_turns.COLUMNS[0])
 _ACROSS_GAP_BEFORE = ("increment", *_ANGLES)
 _ACROSS_GAP_AFTER = ("apex_angle_next_deg", *_ANGLES)
 
 
-def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
+def path(trajectory: Trajectory, straight: FloatArray) -> dict[str, FloatArray]:
     """Column name to (G, K) values, in the order of the view.
 
     Args:
         trajectory: K checkpoints of each of G groups.
-        rounding: (G, K), rounding energy of each checkpoint (squared norm of what storing it in its
-            dtype rounded away).
+        straight: (G, 2, H, K), as `straight_turns` takes it.
     """
     k = np.arange(trajectory.same.shape[1])
     increment = np.sqrt(diagonal(trajectory.increments))
@@ -51,7 +49,7 @@ def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
         "angle_to_last_deg": angles_between(trajectory, k, np.full_like(k, k.size - 1)),
         "apex_angle_next_deg": apex_angles_next(trajectory),
         "apex_angle_last_deg": apex_angles_last(trajectory),
-        "noise_floor_deg": noise_floor(trajectory, rounding),
+        **straight_turns.straight_turns(trajectory, straight),
     }
 
 
@@ -78,20 +76,6 @@ def apex_angles_last(trajectory: Trajectory) -> FloatArray:
     k = np.arange(1, angles.shape[1] - 1)
     angles[:, 1:-1] = apex_angles(trajectory, k, np.full_like(k, angles.shape[1] - 1))
     return angles
-
-
-def noise_floor(trajectory: Trajectory, rounding: FloatArray) -> FloatArray:
-    """(G, K) what rounding alone can make of a straight path's update angle, at most 90.
-
-    NaN exactly where the update angle is. `rounding` is as in `path`.
-
-    Source: docs/method.md, "Noise floor".
-    """
-    lost = _undefined(trajectory)
-    lengths = _neighbouring_lengths(trajectory)
-    energy = rounding[:, :-2] + 4.0 * rounding[:, 1:-1] + rounding[:, 2:]
-    np.divide(energy, lengths, out=lost[:, 1:-1], where=lengths > 0)
-    return np.degrees(np.arccos(np.maximum(1.0 - PRODUCT_ERROR - lost, 0.0)))
 
 
 def with_absent(columns: dict[str, FloatArray], absent: BoolArray) -> dict[str, FloatArray]:

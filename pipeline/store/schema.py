@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.numerics import straight_turns
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
@@ -115,7 +116,7 @@ SCHEMAS: dict[str, pa.Schema] = {
                     "angle_to_last_deg",
                     "apex_angle_next_deg",
                     "apex_angle_last_deg",
-                    "noise_floor_deg",
+                    *straight_turns.COLUMNS,
                 )
             ],
         ]
