@@ -29,6 +29,9 @@ LEAST_EXPONENT, MOST_EXPONENT = -40, 15
 NUM_EXPONENTS = MOST_EXPONENT - LEAST_EXPONENT + 1
 FLOAT32_BIAS, FLOAT32_FRACTION = 127, 23
 
+_COUNTED_AT_ONCE = 1 << 17
+"""Values: 1.4 ns each with 2¹⁶ to 2¹⁸, 1.7 with 2²¹, which no cache holds."""
+
 _NAME = f"U{max(map(len, WEIGHT_DTYPES))}"
 """Holds the name of any format: NumPy cuts what is longer than the names that it began with."""
 
@@ -71,16 +74,19 @@ def counts(values: Tensor) -> NDArray[np.uint32]:
     """Return (B, K, E) counts of (K, B, S) finite values by exponent."""
     import torch
 
-    rows = values.shape[0] * values.shape[1]
-    sizes = values.float().abs().clamp_(2.0**LEAST_EXPONENT, 2.0**MOST_EXPONENT)
-    bins = sizes.view(torch.int32)
-    bins >>= FLOAT32_FRACTION
-    begins = torch.arange(rows, dtype=torch.int32) * NUM_EXPONENTS
+    rows = values.flatten(0, 1)
+    at_once = max(1, _COUNTED_AT_ONCE // max(1, rows.shape[1]))
+    begins = torch.arange(at_once, dtype=torch.int32)[:, None] * NUM_EXPONENTS
     begins -= LEAST_EXPONENT + FLOAT32_BIAS
-    bins += begins.view(*values.shape[:2], 1)
-    found = torch.bincount(bins.reshape(-1), minlength=rows * NUM_EXPONENTS)
-    found = found.view(*values.shape[:2], NUM_EXPONENTS)
-    return found.numpy().swapaxes(0, 1).astype(np.uint32)
+    found = np.empty((len(rows), NUM_EXPONENTS), np.uint32)
+    for first in range(0, len(rows), at_once):
+        sizes = rows[first : first + at_once].float().abs()
+        bins = sizes.clamp_(2.0**LEAST_EXPONENT, 2.0**MOST_EXPONENT).view(torch.int32)
+        bins >>= FLOAT32_FRACTION
+        bins += begins[: len(bins)]
+        counted = torch.bincount(bins.reshape(-1), minlength=len(bins) * NUM_EXPONENTS)
+        found[first : first + at_once] = counted.view(len(bins), NUM_EXPONENTS).numpy()
+    return found.reshape(*values.shape[:2], NUM_EXPONENTS).swapaxes(0, 1)
 
 
 def _normal(values: Tensor, facts: TensorFacts) -> Tensor:
