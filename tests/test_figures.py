@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.numerics.basis import Basis
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.reduce.batches import FigureBatch, figure_batches
 from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key
@@ -35,7 +36,7 @@ def sums_of(
         increments=basis @ basis.T,
         digests=digests,
         absent=np.isin(np.arange(COUNT), list(absent)),
-        rounding=rng.uniform(size=COUNT) * 1e-6,
+        straight=np.sort(rng.uniform(size=(2, len(SCALES), COUNT)), axis=0),
         changes=changes,
         errors_known=seed != 7,
         folds=folds,
