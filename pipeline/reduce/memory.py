@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.straight_turns import SPANS
 from pipeline.planning.memory import largest_result, plan_bytes
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
@@ -186,7 +187,8 @@ def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    return _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
+    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
+    return straight + _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
 
 
 def _matrix_bytes(plan: Plan) -> int:
