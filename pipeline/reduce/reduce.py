@@ -25,6 +25,7 @@ from pipeline.reduce.estimate import Estimate, Stratum, varying
 from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Grouping, Member
 from pipeline.reduce.memory import MOST_STACK, Buffers, group_bytes, projected_estimate
+from pipeline.reduce.sub_paths import Parts
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.rounding import energies
@@ -44,7 +45,17 @@ def reduce(
         buffers: decide nothing about the figures.
     """
     basis = Basis(plan.firsts, len(plan.checkpoints))
-    return figure_batches(sums, grouped.keys, _times(plan), basis, buffers.threads, buffers.batch)
+    stages = tuple(checkpoint.stage for checkpoint in plan.checkpoints)
+    return figure_batches(
+        sums,
+        grouped.keys,
+        _times(plan),
+        basis,
+        buffers.threads,
+        buffers.batch,
+        Parts(plan.windows.widths, stages),
+        grouped.increments_kept,
+    )
 
 
 def group_sums(

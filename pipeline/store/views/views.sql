@@ -31,7 +31,7 @@ SEMI JOIN attempts USING (run, attempt);
 -- What a group_id stands for: the key columns of the views below.
 CREATE OR REPLACE VIEW groups AS
 SELECT t.run, t.attempt, t.group_id, t.scope, t.stack, t.layer, t.component, t.tensor, t.head,
-    t.expert, t.parameters
+    t.expert, t.parameters, t.increments_kept
 FROM stored_groups t
 SEMI JOIN attempts USING (run, attempt);
 
@@ -111,13 +111,31 @@ JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
-WHERE s.i > 0 AND g.scope IN ('model', 'body', 'layer', 'component');
+WHERE s.i > 0 AND g.increments_kept;
 
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
 FROM stored_indicators n
 JOIN groups g USING (run, attempt, group_id);
+
+-- Parts of paths, each with the null values of its own checkpoints, of groups whose increments are kept.
+-- What the training log says beside: FROM windows w ASOF JOIN … ON w.run = t.run AND w.step_last >= t.step
+CREATE OR REPLACE VIEW windows AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, w.w, w.k_first,
+    w.k_last, a.step AS step_first, b.step AS step_last, w.indicator, w.value, w.null_value
+FROM stored_windows w
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = w.run AND a.k = w.k_first
+JOIN checkpoints b ON b.run = w.run AND b.k = w.k_last;
+
+CREATE OR REPLACE VIEW stages AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, a.stage, s.k_first,
+    s.k_last, a.step AS step_first, b.step AS step_last, s.indicator, s.value, s.null_value
+FROM stored_stages s
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = s.run AND a.k = s.k_first
+JOIN checkpoints b ON b.run = s.run AND b.k = s.k_last;
 
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
