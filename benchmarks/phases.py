@@ -254,7 +254,7 @@ def judged(weights: Array) -> Seen:
         increment_gram(weights)[np.newaxis], labels(weights)[np.newaxis]
     )
     changes = jumps(trajectory, numbers, numbers)
-    (decay,) = decay_starts(trajectory, changes, numbers, numbers, numbers)
+    (decay,) = decay_starts(trajectory, numbers, numbers, numbers, changes)
     return Seen(tuple(np.flatnonzero(np.nan_to_num(changes[0])).tolist()), float(decay))
 
 

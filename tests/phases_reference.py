@@ -12,10 +12,16 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tests.reference import NAN, Matrix, Vector, norm
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
 
 CLOSE = 1e-5
+
+
+def norm(vector: Vector) -> float:
+    return float(np.linalg.norm(vector))
 
 
 @dataclass
@@ -24,7 +30,7 @@ class Judgement:
     """Checkpoint → ln of the ratio of lengths after it and before."""
     judged: set[int] = field(default_factory=set[int])
     """Checkpoints at which a change could have been seen."""
-    decay_start: float = NAN
+    decay_start: float = math.nan
     """A step."""
     doubtful: bool = False
     """Whether something compared lay within 1e-5 of its threshold."""

@@ -43,4 +43,4 @@ def judged(
         increments_gram, np.tile(np.arange(increments + 1), (count, 1))
     )
     changes = jumps(trajectory, numbers, numbers)
-    return changes, decay_starts(trajectory, changes, numbers, numbers, numbers)
+    return changes, decay_starts(trajectory, numbers, numbers, numbers, changes)

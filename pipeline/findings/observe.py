@@ -99,6 +99,8 @@ class SeenModel:
     """(K, K)"""
     noise_floors: Array
     """(K,) degrees."""
+    jumps: Array
+    """(K,) how much longer increments become there, in logarithms; 0 where nothing changes."""
     indicators: dict[str, float]
     indicator_errors: dict[str, float]
 
@@ -236,6 +238,7 @@ def _model(figures: Figures, row: int) -> SeenModel:
         absent=figures.absent[row].copy(),
         squared_distances=figures.squared_distances[row].copy(),
         noise_floors=figures.path["noise_floor_deg"][row].copy(),
+        jumps=figures.jumps[row].copy(),
         indicators=dict(zip(INDICATORS, figures.indicators[row].tolist(), strict=True)),
         indicator_errors=dict(zip(INDICATORS, figures.indicator_errors[row].tolist(), strict=True)),
     )

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.numerics.phases import moves
+from pipeline.numerics.phases import jumps, moves
 from pipeline.numerics.stack import FloatArray, IntArray
 from pipeline.numerics.trajectory import Trajectory
 
@@ -35,10 +35,10 @@ rounding."""
 
 def decay_starts(
     trajectory: Trajectory,
-    jumps: FloatArray,
     elapsed: FloatArray,
     steps: FloatArray,
     numbers: FloatArray,
+    changes: FloatArray | None = None,
 ) -> FloatArray:
     """(G,) the step at which a decay to the end of the run begins; NaN where none does.
 
@@ -46,17 +46,21 @@ def decay_starts(
 
     Args:
         trajectory: K present checkpoints.
-        jumps: (G, K), of `phases.jumps`: lengths count from the last change on.
         elapsed, steps, numbers: (K,), as for `indicators`.
+        changes: (G, K), of `phases.jumps`, where they are known already: lengths count from the last on.
     """
     found = np.full(len(trajectory.same), np.nan)
+    if len(numbers) <= _FIRST_LEFT_OUT + LEAST_LENGTHS:
+        return found
+    if changes is None:
+        changes = jumps(trajectory, elapsed, numbers)
     said = np.where(np.isnan(steps), numbers, steps)
     for of_kind in moves(trajectory, elapsed, numbers):
         ends, stretches = of_kind.ends, of_kind.stretches
         if not stretches or stretches[-1].stop < len(ends):
             continue
         earliest = max(stretches[-1].start, _FIRST_LEFT_OUT)
-        changed = np.nan_to_num(jumps[of_kind.groups][:, ends - 1]) != 0
+        changed = np.nan_to_num(changes[of_kind.groups][:, ends - 1]) != 0
         changed[:, : earliest + 1] = False
         changed[:, min(earliest, len(ends) - 1)] = True
         firsts = changed.shape[1] - 1 - changed[:, ::-1].argmax(axis=1)

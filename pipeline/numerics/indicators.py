@@ -9,6 +9,7 @@ Source: docs/method.md, section "Indicators".
 
 import numpy as np
 
+from pipeline.numerics.decay import decay_starts
 from pipeline.numerics.path import apex_angles_last, apex_angles_next, update_angles
 from pipeline.numerics.predictability import MEMORIES, predictabilities
 from pipeline.numerics.spectrum import (
@@ -33,10 +34,10 @@ INDICATORS = (
     *("effective_rank", "participation_ratio", "stable_rank", "rank_95", "rank_99"),
     *("diffusion_exponent", "norm_growth_exponent"),
     *(f"predictability_{memory}" for memory in MEMORIES),
-    *("lookahead_share", "saturation_step", "settled_step"),
+    *("lookahead_share", "saturation_step", "settled_step", "decay_start_step"),
 )
 
-WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step")
+WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 """Ranks and steps jump: the jackknife says nothing of them."""
 SQUARES = (*(f"predictability_{memory}" for memory in MEMORIES), "lookahead_share")
 """Squares of dot products, which a sample makes too large: less their bias (docs/method.md,
@@ -61,6 +62,7 @@ def indicators(
     centered: FloatArray | None = None,
     cosine: FloatArray | None = None,
     relative_cosine: FloatArray | None = None,
+    changes: FloatArray | None = None,
 ) -> FloatArray:
     """Every indicator, (G, I), in the order of `INDICATORS`.
 
@@ -72,6 +74,7 @@ def indicators(
         centered: (G, K), eigenvalues of the centered Gram matrix where they are known already.
         cosine: (G, K, K), cosines of the checkpoints, likewise.
         relative_cosine: (G, K, K), cosines of the displacements, likewise.
+        changes: (G, K), of `phases.jumps`, likewise.
     """
     if centered is None:
         centered = eigenvalues(centered_gram(trajectory))
@@ -92,6 +95,7 @@ def indicators(
             **_lasting_steps(
                 trajectory, relative_cosine, np.where(np.isnan(steps), numbers, steps)
             ),
+            "decay_start_step": decay_starts(trajectory, elapsed, steps, numbers, changes),
         }
     )
 

@@ -13,6 +13,7 @@ random walks; benchmarks/results/phases.md repeats both.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,6 +21,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pipeline.numerics.stack import FloatArray, IntArray, Selection, diagonal, patterns
 from pipeline.numerics.trajectory import Trajectory
 
+LEAST_WEIGHTS = 1000
+"""Of a group: the increments of fewer scatter by chance."""
 LEAST_INCREMENTS = 6
 """Of a stretch: three on both sides of one boundary."""
 EQUAL_TIMES = 0.01
@@ -92,6 +95,20 @@ def jumps(trajectory: Trajectory, elapsed: FloatArray, numbers: FloatArray) -> F
                 rows[groups, places[boundary]] = jump
         found[of_kind.groups] = rows
     return found
+
+
+def phases(changes: FloatArray) -> list[tuple[int, int]]:
+    """Return the first and the last checkpoint of each phase of one group; none if nothing was judged.
+
+    A phase ends with the checkpoint at which the next one begins, so that each increment is in one.
+
+    Args:
+        changes: (K,), of `jumps`.
+    """
+    if np.isnan(changes).all():
+        return []
+    bounds = [0, *np.flatnonzero(np.nan_to_num(changes)).tolist(), len(changes) - 1]
+    return list(pairwise(bounds))
 
 
 def _stretches(gaps: FloatArray) -> list[slice]:

@@ -40,7 +40,7 @@ def even(weights: Matrix) -> tuple[Vector, Vector, Vector]:
 def found_in(trajectory: Trajectory, *times: Vector) -> tuple[Matrix, Vector]:
     elapsed, steps, numbers = times
     changes = jumps(trajectory, elapsed, numbers)
-    return changes, decay_starts(trajectory, changes, elapsed, steps, numbers)
+    return changes, decay_starts(trajectory, elapsed, steps, numbers)
 
 
 def assert_as_judged(changes: Vector, start: float, weights: Matrix, *times: Vector) -> None:
