@@ -224,7 +224,7 @@ class _Kind:
     def add(self, replicates: Trajectory, groups: Indices, count: int) -> None:
         values, _ = self._figures(replicates, groups=groups)
         squares = values[..., self._squares]
-        self._spread.add(squares.reshape(count, -1, *squares.shape[1:]))
+        self._spread.add(squares.reshape(count, len(groups) // count, *squares.shape[1:]))
 
     def result(self, errors_known: NDArray[np.bool_]) -> list[SubPaths]:
         corrected = self._values.copy()
