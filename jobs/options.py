@@ -13,6 +13,7 @@ import click
 
 from jobs.console import Invocation
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import FURTHER_SCOPES
 from pipeline.planning.request import (
     DEVICES,
     EXECUTORS,
@@ -83,6 +84,13 @@ _SELECTION = [
         multiple=True,
         metavar="LIST|all",
         help=f"Also compute {' and '.join(NAMES)}, in the same read.",
+    ),
+    click.option(
+        "--windows",
+        multiple=True,
+        metavar="LIST",
+        help="Checkpoints of each sliding window (default: 8), e.g. 5,8,16; and scopes to add:"
+        f" {', '.join(FURTHER_SCOPES)}.",
     ),
     click.option(
         "--fraction",

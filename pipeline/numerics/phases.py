@@ -23,12 +23,12 @@ from pipeline.numerics.trajectory import Trajectory
 
 LEAST_WEIGHTS = 1000
 """Of a group: the increments of fewer scatter by chance."""
-LEAST_INCREMENTS = 6
-"""Of a stretch: three on both sides of one boundary."""
+LEAST_IN_PHASE = 3
+"""Increments on each side of a boundary; as many, or cosines, are compared by their medians."""
+LEAST_INCREMENTS = 2 * LEAST_IN_PHASE
+"""Of a stretch."""
 EQUAL_TIMES = 0.01
 """By how much the times of a stretch may differ from its first, relative."""
-_BESIDE = 3
-"""Increments, or cosines, on each side whose medians are compared, and the least on each side."""
 _FITTED = 4
 """Increments on each side that a line is fitted to: with 5 or 6, 7 and 16 of 88 trainings without a
 change showed one."""
@@ -88,7 +88,7 @@ def jumps(trajectory: Trajectory, elapsed: FloatArray, numbers: FloatArray) -> F
         rows = np.full((len(of_kind.lengths), len(numbers)), np.nan)
         for stretch in of_kind.stretches:
             places = of_kind.ends[stretch] - 1
-            rows[:, places[_BESIDE : 1 - _BESIDE]] = 0.0
+            rows[:, places[LEAST_IN_PHASE : 1 - LEAST_IN_PHASE]] = 0.0
             logarithms = np.log(of_kind.lengths[:, stretch])
             cosines = of_kind.cosines[:, stretch][:, : logarithms.shape[1] - 1]
             for groups, boundary, jump in _changes(logarithms, cosines):
@@ -143,7 +143,7 @@ def _changes(y: FloatArray, u: FloatArray) -> Iterator[tuple[IntArray, int, Floa
         sizes = np.take_along_axis(jump, largest[:, np.newaxis], axis=1)[:, 0]
         for place in np.unique(largest[sizes != 0]):
             chosen = (largest == place) & (sizes != 0)
-            boundary = first + _BESIDE + int(place)
+            boundary = first + LEAST_IN_PHASE + int(place)
             yield groups[chosen], boundary, sizes[chosen]
             pending += [
                 (groups[chosen], *part)
@@ -154,7 +154,7 @@ def _changes(y: FloatArray, u: FloatArray) -> Iterator[tuple[IntArray, int, Floa
 
 def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatArray) -> FloatArray:
     """(G, B) the signed excess at each boundary of a segment that is a change, 0 at the others."""
-    left, right = _beside(y, _BESIDE)
+    left, right = _beside(y, LEAST_IN_PHASE)
     step = np.median(right, axis=2) - np.median(left, axis=2)
     before, bend_before, left_over_before, count_before = _lines(y)
     after, bend_after, left_over_after, count_after = (
@@ -177,8 +177,10 @@ def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatA
 def _beside(y: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
     """(G, B, count) each, the nearest on both sides of each boundary."""
     windows = sliding_window_view(y, count, axis=1)
-    boundaries = y.shape[1] - 2 * _BESIDE + 1
-    return windows[:, _BESIDE - count :][:, :boundaries], windows[:, _BESIDE:][:, :boundaries]
+    boundaries = y.shape[1] - 2 * LEAST_IN_PHASE + 1
+    return windows[:, LEAST_IN_PHASE - count :][:, :boundaries], windows[:, LEAST_IN_PHASE:][
+        :, :boundaries
+    ]
 
 
 def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
@@ -187,12 +189,12 @@ def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]
     Their value half a step on, their slope, the squares they leave, and how many points each has,
     (B,).
     """
-    boundaries = y.shape[1] - 2 * _BESIDE + 1
+    boundaries = y.shape[1] - 2 * LEAST_IN_PHASE + 1
     value, slope, left_over = np.empty((3, len(y), boundaries))
-    counts = np.minimum(np.arange(_BESIDE, _BESIDE + boundaries), _FITTED)
+    counts = np.minimum(np.arange(LEAST_IN_PHASE, LEAST_IN_PHASE + boundaries), _FITTED)
     for count in np.unique(counts):
         places = counts == count
-        stops = _BESIDE + np.flatnonzero(places)
+        stops = LEAST_IN_PHASE + np.flatnonzero(places)
         points = sliding_window_view(y, count, axis=1)[:, stops - count]
         x = np.arange(count) - (count - 1) / 2
         mean = points.sum(axis=2) / count
@@ -206,10 +208,10 @@ def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]
 
 def _turns(u: FloatArray) -> FloatArray:
     """(G, B) by how much the median of the up to three nearest cosines changes, the one across left out."""
-    boundaries = u.shape[1] - 2 * _BESIDE + 2
+    boundaries = u.shape[1] - 2 * LEAST_IN_PHASE + 2
     padded = np.pad(u, ((0, 0), (1, 1)), constant_values=np.nan)
-    windows = np.nanmedian(sliding_window_view(padded, _BESIDE, axis=1), axis=2)
-    return windows[:, _BESIDE + 1 :][:, :boundaries] - windows[:, :boundaries]
+    windows = np.nanmedian(sliding_window_view(padded, LEAST_IN_PHASE, axis=1), axis=2)
+    return windows[:, LEAST_IN_PHASE + 1 :][:, :boundaries] - windows[:, :boundaries]
 
 
 def _scatter(values: FloatArray) -> FloatArray:

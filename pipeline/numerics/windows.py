@@ -31,13 +31,13 @@ OFFERED = {
     12: ("diffusion_exponent", "pca_share_1"),
 }
 """Checkpoints that a window must have → what is said of it. A change of the data moves the first by 8 to
-25 times their scatter in windows of 8, the others by less than 4 in windows of 8, and by 6 in windows
-of 12 (docs/method-2.md, section 5.4)."""
+25 times their scatter in windows of 8, but the exponent by 3.5, in windows of 12 by 6.5, and the share in
+either direction (docs/method-2.md, section 5.4)."""
 LEAST_CHECKPOINTS = 6
 """Of a stage or a phase: of fewer all indicators are NaN."""
 
-_WINDOWS_BYTES = 512 << 10
-"""Of the Gram matrices of windows that are worked on together."""
+_SHARE = 4
+"""Windows that are worked on together hold so much less than the paths, beside whose figures they are."""
 
 
 class When(NamedTuple):
@@ -71,7 +71,7 @@ def of_windows(
     count = trajectory.same.shape[1] - width + 1
     chosen = [INDICATORS.index(name) for name in offered(width)]
     made = np.empty((2, len(groups), count, len(chosen)))
-    at_once = max(1, _WINDOWS_BYTES // (8 * width**2))
+    at_once = max(1, trajectory.increments.size // (_SHARE * width**2))
     for firsts, elapsed in _alike(when.elapsed, width):
         rows, windows = (index.reshape(-1) for index in np.indices((len(groups), len(firsts))))
         for start in range(0, rows.size, at_once):

@@ -45,7 +45,6 @@ def reduce(
         buffers: decide nothing about the figures.
     """
     basis = Basis(plan.firsts, len(plan.checkpoints))
-    stages = tuple(checkpoint.stage for checkpoint in plan.checkpoints)
     return figure_batches(
         sums,
         grouped.keys,
@@ -53,7 +52,7 @@ def reduce(
         basis,
         buffers.threads,
         buffers.batch,
-        Parts(plan.windows.widths, stages),
+        Parts.asked(plan),
         grouped.increments_kept,
     )
 

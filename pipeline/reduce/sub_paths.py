@@ -21,6 +21,7 @@ from pipeline.numerics.jackknife import Jackknife
 from pipeline.numerics.phases import phases
 from pipeline.numerics.trajectory import Trajectory
 from pipeline.numerics.windows import When, of_sub_path, of_windows, offered
+from pipeline.planning.plan import Plan
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -39,6 +40,11 @@ class Parts:
         """Return those of one path."""
         return Parts(self.widths, self.stages[checkpoints])
 
+    @staticmethod
+    def asked(plan: Plan) -> Parts:
+        """Return those that a plan asks for."""
+        return Parts(plan.windows.widths, tuple(each.stage for each in plan.checkpoints))
+
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The first and the last checkpoint of each stage."""
@@ -50,6 +56,14 @@ class Parts:
                 spans.append((first, stop - 1))
             first = stop
         return spans
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many figures there are of the windows of a path, and of its stages."""
+        windows = sum(
+            max(0, len(self.stages) - width + 1) * len(offered(width)) for width in self.widths
+        )
+        return windows, len(self.bounds) * len(INDICATORS)
 
 
 NO_PARTS = Parts()
