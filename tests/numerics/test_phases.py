@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 from pipeline.numerics.decay import decay_starts
 from pipeline.numerics.phases import jumps
 from pipeline.numerics.trajectory import Trajectory, present_increments
-from tests import reference
+from tests import reference, walks
 from tests.numerics.examples import EXAMPLES
 from tests.numerics.test_trajectory import repeatable, trajectory_of
 from tests.phases_reference import judge
 from tests.reference import Matrix, Vector
 
-P = 300
 
-
-def path_of(lengths: Vector, seed: int = 0, memory: float = 0.0, noise: float = 0.02) -> Matrix:
+def path_of(
+    lengths: Vector, seed: int = 0, memory: float = 0.0, noise: float = 0.02, weights: int = 300
+) -> Matrix:
     """Increments of these lengths, but for noise; each keeps a share of the direction before."""
     rng = np.random.default_rng(seed)
-    directions = [rng.standard_normal(P)]
+    directions = [rng.standard_normal(weights)]
     for _ in lengths[1:]:
-        fresh = math.sqrt(1 - memory**2) * rng.standard_normal(P)
+        fresh = math.sqrt(1 - memory**2) * rng.standard_normal(weights)
         directions.append(memory * directions[-1] + fresh)
-    scaled = lengths * np.exp(noise * rng.standard_normal(len(lengths))) / math.sqrt(P)
-    start = 10 * rng.standard_normal(P)
+    scaled = lengths * np.exp(noise * rng.standard_normal(len(lengths))) / math.sqrt(weights)
+    start = 10 * rng.standard_normal(weights)
     return np.cumsum([start, *(np.array(directions) * scaled[:, np.newaxis])], axis=0)
 
 
@@ -185,6 +185,19 @@ def test_absent_checkpoints(gone: list[int], known: bool) -> None:
     times = (elapsed if known else elapsed * math.nan, steps, numbers)
     (changes,), (start,) = found_in(Trajectory.from_increments(increments, labels), *times)
     assert_as_judged(changes, start, weights[~absent], *times)
+
+
+@pytest.mark.parametrize("memory", walks.MEMORIES)
+@pytest.mark.parametrize("lengths", walks.LENGTHS)
+def test_nothing_happens_in_random_walks(lengths: str, memory: float) -> None:
+    """1,080 of them; of 14,400 none shows a change, of those that fall linearly over 20 increments 2 % a decay
+    (benchmarks/results/phases.md)."""
+    decays = 0
+    for seed, (increments, weights) in enumerate(((20, 100), (40, 100), (60, 300))):
+        changes, starts = walks.judged(20, increments, memory, lengths, weights, seed)
+        assert not np.nan_to_num(changes).any()
+        decays += np.count_nonzero(np.isfinite(starts))
+    assert decays <= 4
 
 
 def test_a_step_that_is_unknown_is_said_by_its_number() -> None:
