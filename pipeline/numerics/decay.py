@@ -49,9 +49,9 @@ def decay_starts(
         elapsed, steps, numbers: (K,), as for `indicators`.
         changes: (G, K), of `phases.jumps`, where they are known already: lengths count from the last on.
     """
-    found = np.full(len(trajectory.same), np.nan)
+    starts = np.full(len(trajectory.same), np.nan)
     if len(numbers) <= _FIRST_LEFT_OUT + LEAST_LENGTHS:
-        return found
+        return starts
     if changes is None:
         changes = jumps(trajectory, elapsed, numbers)
     said = np.where(np.isnan(steps), numbers, steps)
@@ -69,8 +69,8 @@ def decay_starts(
             groups = np.flatnonzero(firsts == first)
             for group, place in _starts(of_kind.lengths[groups, first:]):
                 rows[groups[group]] = said[ends[first + place]]
-        found[of_kind.groups] = rows
-    return found
+        starts[of_kind.groups] = rows
+    return starts
 
 
 def _starts(lengths: FloatArray) -> Iterator[tuple[IntArray, int]]:

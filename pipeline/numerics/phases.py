@@ -37,7 +37,7 @@ _SIGMA = 1.4826
 _LEAST_SCATTER = 0.02
 _MOST_SCATTER = 3.0
 """Times the scatter of the stretch, for that of the eight increments at a boundary."""
-_JUMP, _SMALL_JUMP, _TURN = 0.6, 0.2, 0.1
+_LARGE_JUMP, _SMALL_JUMP, _LEAST_SHIFT = 0.6, 0.2, 0.1
 """Least excess of a change alone; of one where the cosines change too, and by how much."""
 _SCATTERS = 5.0
 """Times its scatter that either must reach as well."""
@@ -83,7 +83,7 @@ def jumps(trajectory: Trajectory, elapsed: FloatArray, numbers: FloatArray) -> F
             equally far apart.
         numbers: (K,), the run's number k of each checkpoint.
     """
-    found = np.full(trajectory.same.shape, np.nan)
+    result = np.full(trajectory.same.shape, np.nan)
     for of_kind in moves(trajectory, elapsed, numbers):
         rows = np.full((len(of_kind.lengths), len(numbers)), np.nan)
         for stretch in of_kind.stretches:
@@ -93,8 +93,8 @@ def jumps(trajectory: Trajectory, elapsed: FloatArray, numbers: FloatArray) -> F
             cosines = of_kind.cosines[:, stretch][:, : logarithms.shape[1] - 1]
             for groups, boundary, jump in _changes(logarithms, cosines):
                 rows[groups, places[boundary]] = jump
-        found[of_kind.groups] = rows
-    return found
+        result[of_kind.groups] = rows
+    return result
 
 
 def phases(changes: FloatArray) -> list[tuple[int, int]]:
@@ -113,13 +113,13 @@ def phases(changes: FloatArray) -> list[tuple[int, int]]:
 
 def _stretches(gaps: FloatArray) -> list[slice]:
     """Return the runs of at least six increments over equal times, given the time of each."""
-    found, first = [], 0
+    stretches, first = list[slice](), 0
     for at in range(1, len(gaps) + 1):
         if at == len(gaps) or abs(gaps[at] - gaps[first]) > EQUAL_TIMES * gaps[first]:
             if at - first >= LEAST_INCREMENTS and gaps[first] > 0:
-                found.append(slice(first, at))
+                stretches.append(slice(first, at))
             first = at
-    return found
+    return stretches
 
 
 def _changes(y: FloatArray, u: FloatArray) -> Iterator[tuple[IntArray, int, FloatArray]]:
@@ -168,9 +168,9 @@ def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatA
     residual = np.sqrt((left_over_before + left_over_after) / freedom)
     scatter, scatter_u = scatter[:, np.newaxis], scatter_u[:, np.newaxis]
     noise = _SCATTERS * np.maximum(scatter, np.minimum(_MOST_SCATTER * scatter, residual))
-    turn = np.abs(_turns(u))
-    turned = turn >= np.maximum(_TURN, _SCATTERS * scatter_u)
-    change = (excess >= noise) & ((excess >= _JUMP) | (turned & (excess >= _SMALL_JUMP)))
+    shift = np.abs(_shifts(u))
+    shifted = shift >= np.maximum(_LEAST_SHIFT, _SCATTERS * scatter_u)
+    change = (excess >= noise) & ((excess >= _LARGE_JUMP) | (shifted & (excess >= _SMALL_JUMP)))
     return np.where(change, np.copysign(excess, jump), 0.0)
 
 
@@ -206,7 +206,7 @@ def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]
     return value, slope, left_over, counts
 
 
-def _turns(u: FloatArray) -> FloatArray:
+def _shifts(u: FloatArray) -> FloatArray:
     """(G, B) by how much the median of the up to three nearest cosines changes, the one across left out."""
     boundaries = u.shape[1] - 2 * LEAST_IN_PHASE + 2
     padded = np.pad(u, ((0, 0), (1, 1)), constant_values=np.nan)

@@ -168,9 +168,9 @@ class PartFigures:
             partial(_of_stages, when=when, stages=within), INDICATORS, _columns(bounds)
         )
         self._phases: list[tuple[_Kind, Indices]] = []
-        for spans, alike in _with_the_same_phases(changes, groups):
-            within = [np.arange(first, last + 1) for first, last in spans]
-            first, last = _columns(spans)
+        for bounds, alike in _with_the_same_phases(changes, groups):
+            within = [np.arange(first, last + 1) for first, last in bounds]
+            first, last = _columns(bounds)
             kind = _Kind(
                 partial(_of_stages, when=when, stages=within),
                 INDICATORS,
@@ -269,9 +269,9 @@ def _with_the_same_phases(
     alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for group in groups.tolist():
         alike[tuple(phases(changes[group]))].append(group)
-    for spans, members in alike.items():
-        if spans:
-            yield list(spans), np.array(members)
+    for bounds, members in alike.items():
+        if bounds:
+            yield list(bounds), np.array(members)
 
 
 def _columns(bounds: Sequence[tuple[int, int]]) -> tuple[Indices, Indices]:
