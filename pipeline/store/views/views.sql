@@ -142,6 +142,16 @@ JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints a ON a.run = s.run AND a.k = s.k_first
 JOIN checkpoints b ON b.run = s.run AND b.k = s.k_last;
 
+-- Phases lie between changes of the size of the increments; a phase ends where the next one begins. None of
+-- groups of fewer than 1,000 weights, nor where no six increments over equal times follow each other.
+CREATE OR REPLACE VIEW phases AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.phase, p.k_first,
+    p.k_last, a.step AS step_first, b.step AS step_last, p.jump, p.indicator, p.value, p.null_value
+FROM stored_phases p
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = p.run AND a.k = p.k_first
+JOIN checkpoints b ON b.run = p.run AND b.k = p.k_last;
+
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
     s.eigenvalue, s.share
