@@ -100,6 +100,8 @@ class SeenModel:
     """(K, K)"""
     noise_floors: Array
     """(K,) what rounding alone makes of a straight path's update angle, degrees."""
+    jumps: Array
+    """(K,) how much longer increments become there, in logarithms; 0 where nothing changes."""
     indicators: dict[str, float]
     indicator_errors: dict[str, float]
 
@@ -237,6 +239,7 @@ def _model(figures: Figures, row: int) -> SeenModel:
         absent=figures.absent[row].copy(),
         squared_distances=figures.squared_distances[row].copy(),
         noise_floors=figures.path[straight_turns.COLUMNS[1]][row].copy(),
+        jumps=figures.jumps[row].copy(),
         indicators=dict(zip(INDICATORS, figures.indicators[row].tolist(), strict=True)),
         indicator_errors=dict(zip(INDICATORS, figures.indicator_errors[row].tolist(), strict=True)),
     )

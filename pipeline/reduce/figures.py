@@ -28,6 +28,7 @@ from pipeline.numerics.jackknife import Jackknife
 from pipeline.numerics.joint import between_paths, increments_between, transformed
 from pipeline.numerics.null import random_walk, straight_line
 from pipeline.numerics.path import COLUMNS, path, update_angles, with_absent
+from pipeline.numerics.phases import jumps
 from pipeline.numerics.spectrum import (
     BASES,
     NUM_COMPONENTS,
@@ -117,6 +118,8 @@ class Figures:
     """(G, N) where a value is not finite."""
     known: NDArray[np.bool_]
     """(G,) false where nothing can be said of the group."""
+    jumps: Array
+    """(G, N) how much longer increments become at each checkpoint, in logarithms; 0 where nothing changes."""
     parts: list[PathParts]
     """Of each group; empty where the parts of its path are not looked at."""
     paths: tuple[Figures, ...] = ()
@@ -235,6 +238,7 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
     trajectory = _trajectory(sums, sums.increments)
     spectra = spectrum(trajectory)
     cosine, relative_cosine = cosines(trajectory.dots), cosines(trajectory.relative_dots)
+    changes = jumps(trajectory, when.elapsed, when.numbers)
     values = indicators(
         trajectory,
         *when,
@@ -242,12 +246,13 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         relative=spectra.eigenvalues["relative"],
         cosine=cosine,
         relative_cosine=relative_cosine,
+        changes=changes,
     )
     columns = path(trajectory, when[0], sums.straight[..., present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
     looked_at = np.flatnonzero(sums.in_parts)
-    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds)
+    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds, changes)
     for count, increments in sums.replicates():
         replicate = _trajectory(sums, increments)
         of_parts.add(count, replicate)
@@ -283,6 +288,7 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
         known=np.ones(len(values), bool),
+        jumps=with_absent({"jumps": changes}, absent)["jumps"],
         parts=of_parts.of_groups(sums.errors_known),
     )
 
@@ -297,6 +303,7 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis, parts: Parts) -> Figures:
         _undefined(sums.in_parts, basis, parts),
         labels=sums.labels,
         known=np.ones(len(sums.labels), bool),
+        jumps=np.concatenate([alone.jumps for alone in of_paths], axis=1),
         parts=_parts_of_paths(of_paths, basis),
         paths=of_paths,
     )
@@ -422,6 +429,7 @@ def _undefined(
         labels=np.zeros((groups, count), int),
         absent=np.ones((groups, count), bool),
         known=np.zeros(groups, bool),
+        jumps=column,
         parts=_parts_of_paths(paths, basis) if paths else undefined_parts(parts, in_parts, present),
         paths=paths,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.phases import LEAST_IN_PHASE
 from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.memory import largest_result, plan_bytes
 from pipeline.planning.plan import Plan
@@ -208,9 +209,10 @@ def _of_tables(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     rows_of_tables = (
         *(groups * rows for rows in (_pairs(count), count, len(INDICATORS))),
         *_rows_of_parts(grouped, plan),
+        phases := sum(grouped.increments_kept) * count // LEAST_IN_PHASE * len(INDICATORS),
     )
-    tables = encoded_tables(grouped, plan)
-    waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0], _OF_PART[0], _OF_PART[0]
+    tables = *encoded_tables(grouped, plan), _OF_PART[1] * phases
+    waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0], *3 * _OF_PART[:1]
     for rows, of_row, encoded in zip(rows_of_tables, waiting, tables, strict=True):
         total += _WAITING * of_row * min(rows, ROW_GROUP)
         total += min(divided.file, encoded) * _ENCODED[0] // _ENCODED[1]

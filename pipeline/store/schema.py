@@ -129,6 +129,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [*_grouped, ("w", pa.int32()), *_of_parts],
     ),
     "stages": pa.schema([*_grouped, *_of_parts]),
+    "phases": pa.schema([*_grouped, ("phase", pa.int32()), ("jump", pa.float64()), *_of_parts]),
     "spectrum": pa.schema(
         [
             *_grouped,

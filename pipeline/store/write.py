@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.phases import LEAST_WEIGHTS
 from pipeline.numerics.windows import offered
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
@@ -85,6 +86,9 @@ class RunWriter:
         self._add("indicators", numbers, {"indicator": _words(INDICATORS)}, values)
         self._add_spectrum(numbers, batch)
         self._add_parts(numbers[kept], [figures.parts[row] for row in batch.rows[kept]])
+        judged = kept & (np.array(weights) >= LEAST_WEIGHTS)
+        for number, row in zip(numbers[judged], batch.rows[judged], strict=True):
+            self._add_phases(number, figures.parts[row].phases, figures.jumps[row])
 
     def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
         """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
@@ -110,6 +114,17 @@ class RunWriter:
         stages = [(n, each.stages) for n, each in of_groups if each.stages is not None]
         if stages:
             self._tables["stages"].add(_of_sub_paths(stages, INDICATORS))
+
+    def _add_phases(
+        self, number: np.int32, phases: SubPaths | None, jumps: NDArray[np.float64]
+    ) -> None:
+        """Add what is said of the phases of one group; there are none where none could be told."""
+        if phases is None:
+            return
+        each = len(INDICATORS)
+        columns = {"phase": np.arange(len(phases.first)), "jump": jumps[phases.first]}
+        tiled = {name: np.tile(values, each) for name, values in columns.items()}
+        self._tables["phases"].add(_of_sub_paths([(number, phases)], INDICATORS) | tiled)
 
     def add_statistic(
         self, groups: Sequence[int], statistic: str, columns: Mapping[str, NDArray[Any]]

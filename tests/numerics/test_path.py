@@ -122,6 +122,8 @@ def test_absent_checkpoints_are_gaps() -> None:
 
 
 def test_without_absences_columns_stay_as_they_are() -> None:
-    columns = paths(trajectory_of(walk(5, 0.1), walk(5, 0.2)), times(5), np.stack([straight_sums(5)] * 2))
+    columns = paths(
+        trajectory_of(walk(5, 0.1), walk(5, 0.2)), times(5), np.stack([straight_sums(5)] * 2)
+    )
     for name, values in with_absent(columns, np.zeros(5, dtype=bool)).items():
         np.testing.assert_array_equal(values, columns[name])

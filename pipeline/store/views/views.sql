@@ -40,11 +40,12 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     p.norm, p.displacement, p.increment,
     p.increment / nullif(lag(p.norm IGNORE NULLS) OVER before, 0) AS relative_increment,
     p.path_length, p.update_angle_deg, p.update_angle_stderr_deg, p.angle_to_first_deg,
-    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.straight_turn_1_deg AS noise_floor_deg,
-    p.turn_2_deg, p.turn_4_deg, p.turn_8_deg, p.turn_16_deg, p.straight_turn_1_deg,
-    p.straight_turn_2_deg, p.straight_turn_4_deg, p.straight_turn_8_deg, p.straight_turn_16_deg,
-    p.radial_increment,
-    p.angular_speed_deg, p.remaining, p.along_end, p.off_end
+    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg,
+    p.straight_turn_1_deg AS noise_floor_deg,
+    p.turn_2_deg, p.turn_4_deg, p.turn_8_deg, p.turn_16_deg,
+    p.straight_turn_1_deg, p.straight_turn_2_deg, p.straight_turn_4_deg, p.straight_turn_8_deg,
+    p.straight_turn_16_deg,
+    p.radial_increment, p.angular_speed_deg, p.remaining, p.along_end, p.off_end
 FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k)
@@ -140,6 +141,16 @@ FROM stored_stages s
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints a ON a.run = s.run AND a.k = s.k_first
 JOIN checkpoints b ON b.run = s.run AND b.k = s.k_last;
+
+-- Phases lie between changes of the size of the increments; a phase ends where the next one begins. None of
+-- groups of fewer than 1,000 weights, nor where no six increments over equal times follow each other.
+CREATE OR REPLACE VIEW phases AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.phase, p.k_first,
+    p.k_last, a.step AS step_first, b.step AS step_last, p.jump, p.indicator, p.value, p.null_value
+FROM stored_phases p
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = p.run AND a.k = p.k_first
+JOIN checkpoints b ON b.run = p.run AND b.k = p.k_last;
 
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
