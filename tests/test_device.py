@@ -260,7 +260,7 @@ def assert_true_part(suite: Suite, number: int, which: int, found: dict[str, Any
     part = tensor.parts[which]
     places = np.arange(tensor.numel) % part.period
     rows = suite.stored[tensor.name][:, (places >= part.start) & (places < part.stop)]
-    assert found["rounding.numel"] == rows.shape[1]
+    assert found["exponents.numel"] == rows.shape[1]
     assert found["non_finite.count"].tolist() == (~np.isfinite(rows)).sum(axis=1).tolist()
     if not np.isfinite(rows).all():
         return  # where a checkpoint is absent by pieces: tests/test_accuracy.py
