@@ -16,6 +16,7 @@ from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
 from pipeline.findings.start import starts_late
+from pipeline.findings.untrained import untrained_rows
 from pipeline.planning.align import LeftOutTensor
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
@@ -46,6 +47,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_dtype_changed(plan),
         *_unread(plan),
         *_frozen(seen),
+        *untrained_rows(plan, seen),
         *_below_noise_floor(plan, seen),
         *_left_out(plan, "tied_weights"),
         *_left_out(plan, "excluded_tensor"),

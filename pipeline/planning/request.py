@@ -30,7 +30,7 @@ from pipeline.planning.options import (
     training,
     whole,
 )
-from pipeline.statistics.table import NAMES
+from pipeline.statistics.table import SAID
 from pipeline.training.metrics import Training
 from pipeline.training.settings import Settings, read_settings
 
@@ -141,7 +141,7 @@ _READERS = {
     "state": optional(text),
     "roles": optional(stated_roles),
     "by_head": flag,
-    "statistics": several_of(*NAMES),
+    "statistics": several_of(SAID),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),
     "budget": optional(size),
