@@ -177,9 +177,11 @@ class RowAccumulator:
 def _products(first: Tensor, last: Tensor, begins: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return (U, PRODUCTS) of the runs that begin at `begins`, given two rows of M values as stored."""
     before, after = first.double().numpy(), last.double().numpy()
+    sums, product = np.empty((len(begins), PRODUCTS)), np.empty_like(before)
     with np.errstate(all="ignore"):  # what is not finite has no figures
-        products = np.stack((before * before, after * after, before * after))
-        return np.add.reduceat(products, begins, axis=1).T
+        for column, (a, b) in enumerate(((before, before), (after, after), (before, after))):
+            sums[:, column] = np.add.reduceat(np.multiply(a, b, out=product), begins)
+    return sums
 
 
 def last_moved(
