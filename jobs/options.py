@@ -24,7 +24,7 @@ from pipeline.planning.request import (
     Request,
     Resources,
 )
-from pipeline.statistics.table import NAMES
+from pipeline.statistics.table import SAID
 from pipeline.training.settings import Settings, assigned, read_settings
 
 _CHECKPOINTS = [
@@ -83,7 +83,8 @@ _SELECTION = [
         "--statistics",
         multiple=True,
         metavar="LIST|all",
-        help=f"Also compute {' and '.join(NAMES)}, in the same read.",
+        help="Also compute, in the same read (repeatable, or with commas):"
+        + "".join(f"\n\n{name}: {meaning}" for name, meaning in SAID.items()),
     ),
     click.option(
         "--windows",

@@ -72,6 +72,12 @@ FROM stored_values s
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k);
 
+-- Of runs with `--statistics rows`: the rows of embeddings and output heads that were read whole.
+CREATE OR REPLACE VIEW rows AS
+SELECT t.run, t.tensor, t.row, t.norm_first, t.norm_last, t.cosine_first_last, t.last_moved_k
+FROM stored_rows t
+SEMI JOIN attempts USING (run, attempt);
+
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
