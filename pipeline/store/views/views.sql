@@ -254,10 +254,10 @@ CREATE OR REPLACE MACRO along(
 ) AS TABLE
 WITH asked AS (
     SELECT CASE WHEN count(*) = 0 THEN error(concat('along: no run ', coalesce(run::VARCHAR, 'NULL')))
-        WHEN count_if(c.k = i) = 0 OR count_if(c.k = j) = 0 THEN error(concat(
+        WHEN count_if(c.k = coalesce(i, -1)) = 0 OR count_if(c.k = coalesce(j, -1)) = 0 THEN error(concat(
             'along: expected checkpoints from 0 to ', max(c.k), ', found ',
             coalesce(i::VARCHAR, 'NULL'), ' and ', coalesce(j::VARCHAR, 'NULL')))
-        ELSE i END AS i, CASE WHEN count_if(c.k = j) > 0 THEN j END AS j
+        ELSE max(c.k) FILTER (c.k = coalesce(i, -1)) END AS i, max(c.k) FILTER (c.k = coalesce(j, -1)) AS j
     FROM checkpoints c
     WHERE c.run = coalesce(run, '')
 ), pairs AS (
