@@ -56,7 +56,9 @@ def average(**options: Any) -> int:
     how = {name: options[name] for name in ("dtype", "memory", "replace")}
     try:
         if not options["as_json"]:
-            _print(run_average(request, options["weights"], options["out"], **how, progress=progress))
+            _print(
+                run_average(request, options["weights"], options["out"], **how, progress=progress)
+            )
             return 0
         with result.claimed():
             summary = run_average(
@@ -70,7 +72,9 @@ def average(**options: Any) -> int:
 
 def _print(summary: AverageSummary) -> None:
     screen = console()
-    say(screen, f"{summary.out}: {' and '.join(summary.dtypes)}, {show_size(summary.bytes_written)}")
+    say(
+        screen, f"{summary.out}: {' and '.join(summary.dtypes)}, {show_size(summary.bytes_written)}"
+    )
     counted = summary.checkpoints
     for each in counted[-_WEIGHTS_SHOWN:]:
         say(screen, f"  {each['weight']:.6f}  {each['name']}")

@@ -141,9 +141,7 @@ _SELECTION = [
         " value and optionally split; or a trainer's log.",
     ),
 ]
-_MEMORY = click.option(
-    "--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB."
-)
+_MEMORY = click.option("--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB.")
 _RESOURCES = [
     _MEMORY,
     click.option(

@@ -33,7 +33,9 @@ def tensors(seed: int) -> dict[str, Matrix]:
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("combinations")
-    return [write_suite(folder / name, tensors(seed), steps=STEPS) for seed, name in enumerate("ab")]
+    return [
+        write_suite(folder / name, tensors(seed), steps=STEPS) for seed, name in enumerate("ab")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +92,7 @@ def test_along_a_direction_of_the_run(
 
 
 @pytest.mark.parametrize(("i", "j"), [(0, 7), (8, 15), (3, 12), (15, 7)])
-def test_along_a_direction_of_another_run(
-    i: int, j: int, store: Store, suites: list[Path]
-) -> None:
+def test_along_a_direction_of_another_run(i: int, j: int, store: Store, suites: list[Path]) -> None:
     """Of one source, and from one source to the other."""
     both = [weights(suite) for suite in suites]
     path = np.concatenate(both)
@@ -172,7 +172,11 @@ def angles(one: Matrix, others: Matrix) -> Matrix:
     return np.degrees(2 * np.arctan2(*halves))
 
 
-LISTS = [[0, 0, 0.5, 0, 0, 0, -1.5, 2], [0, 0, 0, 0, 0, 1, 0, 0], [1e-6, 0, 0, 0, 0, 0, 0, 1 - 1e-6]]
+LISTS = [
+    [0, 0, 0.5, 0, 0, 0, -1.5, 2],
+    [0, 0, 0, 0, 0, 1, 0, 0],
+    [1e-6, 0, 0, 0, 0, 0, 0, 1 - 1e-6],
+]
 
 
 @pytest.mark.parametrize(("keys", "part"), GROUPS)
@@ -188,7 +192,9 @@ def test_average(
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     assert np.allclose(columns["weight"], counted, rtol=0, atol=1e-15)
     assert np.allclose(columns["norm"], np.linalg.norm(mean), rtol=1e-6)
-    assert np.allclose(columns["distance"], np.linalg.norm(path - mean, axis=1), rtol=1e-6, atol=1e-12)
+    assert np.allclose(
+        columns["distance"], np.linalg.norm(path - mean, axis=1), rtol=1e-6, atol=1e-12
+    )
     assert np.allclose(columns["angle_deg"], angles(mean, path), rtol=1e-5, atol=1e-6)
     assert columns["step"].tolist() == STEPS
 
@@ -243,7 +249,10 @@ def test_absent_checkpoints(tmp_path: Path) -> None:
         ("average('nobody', 'last:2')", "average: no run nobody"),
         ("average(NULL, 'last:2')", "average: no run NULL"),
         ("average('a', NULL)", "or a list of numbers, found NULL"),
-        ("average('a', 'mean')", "expected last:M, ema:DECAY, warmdown:M or a list of numbers, found mean"),
+        (
+            "average('a', 'mean')",
+            "expected last:M, ema:DECAY, warmdown:M or a list of numbers, found mean",
+        ),
         ("average('a', 3)", "or a list of numbers, found 3"),
         ("average('a', 'last:0')", "expected last:M, M from 1 to 8, found last:0"),
         ("average('a', 'last:9')", "expected last:M, M from 1 to 8, found last:9"),
@@ -271,4 +280,6 @@ def test_in_python_it_is_refused_at_once(store: Store) -> None:
     with pytest.raises(QueryError, match="add up to 1, found 2"):
         store.average("a", [2, 0, 0, 0, 0, 0, 0, 0])
     rows = store.average("a", np.full(8, 1 / 8), scope="layer").to_arrow_table().to_pylist()
-    assert [(row["layer"], row["k"]) for row in rows] == [(l, k) for l in range(3) for k in range(8)]
+    assert [(row["layer"], row["k"]) for row in rows] == [
+        (n, k) for n in range(3) for k in range(8)
+    ]

@@ -116,7 +116,7 @@ def average(
     started = time.perf_counter()
     dtype = optional(one_of(*FORMATS))("--dtype", dtype)
     budget = optional(size)("--memory", memory) or default_budget(total_memory(), 1, False)
-    target = Path(_local(path("--out", out)))
+    target = Path(_local(path("--out", out))).resolve()
     plan, source = make_average_plan(request, weights, dtype)
     asked = plan.request
     row_bytes = _row_bytes(plan, source, budget)
@@ -124,7 +124,9 @@ def average(
         if not replace:
             refuse_other(target, asked["digest"])
         if finished(target, asked["digest"]):
-            return _summary(plan, target, json.loads((target / RECORD).read_text("utf-8")), 0, started)
+            return _summary(
+                plan, target, json.loads((target / RECORD).read_text("utf-8")), 0, started
+            )
         staging = Staging(target, asked)
         _refuse_full_disk(plan, staging)
         with staging.open():
@@ -166,7 +168,9 @@ class _Writer:
         tile = Tile(0, ranges, 0, "")
         left = sum(plan.tensors[r.tensor].share(r.first, r.stop) for r in ranges)
         if self._progress is not None:
-            self._progress.begun(str(self._staging.target), plan.bytes_to_read, plan.bytes_to_read - left)
+            self._progress.begun(
+                str(self._staging.target), plan.bytes_to_read, plan.bytes_to_read - left
+            )
         for name, head, num_bytes in zip(self._paths, plan.heads, plan.sizes, strict=True):
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(descriptor, num_bytes)
@@ -193,7 +197,9 @@ class _Writer:
         """
         digests = self._staging.digests()
         with _opened(self._paths) as descriptors:
-            for path, head, descriptor in zip(self._paths, self._plan.heads, descriptors, strict=True):
+            for path, head, descriptor in zip(
+                self._paths, self._plan.heads, descriptors, strict=True
+            ):
                 os.fsync(descriptor)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk
                 if os.pread(descriptor, len(head), 0) != head:
@@ -229,7 +235,11 @@ class _Writer:
         write_whole(staging.path(RECORD), json.dumps(record, indent=2).encode())
         if differing and self._progress is not None:
             shown = ", ".join(quoted(name, 60) for name in differing[:_NAMES_SHOWN])
-            more = f" and {len(differing) - _NAMES_SHOWN} more" if len(differing) > _NAMES_SHOWN else ""
+            more = (
+                f" and {len(differing) - _NAMES_SHOWN} more"
+                if len(differing) > _NAMES_SHOWN
+                else ""
+            )
             self._progress.note(
                 f"{len(differing)} tensors that are not averaged differ between the checkpoints, and are"
                 f" those of {plan.checkpoints[-1].candidate.name}: {shown}{more}"
@@ -259,7 +269,9 @@ class _Writer:
                 _write_at(descriptors[written.file], data, written.start + first * written.itemsize)
                 pieces = bounds(first, first + len(data) // written.itemsize, PIECE)
                 digests += [
-                    piece_digest(data[(a - first) * written.itemsize : (b - first) * written.itemsize])
+                    piece_digest(
+                        data[(a - first) * written.itemsize : (b - first) * written.itemsize]
+                    )
                     for a, b in pieces
                 ]
                 if differs:
@@ -307,13 +319,15 @@ def _with_dtype(data: bytes, dtype: str) -> bytes:
     if not isinstance(config, dict):
         return data
     stated = {name: dtype for name in ("torch_dtype", "dtype") if name in config}
-    return json.dumps({**config, **stated}, indent=2, ensure_ascii=False).encode() if stated else data
+    return (
+        json.dumps({**config, **stated}, indent=2, ensure_ascii=False).encode() if stated else data
+    )
 
 
 def _local(out: str) -> str:
     if not out or "://" in out:
         raise RequestError(f"--out: expected a directory, found {quoted(out)}")
-    return os.path.abspath(out)
+    return out
 
 
 def _row_bytes(plan: AveragePlan, source: Source, budget: int) -> int:

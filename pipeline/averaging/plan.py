@@ -13,7 +13,6 @@ from typing import Any
 from pipeline.averaging.weights import weights_of
 from pipeline.checkpoint.chunks import by_rows
 from pipeline.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
-from pipeline.checkpoint.parts import Part
 from pipeline.checkpoint.roles import Role, reason_to_leave_out
 from pipeline.checkpoint.shards import weight_suffix
 from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
@@ -148,7 +147,10 @@ class AveragePlan:
             [_FORM, PIECE, self.uri, [weight.hex() for weight in self.weights]],
             [[c.candidate.name, c.candidate.commit] for c in self.checkpoints],
             [[file.path, file.size, file.identity] for file in (*self.files, *self.beside)],
-            [[t.name, t.shape, t.dtypes, t.files, t.starts, [*t.scattered.items()]] for t in self.tensors],
+            [
+                [t.name, t.shape, t.dtypes, t.files, t.starts, [*t.scattered.items()]]
+                for t in self.tensors
+            ],
             [[*self.paths], self.index, self.dtype, [head.hex() for head in self.heads]],
         ):
             digest.update(json.dumps(value).encode() + b"\n")
@@ -237,9 +239,7 @@ def _planned(
     )
 
 
-def _refuse_missing(
-    contents: Sequence[Contents], names: Sequence[str], request: Request
-) -> None:
+def _refuse_missing(contents: Sequence[Contents], names: Sequence[str], request: Request) -> None:
     """Refuse tensors that are averaged and are not in all checkpoints.
 
     Raises:
@@ -320,7 +320,7 @@ def _aligned(
         shape=first.shape,
         numel=numel,
         role=Role(None, None, "other", None, "weight"),
-        parts=(Part("", 1, 0, 1),),
+        parts=(),
         dtypes=tuple(BYTES if is_copied else place.dtype for _, place in present),
         files=tuple(of[file] for of, (file, _) in zip(numbers, present, strict=True)),
         starts=tuple(place.start for _, place in present),

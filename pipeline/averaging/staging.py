@@ -179,7 +179,7 @@ class Staging:
             (self._notes / name).unlink(missing_ok=True)
 
 
-def cannotwrite_whole(target: Path, error: OSError) -> HallmarksError:
+def cannot_write(target: Path, error: OSError) -> HallmarksError:
     """Return the error of a directory that cannot be written."""
     return HallmarksError(
         f"{quoted(str(target))} cannot be written: {error.strerror}",

@@ -132,8 +132,7 @@ def _of_file(name: str, checkpoints: Sequence[Selected]) -> NDArray[np.float64]:
     if not columns or "weight" not in rows[0]:
         raise RequestError(f"{where}: expected the columns weight and name, step or k")
     known = {
-        tuple(_told(k, each)[column] for column in columns): k
-        for k, each in enumerate(checkpoints)
+        tuple(_told(k, each)[column] for column in columns): k for k, each in enumerate(checkpoints)
     }
     numbers, taken = np.zeros(len(checkpoints)), set[int]()
     for line, row in enumerate(rows, 2):
