@@ -260,8 +260,12 @@ def sampled_places(elements: np.ndarray) -> np.ndarray:
     if len(elements) < PIECE:  # as MIN_SAMPLED is here
         return np.arange(len(elements))
     piece, place = np.divmod(elements, PIECE)
-    taken = [{(10_125 * j + splitmix64(b)) % PIECE for j in range(1024)} for b in range(piece[-1] + 1)]
-    return np.array([n for n, (b, at) in enumerate(zip(piece, place, strict=True)) if at in taken[b]])
+    taken = [
+        {(10_125 * j + splitmix64(b)) % PIECE for j in range(1024)} for b in range(piece[-1] + 1)
+    ]
+    return np.array(
+        [n for n, (b, at) in enumerate(zip(piece, place, strict=True)) if at in taken[b]]
+    )
 
 
 def assert_true_part(suite: Suite, number: int, which: int, found: dict[str, Any]) -> None:

@@ -210,7 +210,9 @@ def test_asking_for_more_reads_only_then(tmp_path: Path) -> None:
     opened = pipeline.open_store(store)
     for view in ("values", "sparsity"):
         assert opened.sql(f"SELECT count(*) FROM {view}").fetchall()[0][0] > COUNT
-    with pytest.raises(RequestError, match=r"expected values, sparsity or all, found.*momentum"):
+    with pytest.raises(
+        RequestError, match=r"expected values, sparsity, rows or all, found.*momentum"
+    ):
         read(statistics="momentum")
 
 

@@ -17,6 +17,7 @@ from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
 from pipeline.findings.phases import phase_changes
 from pipeline.findings.start import starts_late
+from pipeline.findings.untrained import untrained_rows
 from pipeline.numerics.straight_turns import SAYS_NOTHING_DEG
 from pipeline.planning.align import LeftOutTensor
 from pipeline.planning.plan import Plan
@@ -47,6 +48,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_dtype_changed(plan),
         *_unread(plan),
         *_frozen(seen),
+        *untrained_rows(plan, seen),
         *_below_noise_floor(plan, seen),
         *phase_changes(plan, seen),
         *_left_out(plan, "tied_weights"),

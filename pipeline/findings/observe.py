@@ -18,6 +18,7 @@ from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.figures import Figures
+from pipeline.reduce.rows import TableRows
 
 LAGS = 8
 """Checkpoints are compared with those up to so many before: enough to judge neighbours when up to
@@ -111,6 +112,17 @@ class SeenModel:
         return len(set(self.labels[~self.absent].tolist())) > 1
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class SeenTable:
+    """The rows of an embedding or output head."""
+
+    name: str
+    rows: NDArray[np.int64]
+    """Their numbers: those that were read whole."""
+    turned: Array
+    """1 − cos(w_0, w_T) of each; 0 of one that is zero throughout, NaN where it is not known."""
+
+
 class Observations:
     """All that is seen of one run, gathered batch by batch."""
 
@@ -125,6 +137,11 @@ class Observations:
                 self._parts[name] = index, before + share
         self._seen: list[Seen] = []
         self.model: SeenModel | None = None
+        self.tables: list[SeenTable] = []
+
+    def add_rows(self, table: TableRows) -> None:
+        """Take note of the rows of a tensor, as far as findings need them."""
+        self.tables.append(SeenTable(table.tensor, table.rows, _turned(table)))
 
     def add(self, batch: FigureBatch) -> None:
         """Take note of groups' figures, as far as findings need them."""
@@ -195,6 +212,11 @@ class Observations:
             unrelated=np.abs(cosines) <= limit,
             related=cosines >= RELATED_COSINE,
         )
+
+
+def _turned(table: TableRows) -> Array:
+    zero = (table.norm_first == 0) & (table.norm_last == 0) & (table.last_moved_k == 0)
+    return np.where(zero, 0.0, 1 - table.cosine_first_last)
 
 
 def misfit(squared_distances: Array, labels: Labels) -> Array:
