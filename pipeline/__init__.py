@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import analyze, analyze_joint, open_store, plan
+    from pipeline.api import analyze, analyze_joint, open_store, plan, update
     from pipeline.errors import (
         DamagedRun,
         FormatError,
@@ -28,18 +28,20 @@ if TYPE_CHECKING:
         StoreUnusable,
     )
     from pipeline.job.summary import Summary
+    from pipeline.job.update import Updated
     from pipeline.planning.plan import Plan
     from pipeline.store.maps import TrajectoryMap
     from pipeline.store.query import Store
 
 _HOMES = {
-    "pipeline.api": ("analyze", "analyze_joint", "open_store", "plan"),
+    "pipeline.api": ("analyze", "analyze_joint", "open_store", "plan", "update"),
     "pipeline.errors": (
         *("DamagedRun", "FormatError", "HallmarksError", "NothingMatches", "PackageMissing"),
         *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
         *("SourceNotFound", "StoreFailed", "StoreUnusable"),
     ),
     "pipeline.job.summary": ("Summary",),
+    "pipeline.job.update": ("Updated",),
     "pipeline.planning.plan": ("Plan",),
     "pipeline.store.maps": ("TrajectoryMap",),
     "pipeline.store.query": ("Store",),
@@ -65,10 +67,12 @@ __all__ = [
     "StoreUnusable",
     "Summary",
     "TrajectoryMap",
+    "Updated",
     "analyze",
     "analyze_joint",
     "open_store",
     "plan",
+    "update",
 ]
 
 
