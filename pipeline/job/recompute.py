@@ -40,6 +40,7 @@ def recomputed(
         folder,
         execution,
         outcome,
+        rows=sums.rows(),
         final=True,
         check=leases.assure,
         ready=leases.assure,

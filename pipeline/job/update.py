@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline.errors import HallmarksError, Interrupted, RequestError, quoted
@@ -20,6 +20,7 @@ from pipeline.planning.request import Resources
 from pipeline.store.attempts import remove_superseded
 from pipeline.store.contents import contents
 from pipeline.store.folder import Folder
+from pipeline.store.names import stored_windows
 from pipeline.store.plans import kept_plans, read_plan
 from pipeline.store.query import Store
 from pipeline.store.sums import SumFolder
@@ -79,7 +80,7 @@ def update(
     states |= {name: Updated(name, "current") for name, each in rows.items() if each.is_current}
     pending = wanted - states.keys()
     for plan in _plans(folder, rows, pending, states):
-        made = [each.run for each in Runs.of(plan)]
+        made = _made_by(plan, rows)
         wanted |= {*made}
         try:
             _made_again(plan, folder, store, rows, progress)
@@ -122,10 +123,14 @@ def _plans(
             if owner in pending and rows[owner].plan == digest:
                 states[owner] = Updated(owner, "not updated", f"{error.message}; {error.hint}")
             continue
-        if any(
-            each.run in pending and rows[each.run].plan == each.digest for each in Runs.of(plan)
-        ):
+        if pending & {*_made_by(plan, rows)}:
             yield plan
+
+
+def _made_by(plan: Plan, rows: dict[str, _Stored]) -> list[str]:
+    """Return the runs of the store that were made by a plan: one of several may have been replaced."""
+    runs = {each.run: each.digest for each in Runs.of(plan)}
+    return [run for run, digest in runs.items() if run in rows and rows[run].plan == digest]
 
 
 def _made_again(
@@ -137,15 +142,15 @@ def _made_again(
         HallmarksError: they cannot be made again.
     """
     for each in Runs.of(plan):
-        stored = rows.get(each.run)
-        if stored is None or stored.plan != each.digest:
+        if each.run not in _made_by(plan, rows):
             raise RequestError(f"run {each.run} of the same read has been replaced: {_AGAIN}")
-        if stored.figures > FIGURES_FORMAT:
+        if rows[each.run].figures > FIGURES_FORMAT:
             raise RequestError(f"the figures of run {each.run} are of a later version")
     renamed = plan.renamed()
     if renamed is None:
         raise RequestError(f"this version divides its tensors into other parts: {_AGAIN}")
-    plan, resources = keeping(folder, renamed), Resources(executor="local")
+    plan = replace(renamed, windows_asked=stored_windows(folder, renamed))
+    plan, resources = keeping(folder, plan), Resources(executor="local")
     assure_room_for_figures(plan, resources)
     buffers = reduction_buffers(plan, resources)
     execution = Execution(store, resources.executor, 0, time.monotonic(), buffers)

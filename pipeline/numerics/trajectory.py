@@ -78,19 +78,50 @@ class Trajectory:
         increments = _symmetric(increments)
         _erase(increments, np.diff(same, axis=1, prepend=-1) == 0)
         dots, onward_dots = _accumulated(increments)
-        displacing = increments.copy()
-        displacing[:, :1] = 0.0
-        displacing[:, :, :1] = 0.0
-        relative_dots, relative_onward_dots = _accumulated(displacing)
         squared_distances = _squared_distances(increments)
         _erase(dots, _is_residue(dots, increments))
-        diagonal(relative_dots)[:] = squared_distances[:, 0]
+        relative_dots, relative_onward_dots = _of_displacements(increments, squared_distances)
         return cls(
             increments,
             _snapped(dots, same),
             _snapped(relative_dots, same),
             _snapped(squared_distances, same),
             onward_dots,
+            relative_onward_dots,
+            same,
+        )
+
+    def sub_paths(self, groups: IntArray, firsts: IntArray, count: int) -> Self:
+        """The trajectories, P of them, of some of the checkpoints, each as a path of its own.
+
+        S of the checkpoints a ... b is R S R', where theta_a takes the place of theta_0: the first
+        row of R is ones up to a. What does not speak of the first checkpoint is taken over as it is,
+        so that a norm or a distance is the same, to the bit, in every sub-path.
+
+        Args:
+            groups: (P,), the group that each is of.
+            firsts: (P,), the checkpoint a at which each begins.
+            count: how many checkpoints each has, one at least.
+
+        Source: docs/method-2.md, section 5.4.
+        """
+        k = firsts[:, np.newaxis] + np.arange(count)
+        of_group = groups[:, np.newaxis]
+        pairs = groups[:, np.newaxis, np.newaxis], k[:, :, np.newaxis], k[:, np.newaxis]
+        same = first_equal(self.same[of_group, k])
+        dots, squared_distances = self.dots[pairs], self.squared_distances[pairs]
+        increments = self.increments[pairs]
+        along = np.cumsum(self.increments, axis=1)[of_group, firsts[:, np.newaxis], k]
+        along[:, 0] = dots[:, 0, 0]
+        along[dots[:, 0, 0] == 0] = 0.0
+        increments[:, 0] = increments[:, :, 0] = along
+        relative_dots, relative_onward_dots = _of_displacements(increments, squared_distances)
+        return type(self)(
+            increments,
+            dots,
+            _snapped(relative_dots, same),
+            squared_distances,
+            self.onward_dots[pairs],
             relative_onward_dots,
             same,
         )
@@ -177,6 +208,18 @@ def _accumulated(increments: FloatArray) -> tuple[FloatArray, FloatArray]:
     for j in range(1, sums.shape[1]):
         sums[:, j] += sums[:, j - 1]
     return _symmetric(sums), onward.swapaxes(1, 2)
+
+
+def _of_displacements(
+    increments: FloatArray, squared_distances: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Dot products of displacements, and `relative_onward_dots`; both (G, K, K)."""
+    displacing = increments.copy()
+    displacing[:, :1] = 0.0
+    displacing[:, :, :1] = 0.0
+    relative_dots, relative_onward_dots = _accumulated(displacing)
+    diagonal(relative_dots)[:] = squared_distances[:, 0]
+    return relative_dots, relative_onward_dots
 
 
 def _squared_distances(increments: FloatArray) -> FloatArray:

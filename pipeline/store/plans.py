@@ -89,7 +89,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
             names = list(hint._fields)
         case _:
             return lambda plain: _scalar(hint, plain)
-    make: Callable[..., Any] = hint  # a class
+    make: Any = hint  # a class
     hints = get_type_hints(hint)
     return lambda plain: make(*_each([hints[name] for name in names], plain))
 
