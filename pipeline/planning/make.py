@@ -155,6 +155,7 @@ def _made(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
+        network=alignment.network,
         content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=_selection(source, request),
         paths=paths,
