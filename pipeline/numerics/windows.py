@@ -111,11 +111,11 @@ def _alike(elapsed: FloatArray, width: int) -> list[tuple[IntArray, FloatArray]]
 
     With an even spacing all windows are alike, and are worked on together.
     """
-    spans = sliding_window_view(elapsed, width)
+    times = sliding_window_view(elapsed, width)
     if "linearity_time" not in offered(width) or np.isnan(elapsed).all():
-        return [(np.arange(len(spans)), np.full(width, np.nan))]
+        return [(np.arange(len(times)), np.full(width, np.nan))]
     alike: dict[bytes, list[int]] = defaultdict(list)
-    spans = spans - spans[:, :1]
-    for first, span in enumerate(spans):
-        alike[span.tobytes()].append(first)
-    return [(np.array(firsts), spans[firsts[0]]) for firsts in alike.values()]
+    times = times - times[:, :1]
+    for first, of_window in enumerate(times):
+        alike[of_window.tobytes()].append(first)
+    return [(np.array(firsts), times[firsts[0]]) for firsts in alike.values()]

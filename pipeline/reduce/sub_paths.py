@@ -45,14 +45,14 @@ class Parts:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The first and the last checkpoint of each stage."""
-        spans: list[tuple[int, int]] = []
+        bounds: list[tuple[int, int]] = []
         first = 0
         for stage, checkpoints in groupby(self.stages):
             stop = first + len(list(checkpoints))
             if stage is not None:
-                spans.append((first, stop - 1))
+                bounds.append((first, stop - 1))
             first = stop
-        return spans
+        return bounds
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -211,7 +211,7 @@ class _Kind:
     def add(self, replicates: Trajectory, groups: Indices, count: int) -> None:
         values, _ = self._figures(replicates, groups=groups)
         squares = values[..., self._squares]
-        self._spread.add(squares.reshape(count, -1, *squares.shape[1:]))
+        self._spread.add(squares.reshape(count, len(groups) // count, *squares.shape[1:]))
 
     def result(self, errors_known: NDArray[np.bool_]) -> list[SubPaths]:
         corrected = self._values.copy()
