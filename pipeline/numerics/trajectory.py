@@ -252,6 +252,26 @@ def _is_residue(dots: FloatArray, increments: FloatArray) -> BoolArray:
     return diagonal(dots) <= reach.shape[1] * np.finfo(np.float64).eps * reach**2
 
 
+def triangles(
+    trajectory: Trajectory,
+    gram: FloatArray,
+    onward: FloatArray,
+    group: IntArray,
+    i: IntArray,
+    j: IntArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of the apex and checkpoints i and j: a = |u|², b = |v|² and c = <u, v>, u from the apex to the
+    earlier of the two, v from there to the later one.
+
+    Equal checkpoints are read as the first of them. `gram` and `onward` are of the vectors from the
+    apex; `group`, `i` and `j` are broadcast.
+    """
+    i, j = trajectory.same[group, i], trajectory.same[group, j]
+    first, last = np.minimum(i, j), np.maximum(i, j)
+    a = diagonal(gram)[group, first]
+    return a, trajectory.squared_distances[group, first, last], onward[group, first, last]
+
+
 def _angles(
     trajectory: Trajectory,
     gram: FloatArray,
@@ -260,11 +280,9 @@ def _angles(
     i: IntArray,
     j: IntArray,
 ) -> FloatArray:
-    """Degrees; `gram` and `onward` are of the vectors from the apex."""
-    i, j = trajectory.same[group, i], trajectory.same[group, j]
-    first, last = np.minimum(i, j), np.maximum(i, j)
+    """Degrees; arguments are as for `triangles`."""
+    a, b, c = triangles(trajectory, gram, onward, group, i, j)
     squared_norms = diagonal(gram)
-    a, b = squared_norms[group, first], trajectory.squared_distances[group, first, last]
-    c = onward[group, first, last]
+    defined = (squared_norms[group, i] > 0) & (squared_norms[group, j] > 0)
     angle = np.degrees(np.arctan2(np.sqrt(np.maximum(a * b - c * c, 0.0)), a + c))
-    return np.where((a > 0) & (squared_norms[group, last] > 0), angle, np.nan)
+    return np.where(defined, angle, np.nan)

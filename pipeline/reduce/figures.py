@@ -238,10 +238,11 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         trajectory,
         *when,
         centered=spectra.eigenvalues["centered"],
+        relative=spectra.eigenvalues["relative"],
         cosine=cosine,
         relative_cosine=relative_cosine,
     )
-    columns = path(trajectory, sums.rounding[:, present])
+    columns = path(trajectory, when[0], sums.rounding[:, present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
     looked_at = np.flatnonzero(sums.in_parts)
@@ -322,9 +323,7 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis, parts: Parts) -> Figures:
         relative_cosine_errors[block] = alone.relative_cosine_errors
     known = [_present(matrices, absent) for matrices in (dots, relative_dots, squared_distances)]
     spectra = spectrum_between(*known)
-    values = indicators_between(
-        cosines(known[0]), cosines(known[1]), spectra.eigenvalues["centered"]
-    )
+    values = indicators_between(cosines(known[0]), cosines(known[1]), spectra)
     values, errors = _with_errors(values, spreads[0], sums)
     return replace(
         nothing,
@@ -359,9 +358,9 @@ def _figured_between(
 ) -> tuple[Array, Array, Array]:
     """Return the figures between paths that have a standard error."""
     dots, relative_dots, squared_distances = (_present(matrices, absent) for matrices in between)
-    centered = spectrum_between(dots, relative_dots, squared_distances).eigenvalues["centered"]
+    spectra = spectrum_between(dots, relative_dots, squared_distances)
     cosine, relative_cosine = cosines(dots), cosines(relative_dots)
-    return indicators_between(cosine, relative_cosine, centered), cosine, relative_cosine
+    return indicators_between(cosine, relative_cosine, spectra), cosine, relative_cosine
 
 
 def _with_errors(values: Array, spread: Jackknife, sums: _Sums) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.numerics.path import COLUMNS
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
@@ -111,22 +112,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_grouped,
             ("k", pa.int32()),
-            *[
-                (name, pa.float64())
-                for name in (
-                    "norm",
-                    "displacement",
-                    "increment",
-                    "path_length",
-                    "update_angle_deg",
-                    "update_angle_stderr_deg",
-                    "angle_to_first_deg",
-                    "angle_to_last_deg",
-                    "apex_angle_next_deg",
-                    "apex_angle_last_deg",
-                    "noise_floor_deg",
-                )
-            ],
+            *[(name, pa.float64()) for name in COLUMNS],
         ]
     ),
     "indicators": pa.schema(

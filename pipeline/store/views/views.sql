@@ -40,7 +40,9 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     p.norm, p.displacement, p.increment,
     p.increment / nullif(lag(p.norm IGNORE NULLS) OVER before, 0) AS relative_increment,
     p.path_length, p.update_angle_deg, p.update_angle_stderr_deg, p.angle_to_first_deg,
-    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
+    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg,
+    p.turn_2_deg, p.turn_4_deg, p.turn_8_deg, p.turn_16_deg, p.radial_increment,
+    p.angular_speed_deg, p.remaining, p.along_end, p.off_end
 FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k)
