@@ -11,21 +11,21 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import pipeline
 from pipeline.errors import RequestError
 from pipeline.job.analyze import analyze
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.windows import offered
+from pipeline.planning.make import make_plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import INCREMENTS_KEPT
+from pipeline.reduce.groups import INCREMENTS_KEPT, grouping
+from pipeline.reduce.memory import encoded_tables
 from pipeline.store.query import Store
 from tests import reference
 from tests.commands import hallmarks
 from tests.reference import Matrix
 from tests.suites import stored_weights, trajectory, write_suite
-from tests.test_figures import COUNT
 
 FIRST, SECOND = 14, 10
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 3000] + [
@@ -120,7 +120,7 @@ def test_windows_are_those_of_the_weights(store: Store, source: Path) -> None:
         name = row["indicator"]
         assert_owed(name, row["value"], truth[name])
         assert_owed(name, row["null_value"], walked[name])
-    assert len(truths) == (2 + 2 + 2) * (5 + 5 + 4)
+    assert len(truths) == (2 + 2 + 2) * (5 + 4 + 3)
     assert {row["scope"] for row in rows} == set(INCREMENTS_KEPT)
 
 
@@ -146,12 +146,11 @@ def test_a_window_is_what_its_checkpoints_alone_give(
         columns = f"{KEYS}, indicator, value, null_value"
         rows = store.sql(f"SELECT {columns} FROM windows WHERE {where}").fetchall()
         query = f"SELECT {columns} FROM indicators WHERE scope IN {INCREMENTS_KEPT}"
-        expected = {tuple(key): values for *key, *values in alone.sql(query).fetchall()}  # type: ignore[misc]
+        expected = {row[:-2]: row[-2:] for row in alone.sql(query).fetchall()}
         assert len(rows) == 6 * len(offered(width))
-        for *key, value, null in rows:
-            truths = expected[tuple(key)]
-            for found, truth in zip((value, null), truths, strict=True):
-                assert_owed(key[-1], found, math.nan if truth is None else truth)
+        for row in rows:
+            for found, truth in zip(row[-2:], expected[row[:-2]], strict=True):
+                assert_owed(row[-3], found, math.nan if truth is None else truth)
 
 
 def test_a_stage_is_what_its_checkpoints_alone_give(
@@ -162,7 +161,7 @@ def test_a_stage_is_what_its_checkpoints_alone_give(
         rows = rows_of(store, f"FROM stages WHERE stage = {stage}")
         assert len(rows) == (2 + 2 + 2) * len(INDICATORS)
         query = f"SELECT {KEYS}, indicator, value, null_value FROM indicators"
-        expected = {tuple(key): values for *key, *values in alone.sql(query).fetchall()}  # type: ignore[misc]
+        expected = {row[:-2]: row[-2:] for row in alone.sql(query).fetchall()}
         elapsed = alone.sql("SELECT elapsed FROM checkpoints ORDER BY k").fetchall()
         assert [time for (time,) in elapsed] == STEPS[first : first + count]
         for row in rows:
@@ -193,7 +192,7 @@ def test_a_change_of_the_data_is_where_it_was(store: Store) -> None:
     ).fetchall()
     inside = [above for within, _, above in rows if within]
     before = [abs(above) for _, within, above in rows if within]
-    assert min(inside) > 2 * max(before) > 0
+    assert min(inside) > 1.5 * max(before) > 0
 
 
 def test_other_widths_read_nothing_and_stay(source: Path, tmp_path: Path) -> None:
@@ -220,7 +219,6 @@ def test_other_widths_read_nothing_and_stay(source: Path, tmp_path: Path) -> Non
     assert asked() == ([5, 16], usual)
     assert asked(windows=("6", "tensor")) == ([6], sorted([*usual, "tensor"]))
     assert asked(windows="layer_component") == ([8], sorted([*usual, "layer_component"]))
-    assert asked(windows=200) == ([], [])[:1] + (sorted([]),) if False else True
     assert reads == [True, False, False, False, False]
 
 
@@ -230,7 +228,7 @@ def test_windows_of_a_tensor_are_its_own(source: Path, tmp_path: Path) -> None:
     weights = stored_weights(source)[name]
     rows = rows_of(store, f"FROM windows WHERE tensor = '{name}' AND k_first = 7")
     truth, walked = expected_of(weights[7:15], STEPS[7:15], 7)
-    assert [row["indicator"] for row in rows] == list(offered(8))
+    assert {row["indicator"] for row in rows} == set(offered(8))
     for row in rows:
         assert_owed(row["indicator"], row["value"], truth[row["indicator"]])
         assert_owed(row["indicator"], row["null_value"], walked[row["indicator"]])
@@ -280,7 +278,7 @@ def test_several_sources_have_windows_within_each(tmp_path: Path) -> None:
     store = pipeline.open_store(tmp_path / "store")
     columns = "indicator, k_first, k_last, value, null_value"
     both = store.sql(f"SELECT {columns} FROM windows WHERE run = 'both' ORDER BY ALL").fetchall()
-    moved = f"indicator, k_first + 9 * (run = 'seed1')::INT, k_last + 9 * (run = 'seed1')::INT"
+    moved = "indicator, k_first + 9 * (run = 'seed1')::INT, k_last + 9 * (run = 'seed1')::INT"
     query = f"SELECT {moved}, value, null_value FROM windows WHERE run <> 'both' ORDER BY ALL"
     assert both == store.sql(query).fetchall()
     assert {row[1:3] for row in both} == {(0, 7), (1, 8), *((k, k + 7) for k in range(9, 14))}
@@ -314,7 +312,7 @@ def test_a_window_over_all_checkpoints_has_the_figures_of_the_run(
 )
 def test_what_is_no_window_is_refused_alike_everywhere(stated: str, source: Path) -> None:
     done = hallmarks("analyze", source, "--windows", stated, "--store", source / "never")
-    assert done.exit_code == 2 and not (source / "never").exists()
+    assert done.returncode == 2 and not (source / "never").exists()
     with pytest.raises(RequestError) as refused:
         pipeline.plan(source, windows=stated)
     assert "--windows: expected numbers of checkpoints from 5 on" in refused.value.message
@@ -325,6 +323,23 @@ def test_what_is_no_window_is_refused_alike_everywhere(stated: str, source: Path
 def test_what_is_no_list_in_python_is_refused(stated: Any, source: Path) -> None:
     with pytest.raises(RequestError, match="--windows"):
         pipeline.plan(source, windows=stated)
+
+
+def test_tables_of_parts_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:
+    tensors = {
+        f"layers.{layer}.mlp.up_proj.weight": trajectory("walk", 60, 200, 0.1, layer)
+        for layer in LAYERS
+    }
+    source = write_suite(tmp_path / "suite", tensors)
+    for k in range(60):
+        (source / f"step{k}").rename(source / f"stage{k // 6}-step{k}")
+    request = Request(str(source), windows=range(5, 17))
+    analyze(request, str(tmp_path / "store"), Resources(executor="local"))
+    plan, _ = make_plan(request)
+    *_, windows, stages = encoded_tables(grouping(plan), plan)
+    for table, projected in (("windows", windows), ("stages", stages)):
+        (file,) = (tmp_path / "store" / table).rglob("*.parquet")
+        assert projected / 2 < file.stat().st_size <= 1.2 * projected, table  # and a footer
 
 
 def test_a_plan_says_what_windows_take(source: Path, tmp_path: Path) -> None:

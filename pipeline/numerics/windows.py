@@ -10,13 +10,13 @@ of a path, I = indicators.
 Source: docs/method-2.md, section 5.4.
 """
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.numerics.indicators import INDICATORS, indicators
+from pipeline.numerics.linearity import linearity, walk_linearity
 from pipeline.numerics.null import random_walk
 from pipeline.numerics.stack import FloatArray, IntArray, diagonal
 from pipeline.numerics.trajectory import Trajectory
@@ -28,11 +28,11 @@ OFFERED = {
         *("path_length", "straightness", "relative_mds", "mean_update_angle_deg"),
         *("effective_rank", "predictability_1"),
     ),
-    12: ("diffusion_exponent", "pca_share_1"),
+    12: ("linearity_time", "diffusion_exponent", "pca_share_1"),
 }
 """Checkpoints that a window must have → what is said of it. A change of the data moves the first by 8 to
-25 times their scatter in windows of 8, but the exponent by 3.5, in windows of 12 by 6.5, and the share in
-either direction (docs/method-2.md, section 5.4)."""
+25 times their scatter in windows of 8, but linearity and exponent by 4, in windows of 12 by 7, and the
+share in either direction (docs/method-2.md, section 5.4)."""
 LEAST_CHECKPOINTS = 6
 """Of a stage or a phase: of fewer all indicators are NaN."""
 
@@ -69,18 +69,37 @@ def of_windows(
         groups: (G,)
     """
     count = trajectory.same.shape[1] - width + 1
-    chosen = [INDICATORS.index(name) for name in offered(width)]
-    made = np.empty((2, len(groups), count, len(chosen)))
+    names = offered(width)
+    chosen = [INDICATORS.index(name) for name in names]
+    rows, firsts = (index.reshape(-1) for index in np.indices((len(groups), count)))
+    made = np.empty((2, rows.size, len(chosen)))
+    times = np.full(width, np.nan), np.full(width, np.nan), np.arange(width, dtype=np.float64)
     at_once = max(1, trajectory.increments.size // (_SHARE * width**2))
-    for firsts, elapsed in _alike(when.elapsed, width):
-        rows, windows = (index.reshape(-1) for index in np.indices((len(groups), len(firsts))))
-        for start in range(0, rows.size, at_once):
-            row, first = (index[start : start + at_once] for index in (rows, firsts[windows]))
-            alone = trajectory.sub_paths(groups[row], first, width)
-            times = elapsed, elapsed, elapsed  # no step is offered
-            made[0, row, first] = indicators(alone, *times)[:, chosen]
-            made[1, row, first] = random_walk(diagonal(alone.increments), *times)[:, chosen]
-    return made[0], made[1]
+    for start in range(0, rows.size, at_once):
+        some = slice(start, start + at_once)
+        alone = trajectory.sub_paths(groups[rows[some]], firsts[some], width)
+        squared_lengths = diagonal(alone.increments)
+        made[0, some] = indicators(alone, *times)[:, chosen]
+        made[1, some] = random_walk(squared_lengths, *times)[:, chosen]
+        if "linearity_time" in names:
+            elapsed = sliding_window_view(when.elapsed, width)[firsts[some]]
+            made[:, some, names.index("linearity_time")] = _linearities(alone, elapsed)
+    values, nulls = made.reshape(2, len(groups), count, len(chosen))
+    return values, nulls
+
+
+def _linearities(alone: Trajectory, elapsed: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """`linearity_time` and its null value, (P,) each, of windows that have times of their own, (P, W)."""
+    width = elapsed.shape[1]
+    increments, squared_steps = alone.increments[:, 1:, 1:], diagonal(alone.increments)[:, 1:]
+    k = np.arange(1, width)
+    pairs = k * (width - k)  # of checkpoints that an increment lies between
+    total = alone.squared_distances.sum(axis=(1, 2)) / (2 * width)
+    walked = (squared_steps * pairs).sum(axis=1) / width
+    return (
+        linearity(increments, total, elapsed),
+        walk_linearity(squared_steps, walked, elapsed),
+    )
 
 
 def of_sub_path(
@@ -104,18 +123,3 @@ def of_sub_path(
     alone = trajectory.sub_paths(groups, np.full(len(groups), first), count)
     times = when.of(first, count)
     return indicators(alone, *times), random_walk(diagonal(alone.increments), *times)
-
-
-def _alike(elapsed: FloatArray, width: int) -> list[tuple[IntArray, FloatArray]]:
-    """First checkpoints of windows, and the times, (W,), that all of these have from there on.
-
-    With an even spacing all windows are alike, and are worked on together.
-    """
-    times = sliding_window_view(elapsed, width)
-    if "linearity_time" not in offered(width) or np.isnan(elapsed).all():
-        return [(np.arange(len(times)), np.full(width, np.nan))]
-    alike: dict[bytes, list[int]] = defaultdict(list)
-    times = times - times[:, :1]
-    for first, of_window in enumerate(times):
-        alike[of_window.tobytes()].append(first)
-    return [(np.array(firsts), times[firsts[0]]) for firsts in alike.values()]
