@@ -14,6 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.phases_reference import judge
+
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
@@ -340,6 +342,7 @@ def indicators(
         **{f"predictability_{m}": predictability(weights, m) for m in (1, 2, 4, 8)},
         "lookahead_share": lookahead_share(weights),
         **lasting_steps(weights, steps, numbers),
+        "decay_start_step": judge(weights, elapsed, steps, numbers).decay_start,
     }
 
 

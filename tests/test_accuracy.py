@@ -22,7 +22,7 @@ from tests.reference import Matrix
 from tests.suites import stored_weights, trajectory, write_suite
 
 LENGTHS = ("path_length", "displacement")
-RANKS_AND_STEPS = ("rank_95", "rank_99", "saturation_step", "settled_step")
+RANKS_AND_STEPS = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 
 
 def analysed(directory: Path, store: Path, **options: Any) -> Store:

@@ -10,6 +10,7 @@ Source: docs/method.md, section "Indicators".
 import numpy as np
 
 from pipeline.numerics.balance import balance_figures
+from pipeline.numerics.decay import decay_starts
 from pipeline.numerics.leading import backbone_share, relative_share
 from pipeline.numerics.linearity import linearity
 from pipeline.numerics.path import apex_angles_last, apex_angles_next, update_angles
@@ -40,10 +41,10 @@ INDICATORS = (
     *("relative_share_1", "backbone_share", "linearity_time", "linearity_index"),
     *("diffusion_exponent", "norm_growth_exponent", "norm_balance", "radial_share"),
     *(f"predictability_{memory}" for memory in MEMORIES),
-    *("lookahead_share", "saturation_step", "settled_step"),
+    *("lookahead_share", "saturation_step", "settled_step", "decay_start_step"),
 )
 
-WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step")
+WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 """Ranks and steps jump: the jackknife says nothing of them."""
 SQUARES = (
     *(f"predictability_{memory}" for memory in MEMORIES),
@@ -72,6 +73,7 @@ def indicators(
     relative: FloatArray | None = None,
     cosine: FloatArray | None = None,
     relative_cosine: FloatArray | None = None,
+    changes: FloatArray | None = None,
 ) -> FloatArray:
     """Every indicator, (G, I), in the order of `INDICATORS`.
 
@@ -84,6 +86,7 @@ def indicators(
         relative: (G, R), those of the displacements' Gram matrix, likewise.
         cosine: (G, K, K), cosines of the checkpoints, likewise.
         relative_cosine: (G, K, K), cosines of the displacements, likewise.
+        changes: (G, K), of `phases.jumps`, likewise.
     """
     if centered is None:
         centered = eigenvalues(centered_gram(trajectory))
@@ -112,6 +115,7 @@ def indicators(
             **_lasting_steps(
                 trajectory, relative_cosine, np.where(np.isnan(steps), numbers, steps)
             ),
+            "decay_start_step": decay_starts(trajectory, elapsed, steps, numbers, changes),
         }
     )
 

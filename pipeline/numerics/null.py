@@ -87,6 +87,7 @@ def random_walk(
                 end,
                 np.where(np.isnan(steps), numbers, steps),
             ),
+            "decay_start_step": np.full(len(end), np.nan),
         }
     )
 
@@ -125,6 +126,7 @@ def straight_line(
             **_predictabilities(squared_steps, 1.0),
             "lookahead_share": ratio(gains.sum(axis=1), left[:, 1:-1].sum(axis=1)),
             **_lasting_steps(gone > 0, left, end, np.where(np.isnan(steps), numbers, steps)),
+            "decay_start_step": np.full(len(end), np.nan),
         }
     )
 

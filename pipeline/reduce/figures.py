@@ -1,6 +1,7 @@
 """All figures of many groups at once, from the sums over their weights, with their standard errors.
 
-Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators.
+Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators,
+H = spans of turns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.numerics.jackknife import Jackknife
 from pipeline.numerics.joint import between_paths, increments_between, transformed
 from pipeline.numerics.null import random_walk, straight_line
 from pipeline.numerics.path import COLUMNS, path, update_angles, with_absent
+from pipeline.numerics.phases import jumps
 from pipeline.numerics.spectrum import (
     BASES,
     NUM_COMPONENTS,
@@ -59,8 +61,8 @@ class GroupSums:
     """(N, words): equal where all values of the group are."""
     absent: NDArray[np.bool_]
     """(N,) checkpoints with a value that is not finite."""
-    rounding: Array
-    """(N,) rounding energies."""
+    straight: Array
+    """(2, H, N) sums over parts for straight paths, rounded, as `path` takes them."""
     changes: Mapping[int, Array] = field(default_factory=dict)
     """Jackknife fold → (N, N) what leaving it out would change; none if every weight was read."""
     errors_known: bool = True
@@ -116,6 +118,8 @@ class Figures:
     """(G, N) where a value is not finite."""
     known: NDArray[np.bool_]
     """(G,) false where nothing can be said of the group."""
+    jumps: Array
+    """(G, N) how much longer increments become at each checkpoint, in logarithms; 0 where nothing changes."""
     parts: list[PathParts]
     """Of each group; empty where the parts of its path are not looked at."""
     paths: tuple[Figures, ...] = ()
@@ -132,8 +136,8 @@ class _Sums:
     """(G, N) equal where the stored values are."""
     absent: NDArray[np.bool_]
     """(N,)"""
-    rounding: Array
-    """(G, N)"""
+    straight: Array
+    """(G, 2, H, N)"""
     changes: Sequence[Sequence[Array]]
     """For each replicate, the (N, N) change of every group."""
     errors_known: NDArray[np.bool_]
@@ -164,7 +168,7 @@ class _Sums:
             increments=transformed(rows, self.increments),
             labels=self.labels[:, checkpoints],
             absent=self.absent[checkpoints],
-            rounding=self.rounding[:, checkpoints],
+            straight=self.straight[..., checkpoints],
             changes=[
                 [transformed(rows, change) for change in of_group] for of_group in self.changes
             ],
@@ -216,7 +220,7 @@ def _stacked(sums: Sequence[GroupSums], in_parts: NDArray[np.bool_]) -> _Sums:
         increments=np.stack([group.increments for group in sums]),
         labels=first_equal(np.stack([group.digests for group in sums])),
         absent=sums[0].absent,
-        rounding=np.stack([group.rounding for group in sums]),
+        straight=np.stack([group.straight for group in sums]),
         changes=list(zip(*(group.changes.values() for group in sums), strict=True)),
         errors_known=np.array([group.errors_known for group in sums]),
         folds=np.array([group.folds for group in sums]),
@@ -234,6 +238,7 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
     trajectory = _trajectory(sums, sums.increments)
     spectra = spectrum(trajectory)
     cosine, relative_cosine = cosines(trajectory.dots), cosines(trajectory.relative_dots)
+    changes = jumps(trajectory, when.elapsed, when.numbers)
     values = indicators(
         trajectory,
         *when,
@@ -241,12 +246,13 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         relative=spectra.eigenvalues["relative"],
         cosine=cosine,
         relative_cosine=relative_cosine,
+        changes=changes,
     )
-    columns = path(trajectory, when[0], sums.rounding[:, present])
+    columns = path(trajectory, when[0], sums.straight[..., present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
     looked_at = np.flatnonzero(sums.in_parts)
-    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds)
+    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds, changes)
     for count, increments in sums.replicates():
         replicate = _trajectory(sums, increments)
         of_parts.add(count, replicate)
@@ -282,6 +288,7 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
         known=np.ones(len(values), bool),
+        jumps=with_absent({"jumps": changes}, absent)["jumps"],
         parts=of_parts.of_groups(sums.errors_known),
     )
 
@@ -296,6 +303,7 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis, parts: Parts) -> Figures:
         _undefined(sums.in_parts, basis, parts),
         labels=sums.labels,
         known=np.ones(len(sums.labels), bool),
+        jumps=np.concatenate([alone.jumps for alone in of_paths], axis=1),
         parts=_parts_of_paths(of_paths, basis),
         paths=of_paths,
     )
@@ -421,6 +429,7 @@ def _undefined(
         labels=np.zeros((groups, count), int),
         absent=np.ones((groups, count), bool),
         known=np.zeros(groups, bool),
+        jumps=column,
         parts=_parts_of_paths(paths, basis) if paths else undefined_parts(parts, in_parts, present),
         paths=paths,
     )

@@ -1,4 +1,5 @@
-"""Figures of parts of paths: of the windows that slide along them, and of the stages of the training.
+"""Figures of parts of paths: of the windows that slide along them, of the stages of the training, and of the
+phases between its changes.
 
 Shapes: G = groups of a stack, H = those whose parts are looked at, K = checkpoints that are present,
 F = parts of a path, I = indicators that are offered of them.
@@ -6,8 +7,9 @@ F = parts of a path, I = indicators that are offered of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.numerics.indicators import INDICATORS, SQUARES
 from pipeline.numerics.jackknife import Jackknife
+from pipeline.numerics.phases import phases
 from pipeline.numerics.trajectory import Trajectory
 from pipeline.numerics.windows import When, of_sub_path, of_windows, offered
 from pipeline.planning.plan import Plan
@@ -101,26 +104,28 @@ class PathParts:
     windows: Mapping[int, SubPaths] = field(default_factory=dict[int, SubPaths])
     """By their checkpoints; the indicators are those that are offered of so many."""
     stages: SubPaths | None = None
-    """With every indicator."""
+    """With every indicator, like the next."""
+    phases: SubPaths | None = None
+    """None where no change could be seen: its increments do not follow each other evenly."""
 
     @staticmethod
     def joined(several: Sequence[PathParts], firsts: Sequence[int]) -> PathParts:
         """Return what is said of several paths, which begin at `firsts`."""
-        moved = [
-            (
-                {width: part.after(first) for width, part in each.windows.items()},
-                each.stages and each.stages.after(first),
-            )
-            for each, first in zip(several, firsts, strict=True)
-        ]
-        widths = {width: None for windows, _ in moved for width in windows}
-        stages = [stages for _, stages in moved if stages is not None]
+
+        def joined(of_paths: Sequence[SubPaths | None]) -> SubPaths | None:
+            pairs = zip(of_paths, firsts, strict=True)
+            moved = [part.after(first) for part, first in pairs if part is not None]
+            return SubPaths.joined(moved) if moved else None
+
+        windows: dict[int, SubPaths] = {}
+        for width in dict.fromkeys(width for each in several for width in each.windows):
+            of_width = joined([each.windows.get(width) for each in several])
+            if of_width is not None:
+                windows[width] = of_width
         return PathParts(
-            {
-                width: SubPaths.joined([windows[width] for windows, _ in moved if width in windows])
-                for width in widths
-            },
-            SubPaths.joined(stages) if stages else None,
+            windows,
+            joined([each.stages for each in several]),
+            joined([each.phases for each in several]),
         )
 
 
@@ -128,7 +133,13 @@ class PartFigures:
     """The figures of parts of the paths of some groups of a stack."""
 
     def __init__(
-        self, parts: Parts, trajectory: Trajectory, when: When, groups: Indices, folds: Indices
+        self,
+        parts: Parts,
+        trajectory: Trajectory,
+        when: When,
+        groups: Indices,
+        folds: Indices,
+        changes: Array,
     ) -> None:
         """Make them.
 
@@ -137,6 +148,7 @@ class PartFigures:
             when: of its K checkpoints.
             groups: (H,), those whose parts are looked at.
             folds: (G,), jackknife folds of each.
+            changes: (G, K), of `phases.jumps`: where phases begin.
         """
         self._groups, self._stack = groups, len(trajectory.same)
         count = len(when.numbers) if len(groups) else 0
@@ -155,18 +167,30 @@ class PartFigures:
         self._stages = _Kind(
             partial(_of_stages, when=when, stages=within), INDICATORS, _columns(bounds)
         )
-        for kind in self._kinds:
-            kind.begin(trajectory, groups, folds[groups])
+        self._phases: list[tuple[_Kind, Indices]] = []
+        for bounds, alike in _with_the_same_phases(changes, groups):
+            within = [np.arange(first, last + 1) for first, last in bounds]
+            first, last = _columns(bounds)
+            kind = _Kind(
+                partial(_of_stages, when=when, stages=within),
+                INDICATORS,
+                (numbers[first], numbers[last]),
+            )
+            self._phases.append((kind, alike))
+        for kind, members in self._kinds:
+            kind.begin(trajectory, members, folds[members])
 
     @property
-    def _kinds(self) -> list[_Kind]:
-        return [*self._windows.values(), self._stages]
+    def _kinds(self) -> list[tuple[_Kind, Indices]]:
+        """Each kind, and the groups that it is of."""
+        of_all = [(kind, self._groups) for kind in (*self._windows.values(), self._stages)]
+        return of_all + self._phases
 
     def add(self, count: int, replicates: Trajectory) -> None:
         """Add those of `count` jackknife replicates, G groups of each."""
         offsets = self._stack * np.arange(count)
-        for kind in self._kinds:
-            kind.add(replicates, (offsets[:, np.newaxis] + self._groups).reshape(-1), count)
+        for kind, members in self._kinds:
+            kind.add(replicates, (offsets[:, np.newaxis] + members).reshape(-1), count)
 
     def of_groups(self, errors_known: NDArray[np.bool_]) -> list[PathParts]:
         """Return them, less their bias where it is known, of each group of the stack."""
@@ -177,6 +201,9 @@ class PartFigures:
         for row, group in enumerate(self._groups):
             of_group = {width: results[row] for width, results in windows.items()}
             made[group] = PathParts(of_group, stages[row])
+        for kind, members in self._phases:
+            for group, each in zip(members, kind.result(errors_known[members]), strict=True):
+                made[group] = replace(made[group], phases=each)
         return made
 
 
@@ -233,6 +260,18 @@ def _of_stages(
             first, last = int(present[0]), int(present[-1])
             made[:, :, number] = of_sub_path(trajectory, when, first, last, groups)
     return made[0], made[1]
+
+
+def _with_the_same_phases(
+    changes: Array, groups: Indices
+) -> Iterator[tuple[list[tuple[int, int]], Indices]]:
+    """Yield the first and last checkpoints of phases, and the groups that have these."""
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    for group in groups.tolist():
+        alike[tuple(phases(changes[group]))].append(group)
+    for bounds, members in alike.items():
+        if bounds:
+            yield list(bounds), np.array(members)
 
 
 def _columns(bounds: Sequence[tuple[int, int]]) -> tuple[Indices, Indices]:

@@ -129,6 +129,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [*_grouped, ("w", pa.int32()), *_of_parts],
     ),
     "stages": pa.schema([*_grouped, *_of_parts]),
+    "phases": pa.schema([*_grouped, ("phase", pa.int32()), ("jump", pa.float64()), *_of_parts]),
     "spectrum": pa.schema(
         [
             *_grouped,
@@ -147,6 +148,17 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tensor", pa.string()),
             ("message", pa.string()),
             ("evidence", pa.string()),
+        ]
+    ),
+    "rows": pa.schema(
+        [
+            *_common,
+            ("tensor", _key),
+            ("row", pa.int64()),
+            ("norm_first", pa.float64()),
+            ("norm_last", pa.float64()),
+            ("cosine_first_last", pa.float64()),
+            ("last_moved_k", pa.int32()),
         ]
     ),
     "training": pa.schema(

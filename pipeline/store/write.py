@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.phases import LEAST_WEIGHTS
 from pipeline.numerics.windows import offered
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Grouping, Key
 from pipeline.reduce.memory import MOST_FILE
+from pipeline.reduce.rows import TableRows
 from pipeline.reduce.sub_paths import PathParts, SubPaths
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
@@ -85,6 +87,9 @@ class RunWriter:
         self._add("indicators", numbers, {"indicator": _words(INDICATORS)}, values)
         self._add_spectrum(numbers, batch)
         self._add_parts(numbers[kept], [figures.parts[row] for row in batch.rows[kept]])
+        judged = kept & (np.array(weights) >= LEAST_WEIGHTS)
+        for number, row in zip(numbers[judged], batch.rows[judged], strict=True):
+            self._add_phases(number, figures.parts[row].phases, figures.jumps[row])
 
     def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
         """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
@@ -111,6 +116,17 @@ class RunWriter:
         if stages:
             self._tables["stages"].add(_of_sub_paths(stages, INDICATORS))
 
+    def _add_phases(
+        self, number: np.int32, phases: SubPaths | None, jumps: NDArray[np.float64]
+    ) -> None:
+        """Add what is said of the phases of one group; there are none where none could be told."""
+        if phases is None:
+            return
+        each = len(INDICATORS)
+        columns = {"phase": np.arange(len(phases.first)), "jump": jumps[phases.first]}
+        tiled = {name: np.tile(values, each) for name, values in columns.items()}
+        self._tables["phases"].add(_of_sub_paths([(number, phases)], INDICATORS) | tiled)
+
     def add_statistic(
         self, groups: Sequence[int], statistic: str, columns: Mapping[str, NDArray[Any]]
     ) -> None:
@@ -119,6 +135,14 @@ class RunWriter:
         numbers = np.array(groups, np.int32)
         stacked = {name: np.tile(values, (len(groups), 1)) for name, values in columns.items()}
         self._add(statistic, numbers, {"k": np.arange(count)}, stacked)
+
+    def add_rows(self, table: TableRows) -> None:
+        """Add what is known of the rows of one tensor."""
+        names = ("norm_first", "norm_last", "cosine_first_last")
+        columns = {name: getattr(table, name) for name in names}
+        columns["last_moved_k"] = np.ma.masked_equal(table.last_moved_k, 0)
+        tensor = _words([table.tensor] * len(table.rows))
+        self._tables["rows"].add({"tensor": tensor, "row": table.rows, **columns})
 
     def complete(self, plan: Plan, findings: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""

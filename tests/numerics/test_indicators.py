@@ -18,7 +18,7 @@ from tests.numerics.test_trajectory import repeatable, small_weights, trajectory
 from tests.reference import Matrix
 
 NAN = math.nan
-EQUAL = ("rank_95", "rank_99", "saturation_step", "settled_step")
+EQUAL = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 RELATIVE = ("path_length", "displacement", "norm_ratio")
 
 
@@ -130,6 +130,7 @@ def test_a_straight_path_has_its_known_values() -> None:
 def test_what_needs_more_checkpoints_is_undefined(count: int, undefined: set[str]) -> None:
     values = indicators(trajectory_of(spiral(count, 0.1)), *schedule(count))
     also = {name for name, value in values.items() if math.isnan(value)}
+    also.remove("decay_start_step")  # needs 21 checkpoints, and a decay
     implied = {
         "relative_mds": {"relative_mds_time_weighted"},
         "saturation_step": {"settled_step"},
@@ -173,6 +174,7 @@ def test_one_unknown_time_leaves_what_needs_time_undefined(unknown: int) -> None
     values = indicators(trajectory_of(walk(6, 0.1)), elapsed, steps, numbers)
     timed = {"mds_time_weighted", "relative_mds_time_weighted", "norm_growth_exponent"}
     timed |= {"linearity_time", "mean_turn_4_deg", "mean_turn_8_deg", "mean_turn_16_deg"}
+    timed.add("decay_start_step")  # which needs 21 checkpoints, and a decay
     assert {name for name, value in values.items() if math.isnan(value)} == timed
 
 
