@@ -38,7 +38,7 @@ def sums_of(
         increments=basis @ basis.T,
         digests=digests,
         absent=np.isin(np.arange(COUNT), list(absent)),
-        rounding=rng.uniform(size=COUNT) * 1e-6,
+        straight=np.sort(rng.uniform(size=(2, 5, COUNT)), axis=0),
         changes=changes,
         errors_known=seed != 7,
         folds=folds,
@@ -110,8 +110,9 @@ PARTS = Parts((5, 8), STAGES)
 
 def said(parts: PathParts) -> dict[str, SubPaths]:
     """What is said of the parts of a path, by their kind."""
-    stages = {} if parts.stages is None else {"stages": parts.stages}
-    return {f"{width}": windows for width, windows in parts.windows.items()} | stages
+    kinds = {f"{width}": windows for width, windows in parts.windows.items()}
+    kinds |= {"stages": parts.stages, "phases": parts.phases}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
 def assert_same(found: PathParts, expected: PathParts, after: int = 0) -> None:
@@ -165,7 +166,7 @@ def test_which_parts_there_are_of_a_path() -> None:
         assert each["stages"].first.tolist() == [0, 2, 11]
         assert each["stages"].last.tolist() == [1, 8, 11]
         assert np.isnan(each["stages"].values[[0, 2]]).all()  # of 2 checkpoints, and of 1
-    assert not np.isnan(whole["stages"].values[1]).any()
+    assert not np.isnan(whole["stages"].values[1, INDICATORS.index("mds")])
     for each in (absent, lost, nothing):  # five are present, or none
         assert np.isnan(each["stages"].values).all()
 

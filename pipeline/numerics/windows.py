@@ -10,16 +10,29 @@ of a path, I = indicators.
 Source: docs/method-2.md, section 5.4.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.numerics.indicators import INDICATORS, indicators
-from pipeline.numerics.linearity import linearity, walk_linearity
-from pipeline.numerics.null import random_walk
+from pipeline.numerics.indicators import (
+    INDICATORS,
+    diffusion_exponent,
+    indicators,
+    lengths,
+    mean_cosines,
+    mean_of_defined,
+    principal_figures,
+)
+from pipeline.numerics.linearity import linearity
+from pipeline.numerics.null import random_walk, walk_in_windows
+from pipeline.numerics.path import update_angles
+from pipeline.numerics.predictability import predictabilities
+from pipeline.numerics.spectrum import centered_gram, eigenvalues
 from pipeline.numerics.stack import FloatArray, IntArray, diagonal
-from pipeline.numerics.trajectory import Trajectory
+from pipeline.numerics.trajectory import Trajectory, cosines
 
 LEAST_WIDTH = 5
 """Checkpoints of a window, at least: of fewer no indicator tells two phases apart."""
@@ -68,38 +81,65 @@ def of_windows(
         width: W, at most K.
         groups: (G,)
     """
-    count = trajectory.same.shape[1] - width + 1
     names = offered(width)
-    chosen = [INDICATORS.index(name) for name in names]
-    rows, firsts = (index.reshape(-1) for index in np.indices((len(groups), count)))
-    made = np.empty((2, rows.size, len(chosen)))
-    times = np.full(width, np.nan), np.full(width, np.nan), np.arange(width, dtype=np.float64)
-    at_once = max(1, trajectory.increments.size // (_SHARE * width**2))
-    for start in range(0, rows.size, at_once):
-        some = slice(start, start + at_once)
-        alone = trajectory.sub_paths(groups[rows[some]], firsts[some], width)
-        squared_lengths = diagonal(alone.increments)
-        made[0, some] = indicators(alone, *times)[:, chosen]
-        made[1, some] = random_walk(squared_lengths, *times)[:, chosen]
-        if "linearity_time" in names:
-            elapsed = sliding_window_view(when.elapsed, width)[firsts[some]]
-            made[:, some, names.index("linearity_time")] = _linearities(alone, elapsed)
-    values, nulls = made.reshape(2, len(groups), count, len(chosen))
+    values, nulls = _of_each(
+        trajectory, width, groups, len(names), partial(_figures, when=when, names=names)
+    )
     return values, nulls
 
 
-def _linearities(alone: Trajectory, elapsed: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """`linearity_time` and its null value, (P,) each, of windows that have times of their own, (P, W)."""
-    width = elapsed.shape[1]
-    increments, squared_steps = alone.increments[:, 1:, 1:], diagonal(alone.increments)[:, 1:]
-    k = np.arange(1, width)
-    pairs = k * (width - k)  # of checkpoints that an increment lies between
-    total = alone.squared_distances.sum(axis=(1, 2)) / (2 * width)
-    walked = (squared_steps * pairs).sum(axis=1) / width
-    return (
-        linearity(increments, total, elapsed),
-        walk_linearity(squared_steps, walked, elapsed),
-    )
+def predictability_of_windows(trajectory: Trajectory, width: int, groups: IntArray) -> FloatArray:
+    """`predictability_1` of every window of some groups, (G, F, 1): the only square that is offered.
+
+    Arguments are as for `of_windows`.
+    """
+
+    def figures(alone: Trajectory, firsts: IntArray) -> list[FloatArray]:
+        del firsts
+        return [predictabilities(alone.increments[:, 1:, 1:])["predictability_1"][:, np.newaxis]]
+
+    (values,) = _of_each(trajectory, width, groups, 1, figures)
+    return values
+
+
+def _of_each(
+    trajectory: Trajectory,
+    width: int,
+    groups: IntArray,
+    indicators: int,
+    figures: Callable[[Trajectory, IntArray], Sequence[FloatArray]],
+) -> list[FloatArray]:
+    """What `figures` gives of windows and their first checkpoints, (P, I) each, as (G, F, I) each."""
+    count = trajectory.same.shape[1] - width + 1
+    rows, firsts = (index.reshape(-1) for index in np.indices((len(groups), count)))
+    at_once = max(1, trajectory.increments.size // (_SHARE * width**2))
+    made = [
+        figures(trajectory.sub_paths(groups[rows[some]], firsts[some], width), firsts[some])
+        for start in range(0, rows.size, at_once)
+        for some in [slice(start, start + at_once)]
+    ]
+    several = zip(*made, strict=True)
+    return [np.concatenate(each).reshape(len(groups), count, indicators) for each in several]
+
+
+def _figures(
+    alone: Trajectory, firsts: IntArray, when: When, names: Sequence[str]
+) -> list[FloatArray]:
+    """Values and null values, (P, I) each, of windows and their first checkpoints."""
+    elapsed = sliding_window_view(when.elapsed, alone.same.shape[1])[firsts]
+    relative_mds, *_ = mean_cosines(cosines(alone.relative_dots), np.full_like(elapsed[0], np.nan))
+    spectrum, increments = eigenvalues(centered_gram(alone)), alone.increments[:, 1:, 1:]
+    values = {
+        **lengths(alone),
+        "relative_mds": relative_mds,
+        "mean_update_angle_deg": mean_of_defined(update_angles(alone)),
+        **principal_figures(spectrum),
+        "linearity_time": linearity(increments, spectrum.sum(axis=1), elapsed),
+        "diffusion_exponent": diffusion_exponent(alone.squared_distances),
+        **predictabilities(increments),
+    }
+    walked = walk_in_windows(diagonal(alone.increments), elapsed)
+    return [np.stack([of_kind[name] for name in names], axis=1) for of_kind in (values, walked)]
 
 
 def of_sub_path(
