@@ -24,7 +24,7 @@ from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
 from pipeline.reduce.groups import INCREMENTS_KEPT, grouping
-from pipeline.reduce.memory import encoded_tables, kept_increments
+from pipeline.reduce.memory import encoded_tables, kept_increments, requested
 from pipeline.transport.limits import QUOTAS, windows
 
 _NAMES_SHOWN = 5
@@ -120,6 +120,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "windows": windows(requests_to_analyze(made, requests)),
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
+        "statistics": {n: c._asdict() for n, c in requested(made, grouping(made)).items()},
         "tables": {
             **dict(zip(("bytes", "increments", "windows"), _tables(made), strict=True)),
             "widths": list(made.windows.widths),
@@ -216,6 +217,12 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         f"{show_size(memory.projected)} per worker, beside the {show_size(IDLE_BYTES)} of an idle"
         f" process; budget {show_size(memory.budget)}, minimum {show_size(memory.least, up=True)}",
     )
+    for name, cost in requested(made, grouping(made)).items():
+        memory_of, stored = (show_size(size, up=True) for size in cost)
+        say(
+            "" if name != next(iter(made.statistics_asked)) else "statistics",
+            f"{name}: at most {stored} in the store, {memory_of} of memory for each tile in hand",
+        )
     tables, increments, of_windows = map(show_size, _tables(made))
     say(
         "tables",

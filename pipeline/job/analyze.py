@@ -167,6 +167,7 @@ def _recomputed(
         folder,
         nothing,
         outcome,
+        rows=sums.rows(),
         final=True,
         check=leases.assure,
         ready=leases.assure,

@@ -4,49 +4,48 @@ Undefined values are NaN here and NULL in the view. Angles are degrees.
 
 Shapes: G = groups in the stack, K = checkpoints that are present, N = all checkpoints of the run.
 
-Source: docs/method.md, sections "One sufficient statistic" and "Indicators" ("Noise floor").
+Source: docs/method.md, sections "One sufficient statistic" and "Indicators".
 """
 
 import numpy as np
 
+from pipeline.numerics import straight_turns
 from pipeline.numerics.balance import radial_increments
 from pipeline.numerics.chord import chord_columns
 from pipeline.numerics.stack import BoolArray, FloatArray, diagonal, ratio
 from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles
 from pipeline.numerics.turns import SCALES, turns
 
-PRODUCT_ERROR = 2e-7
-"""Error of a cosine from float32 products, delta in docs/method.md, "Noise floor"."""
-
 COLUMNS = (
     *("norm", "displacement", "increment", "path_length"),
     *("update_angle_deg", "update_angle_stderr_deg"),
     *("angle_to_first_deg", "angle_to_last_deg"),
-    *("apex_angle_next_deg", "apex_angle_last_deg", "noise_floor_deg"),
+    *("apex_angle_next_deg", "apex_angle_last_deg"),
     *(f"turn_{scale}_deg" for scale in SCALES),
+    *straight_turns.COLUMNS,
     *("radial_increment", "angular_speed_deg", "remaining", "along_end", "off_end"),
 )
 """Those of the view; the standard error comes from replicates."""
 
 _NEIGHBOURS = {
     **dict.fromkeys(("increment", "radial_increment", "angular_speed_deg"), (1, 0)),
-    **dict.fromkeys(("update_angle_deg", "update_angle_stderr_deg", "noise_floor_deg"), (1, 1)),
+    **dict.fromkeys(("update_angle_deg", "update_angle_stderr_deg"), (1, 1)),
     **{f"turn_{scale}_deg": (scale, scale) for scale in SCALES},
+    **{f"straight_turn_{span}_deg": (span, span) for span in straight_turns.SPANS},
     "apex_angle_next_deg": (0, 1),
 }
 """How many checkpoints before and after k a column needs, none of which may be absent."""
 
 
 def path(
-    trajectory: Trajectory, elapsed: FloatArray, rounding: FloatArray
+    trajectory: Trajectory, elapsed: FloatArray, straight: FloatArray
 ) -> dict[str, FloatArray]:
     """Column name to (G, K) values, in the order of the view.
 
     Args:
         trajectory: K checkpoints of each of G groups.
         elapsed: (K,), training time in steps, NaN where unknown.
-        rounding: (G, K), rounding energy of each checkpoint (squared norm of what storing it in its
-            dtype rounded away).
+        straight: (G, 2, H, K), as `straight_turns` takes it.
     """
     k = np.arange(trajectory.same.shape[1])
     increment = np.sqrt(diagonal(trajectory.increments))
@@ -63,8 +62,8 @@ def path(
         "angle_to_last_deg": angles_between(trajectory, k, np.full_like(k, k.size - 1)),
         "apex_angle_next_deg": apex_angles_next(trajectory),
         "apex_angle_last_deg": apex_angles_last(trajectory),
-        "noise_floor_deg": noise_floor(trajectory, rounding),
         **{f"turn_{scale}_deg": angles for scale, angles in turns(trajectory).items()},
+        **straight_turns.straight_turns(trajectory, straight),
         "radial_increment": _of_increments(radial_increments(trajectory)),
         "angular_speed_deg": _of_increments(_angular_speeds(trajectory, elapsed)),
         **chord_columns(trajectory),
@@ -94,20 +93,6 @@ def apex_angles_last(trajectory: Trajectory) -> FloatArray:
     k = np.arange(1, angles.shape[1] - 1)
     angles[:, 1:-1] = apex_angles(trajectory, k, np.full_like(k, angles.shape[1] - 1))
     return angles
-
-
-def noise_floor(trajectory: Trajectory, rounding: FloatArray) -> FloatArray:
-    """(G, K) what rounding alone can make of a straight path's update angle, at most 90.
-
-    NaN exactly where the update angle is. `rounding` is as in `path`.
-
-    Source: docs/method.md, "Noise floor".
-    """
-    lost = _undefined(trajectory)
-    lengths = _neighbouring_lengths(trajectory)
-    energy = rounding[:, :-2] + 4.0 * rounding[:, 1:-1] + rounding[:, 2:]
-    np.divide(energy, lengths, out=lost[:, 1:-1], where=lengths > 0)
-    return np.degrees(np.arccos(np.maximum(1.0 - PRODUCT_ERROR - lost, 0.0)))
 
 
 def with_absent(columns: dict[str, FloatArray], absent: BoolArray) -> dict[str, FloatArray]:

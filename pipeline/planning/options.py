@@ -299,15 +299,20 @@ def one_of(*allowed: str) -> Reader:
     return read
 
 
-def several_of(*allowed: str) -> Reader:
-    """Return the reader of some of a few words, `all` or a list with commas; in their own order."""
+def several_of(allowed: Mapping[str, str]) -> Reader:
+    """Return the reader of some of a few words, `all` or a list with commas; in their own order.
+
+    Args:
+        allowed: what each of the words means.
+    """
 
     def read(option: str, value: Any) -> tuple[str, ...]:
         stated = [word.strip() for each in texts(option, value) for word in each.split(",")]
         for word in stated:
             if word not in (*allowed, "all"):
                 raise RequestError(
-                    f"{option}: expected {', '.join(allowed)} or all, found {quoted(word)}"
+                    f"{option}: expected {', '.join(allowed)} or all, found {quoted(word)}",
+                    "; ".join(f"{name}: {meaning}" for name, meaning in allowed.items()),
                 )
         return tuple(word for word in allowed if word in stated or "all" in stated)
 

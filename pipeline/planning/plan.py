@@ -15,6 +15,7 @@ from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
 from pipeline.planning.gaps import Gap
 from pipeline.planning.options import Windows
+from pipeline.planning.row_tables import row_tables
 from pipeline.planning.sample import WHOLE, Draw
 from pipeline.planning.select import LeftOut
 from pipeline.planning.tiles import (
@@ -24,6 +25,8 @@ from pipeline.planning.tiles import (
     range_bytes,
 )
 from pipeline.sources.base import File
+from pipeline.statistics.rows import NAME as ROWS
+from pipeline.statistics.rows import NO_ROWS, Rows
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
 from pipeline.statistics.table import NAMES, chosen
 from pipeline.training.metrics import Training, joined
@@ -140,6 +143,13 @@ class Plan:
     def specs(self) -> tuple[ArraySpec, ...]:
         """The arrays that are kept of every part."""
         return specs(self.statistics, len(self.checkpoints))
+
+    @property
+    def rows(self) -> Rows:
+        """The tensors of which rows are looked at; none unless they are asked for."""
+        if ROWS not in self.statistics_asked:
+            return NO_ROWS
+        return Rows.of(row_tables(self.tensors), len(self.firsts))
 
     @property
     def firsts(self) -> tuple[int, ...]:

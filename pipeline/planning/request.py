@@ -32,7 +32,7 @@ from pipeline.planning.options import (
     whole,
     windows,
 )
-from pipeline.statistics.table import NAMES
+from pipeline.statistics.table import SAID
 from pipeline.training.metrics import Training
 from pipeline.training.settings import Settings, read_settings
 
@@ -145,7 +145,7 @@ _READERS = {
     "state": optional(text),
     "roles": optional(stated_roles),
     "by_head": flag,
-    "statistics": several_of(*NAMES),
+    "statistics": several_of(SAID),
     "windows": optional(windows),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),

@@ -1,6 +1,7 @@
 """All figures of many groups at once, from the sums over their weights, with their standard errors.
 
-Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators.
+Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators,
+H = spans of turns.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class GroupSums:
     """(N, words): equal where all values of the group are."""
     absent: NDArray[np.bool_]
     """(N,) checkpoints with a value that is not finite."""
-    rounding: Array
-    """(N,) rounding energies."""
+    straight: Array
+    """(2, H, N) sums over parts for straight paths, rounded, as `path` takes them."""
     changes: Mapping[int, Array] = field(default_factory=dict)
     """Jackknife fold → (N, N) what leaving it out would change; none if every weight was read."""
     errors_known: bool = True
@@ -135,8 +136,8 @@ class _Sums:
     """(G, N) equal where the stored values are."""
     absent: NDArray[np.bool_]
     """(N,)"""
-    rounding: Array
-    """(G, N)"""
+    straight: Array
+    """(G, 2, H, N)"""
     changes: Sequence[Sequence[Array]]
     """For each replicate, the (N, N) change of every group."""
     errors_known: NDArray[np.bool_]
@@ -167,7 +168,7 @@ class _Sums:
             increments=transformed(rows, self.increments),
             labels=self.labels[:, checkpoints],
             absent=self.absent[checkpoints],
-            rounding=self.rounding[:, checkpoints],
+            straight=self.straight[..., checkpoints],
             changes=[
                 [transformed(rows, change) for change in of_group] for of_group in self.changes
             ],
@@ -219,7 +220,7 @@ def _stacked(sums: Sequence[GroupSums], in_parts: NDArray[np.bool_]) -> _Sums:
         increments=np.stack([group.increments for group in sums]),
         labels=first_equal(np.stack([group.digests for group in sums])),
         absent=sums[0].absent,
-        rounding=np.stack([group.rounding for group in sums]),
+        straight=np.stack([group.straight for group in sums]),
         changes=list(zip(*(group.changes.values() for group in sums), strict=True)),
         errors_known=np.array([group.errors_known for group in sums]),
         folds=np.array([group.folds for group in sums]),
@@ -247,7 +248,7 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
         relative_cosine=relative_cosine,
         changes=changes,
     )
-    columns = path(trajectory, when[0], sums.rounding[:, present])
+    columns = path(trajectory, when[0], sums.straight[..., present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
     looked_at = np.flatnonzero(sums.in_parts)

@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.phases import LEAST_IN_PHASE
-from pipeline.planning.memory import largest_result, plan_bytes
+from pipeline.numerics.straight_turns import SPANS
+from pipeline.planning.memory import largest_result, plan_bytes, rows_of_tile
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
+from pipeline.planning.tiles import results
 from pipeline.reduce.figures import STACK_BYTES as MOST_BATCH
 from pipeline.reduce.groups import Grouping
 from pipeline.reduce.sub_paths import Parts
+from pipeline.statistics.pieces import PIECE, batch_elements
+from pipeline.statistics.rows import NAME as ROWS
+from pipeline.statistics.rows import SCRATCH
 from pipeline.statistics.statistic import part_bytes
+from pipeline.statistics.table import on_request
 
 MOST_STACK = 16 << 20
 """Of Gram matrices that are added up at once: enough that the calls cost little beside them."""
@@ -49,6 +56,7 @@ _PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (264, 140), (37, 11), (40, 
 # bytes of a row of similarities, of all rows of a k, of a row of indicators and of one of a part of a path:
 # waiting, encoded (products of increments besides)
 _PART = 64  # bytes of a figure of a part of a path, from when it is made until it is among the rows
+_ROW = 96, 32  # of a row of a table of rows: as it waits, encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     """Return the most that the reduction takes beyond an idle process: parts come first, then groups."""
     of_part = part_bytes(plan.statistics, len(plan.checkpoints))
     of_group = group_bytes(plan)
-    result = largest_result(plan.tiles, plan.tensors, of_part) // 2  # no accumulators
+    result = largest_result(plan.tiles, plan.tensors, of_part, plan.rows) // 2  # no accumulators
     of_parts = max(divided.ahead, result) + result
     of_groups = (
         min(divided.held, len(grouped.members) * of_part)
@@ -111,6 +119,7 @@ def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
         + _of_tables(plan, grouped, divided)
         + _of_figures(plan, divided, JACKKNIFE_FOLDS if plan.sampled else 0)
         + most_open(grouped) * of_group
+        + _of_rows(plan, divided)
     )
     of_files = 2 * max(FILE_OF_SUMS, result)  # one, as bytes and as arrays
     return _FIXED + plan_bytes(plan.tensors) + of_files + max(of_parts, of_groups)
@@ -128,7 +137,7 @@ def projected_estimate(
     of_part, of_matrix = part_bytes(plan.statistics, len(plan.checkpoints)), _matrix_bytes(plan)
     return (
         _FIXED
-        + largest_result(plan.tiles, plan.tensors, of_part)
+        + largest_result(plan.tiles, plan.tensors, of_part, plan.rows)
         + matrices * of_matrix
         + _of_tables(plan, grouped, divided)
         + _of_figures(plan, divided, folds)
@@ -187,7 +196,8 @@ def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    return _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
+    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
+    return straight + _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
 
 
 def _matrix_bytes(plan: Plan) -> int:
@@ -215,6 +225,44 @@ def _of_tables(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
         total += _WAITING * of_row * min(rows, ROW_GROUP)
         total += min(divided.file, encoded) * _ENCODED[0] // _ENCODED[1]
     return total * (1 + len(plan.paths))
+
+
+def _of_rows(plan: Plan, divided: Buffers) -> int:
+    """Return what rows of tables take: the sums of all, a file of them, and one table as it is written."""
+    numbers = [table.rows for table in plan.rows.tables.values()]
+    largest, total = max(numbers, default=0), sum(numbers)
+    file = min(divided.file, _ROW[1] * total) * _ENCODED[0] // _ENCODED[1]
+    of_one = _ROW[0] * largest + _WAITING * _ROW[0] * min(largest, ROW_GROUP) + file
+    return 3 * plan.rows.each * total + of_one * len(plan.firsts)
+
+
+class Requested(NamedTuple):
+    """What a statistic on request costs. In bytes, at most."""
+
+    memory: int
+    """Of a worker, for each tile in hand."""
+    stored: int
+    """In the store, once the run is complete."""
+
+
+def requested(plan: Plan, grouped: Grouping) -> dict[str, Requested]:
+    """Return what each statistic costs that a plan asks for, by name."""
+    count = len(plan.checkpoints)
+    counts = [count, *(len(run.checkpoints) for run in plan.alone())]
+    parts = sum(len({*results(r, plan.tensors)}) for tile in plan.tiles for r in tile.ranges)
+    costs: dict[str, Requested] = {}
+    for each in on_request(plan.statistics_asked):
+        of_part = part_bytes([each], count)
+        scratch = count * batch_elements(count) * each.scratch
+        memory = scratch + largest_result(plan.tiles, plan.tensors, of_part)
+        tables = 8 * (2 + len(each.columns)) * len(grouped.keys) * sum(counts)
+        costs[each.name] = Requested(memory, of_part * parts + tables)
+    if plan.rows.tables:
+        total = sum(table.rows for table in plan.rows.tables.values())
+        memory = SCRATCH * PIECE + 2 * max(rows_of_tile(tile, plan.rows) for tile in plan.tiles)
+        sums = sum(rows_of_tile(tile, plan.rows) for tile in plan.tiles)
+        costs[ROWS] = Requested(memory, sums + _ROW[1] * total * len(plan.firsts))
+    return costs
 
 
 def most_open(grouped: Grouping) -> int:

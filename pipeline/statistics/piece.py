@@ -218,6 +218,11 @@ class Pieces:
             self._decoded = decoded(columns_of_places(self._stored, self.places), self.scratch)
         return self._decoded
 
+    @property
+    def stored(self) -> Stored:
+        """(K, B M) as stored, or K rows of B M where the formats differ."""
+        return columns_of_places(self._stored, self.places)
+
     def one(self, number: int) -> Pieces:
         """Return one of them alone."""
         of_one = slice(number * self.length, (number + 1) * self.length)

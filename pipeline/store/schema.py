@@ -150,6 +150,17 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("evidence", pa.string()),
         ]
     ),
+    "rows": pa.schema(
+        [
+            *_common,
+            ("tensor", _key),
+            ("row", pa.int64()),
+            ("norm_first", pa.float64()),
+            ("norm_last", pa.float64()),
+            ("cosine_first_last", pa.float64()),
+            ("last_moved_k", pa.int32()),
+        ]
+    ),
     "training": pa.schema(
         [
             *_common,

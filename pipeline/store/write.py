@@ -27,6 +27,7 @@ from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Grouping, Key
 from pipeline.reduce.memory import MOST_FILE
+from pipeline.reduce.rows import TableRows
 from pipeline.reduce.sub_paths import PathParts, SubPaths
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
@@ -134,6 +135,14 @@ class RunWriter:
         numbers = np.array(groups, np.int32)
         stacked = {name: np.tile(values, (len(groups), 1)) for name, values in columns.items()}
         self._add(statistic, numbers, {"k": np.arange(count)}, stacked)
+
+    def add_rows(self, table: TableRows) -> None:
+        """Add what is known of the rows of one tensor."""
+        names = ("norm_first", "norm_last", "cosine_first_last")
+        columns = {name: getattr(table, name) for name in names}
+        columns["last_moved_k"] = np.ma.masked_equal(table.last_moved_k, 0)
+        tensor = _words([table.tensor] * len(table.rows))
+        self._tables["rows"].add({"tensor": tensor, "row": table.rows, **columns})
 
     def complete(self, plan: Plan, findings: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""
