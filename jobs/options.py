@@ -13,6 +13,7 @@ import click
 
 from jobs.console import Invocation
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import FURTHER_SCOPES
 from pipeline.planning.request import (
     DEVICES,
     EXECUTORS,
@@ -23,7 +24,7 @@ from pipeline.planning.request import (
     Request,
     Resources,
 )
-from pipeline.statistics.table import NAMES
+from pipeline.statistics.table import SAID
 from pipeline.training.settings import Settings, assigned, read_settings
 
 _NAMED = [
@@ -104,7 +105,15 @@ _SELECTION = [
         "--statistics",
         multiple=True,
         metavar="LIST|all",
-        help=f"Also compute {' and '.join(NAMES)}, in the same read.",
+        help="Also compute, in the same read (repeatable, or with commas):"
+        + "".join(f"\n\n{name}: {meaning}" for name, meaning in SAID.items()),
+    ),
+    click.option(
+        "--windows",
+        multiple=True,
+        metavar="LIST",
+        help="Checkpoints of each sliding window (default: 8), e.g. 5,8,16; and scopes to add:"
+        f" {', '.join(FURTHER_SCOPES)}.",
     ),
     click.option(
         "--fraction",

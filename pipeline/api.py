@@ -25,6 +25,8 @@ Location = str | PathLike[str]
 """A path or a URL."""
 Texts = str | Iterable[str]
 """Several, or one."""
+Widths = str | int | Iterable[str | int]
+"""Numbers of checkpoints, and scopes: several, or one."""
 Stated = Mapping[str, Any] | Location
 """By name, or in a file."""
 
@@ -44,6 +46,7 @@ def plan(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -79,6 +82,7 @@ def analyze(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -115,6 +119,9 @@ def analyze(
         roles: a TOML file that says what tensors are whose names are not known.
         by_head: also one Gram matrix for each attention head.
         statistics: what else is computed in the read, such as `sparsity`, or `all`.
+        windows: how many checkpoints the windows of the view `windows` have, 5 or more, such as
+            `[5, 8, 16]`, and scopes besides `model`, `body`, `layer` and `component`, such as
+            `"8,tensor"`; default: those that the store has of this run, else 8.
         layout: how a Hub repository exposes its checkpoints: `auto`, `revisions`, `commits`,
             `folders`.
         fraction: share of the weights to read, above 0 and at most 1: a random sample, whose figures
@@ -166,6 +173,7 @@ def analyze_joint(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,

@@ -54,6 +54,10 @@ class AlignedTensor:
     """What it may be under a second name: decided by its values."""
     scales: Mapping[int, AlignedScales] = field(default_factory=dict)
     """What its values are multiplied with, at the checkpoints that store codes."""
+    order: tuple[int, ...] = ()
+    """Dimensions by descending stride where that is not their order."""
+    ranks: int = 1
+    """How many ranks hold its columns: its elements lie rank by rank then."""
 
     num_bytes: int = field(init=False, compare=False)
     """Stored size with all scales, over the checkpoints; what several share counts once, and what
@@ -216,6 +220,8 @@ def align(
                     for k, (file, place) in enumerate(present)
                     if place.scales
                 },
+                order=first.order,
+                ranks=first.ranks,
             )
         )
     if not tensors:

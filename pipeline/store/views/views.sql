@@ -31,7 +31,7 @@ SEMI JOIN attempts USING (run, attempt);
 -- What a group_id stands for: the key columns of the views below.
 CREATE OR REPLACE VIEW groups AS
 SELECT t.run, t.attempt, t.group_id, t.scope, t.stack, t.layer, t.component, t.tensor, t.head,
-    t.expert, t.parameters
+    t.expert, t.parameters, t.increments_kept
 FROM stored_groups t
 SEMI JOIN attempts USING (run, attempt);
 
@@ -40,7 +40,12 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     p.norm, p.displacement, p.increment,
     p.increment / nullif(lag(p.norm IGNORE NULLS) OVER before, 0) AS relative_increment,
     p.path_length, p.update_angle_deg, p.update_angle_stderr_deg, p.angle_to_first_deg,
-    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
+    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg,
+    p.straight_turn_1_deg AS noise_floor_deg,
+    p.turn_2_deg, p.turn_4_deg, p.turn_8_deg, p.turn_16_deg,
+    p.straight_turn_1_deg, p.straight_turn_2_deg, p.straight_turn_4_deg, p.straight_turn_8_deg,
+    p.straight_turn_16_deg,
+    p.radial_increment, p.angular_speed_deg, p.remaining, p.along_end, p.off_end
 FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k)
@@ -66,6 +71,12 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
 FROM stored_values s
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k);
+
+-- Of runs with `--statistics rows`: the rows of embeddings and output heads that were read whole.
+CREATE OR REPLACE VIEW rows AS
+SELECT t.run, t.tensor, t.row, t.norm_first, t.norm_last, t.cosine_first_last, t.last_moved_k
+FROM stored_rows t
+SEMI JOIN attempts USING (run, attempt);
 
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
@@ -111,13 +122,41 @@ JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
-WHERE s.i > 0 AND g.scope IN ('model', 'body', 'layer', 'component');
+WHERE s.i > 0 AND g.increments_kept;
 
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
 FROM stored_indicators n
 JOIN groups g USING (run, attempt, group_id);
+
+-- Parts of paths, each with the null values of its own checkpoints, of groups whose increments are kept.
+-- What the training log says beside: FROM windows w ASOF JOIN … ON w.run = t.run AND w.step_last >= t.step
+CREATE OR REPLACE VIEW windows AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, w.w, w.k_first,
+    w.k_last, a.step AS step_first, b.step AS step_last, w.indicator, w.value, w.null_value
+FROM stored_windows w
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = w.run AND a.k = w.k_first
+JOIN checkpoints b ON b.run = w.run AND b.k = w.k_last;
+
+CREATE OR REPLACE VIEW stages AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, a.stage, s.k_first,
+    s.k_last, a.step AS step_first, b.step AS step_last, s.indicator, s.value, s.null_value
+FROM stored_stages s
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = s.run AND a.k = s.k_first
+JOIN checkpoints b ON b.run = s.run AND b.k = s.k_last;
+
+-- Phases lie between changes of the size of the increments; a phase ends where the next one begins. None of
+-- groups of fewer than 1,000 weights, nor where no six increments over equal times follow each other.
+CREATE OR REPLACE VIEW phases AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.phase, p.k_first,
+    p.k_last, a.step AS step_first, b.step AS step_last, p.jump, p.indicator, p.value, p.null_value
+FROM stored_phases p
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = p.run AND a.k = p.k_first
+JOIN checkpoints b ON b.run = p.run AND b.k = p.k_last;
 
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
