@@ -269,9 +269,8 @@ def average(
     options = locals()
     from pipeline.averaging.average import average as run_average  # brings torch
 
-    selection = {name: options[name] for name in SELECTION if name in options and name != "weights"}
-    replace = flag("--replace", replace)
-    request = Request(source, **selection)
+    selection = {name: value for name, value in options.items() if name != "weights"}
+    request, replace = _request(source, selection), flag("--replace", replace)
     return run_average(request, weights, out, dtype=dtype, memory=memory, replace=replace)
 
 
