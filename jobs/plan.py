@@ -23,7 +23,7 @@ from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
-from pipeline.reduce.groups import grouping
+from pipeline.reduce.groups import INCREMENTS_KEPT, grouping
 from pipeline.reduce.memory import encoded_tables, kept_increments, requested
 from pipeline.transport.limits import QUOTAS, windows
 
@@ -121,7 +121,11 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
         "statistics": {n: c._asdict() for n, c in requested(made, grouping(made)).items()},
-        "tables": dict(zip(("bytes", "increments"), _tables(made), strict=True)),
+        "tables": {
+            **dict(zip(("bytes", "increments", "windows"), _tables(made), strict=True)),
+            "widths": list(made.windows.widths),
+            "scopes": [*INCREMENTS_KEPT, *made.windows.scopes],
+        },
     }
 
 
@@ -219,20 +223,26 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
             "" if name != next(iter(made.statistics_asked)) else "statistics",
             f"{name}: at most {stored} in the store, {memory_of} of memory for each tile in hand",
         )
-    tables, increments = map(show_size, _tables(made))
+    tables, increments, of_windows = map(show_size, _tables(made))
     say(
-        "tables", f"at most {tables} in the store, of which {increments} are products of increments"
+        "tables",
+        f"at most {tables} in the store, of which {increments} are products of increments and"
+        f" {of_windows} windows of {', '.join(map(str, made.windows.widths))} checkpoints",
     )
     return lines
 
 
-def _tables(made: Plan) -> tuple[int, int]:
-    """Return how many bytes the tables of all runs of a plan take at most, and products of increments."""
-    grouped = grouping(made)
-    counts = [len(run.checkpoints) for run in (made, *made.alone())]
+def _tables(made: Plan) -> tuple[int, int, int]:
+    """Return how many bytes the tables of all runs of a plan take at most.
+
+    Of these, products of increments, and figures of windows.
+    """
+    grouped, runs = grouping(made), (made, *made.alone())
+    sizes = [encoded_tables(grouped, run) for run in runs]
     return (
-        sum(sum(encoded_tables(grouped, count)) for count in counts),
-        sum(kept_increments(grouped, count) for count in counts),
+        sum(map(sum, sizes)),
+        sum(kept_increments(grouped, len(run.checkpoints)) for run in runs),
+        sum(windows for *_, windows, _ in sizes),
     )
 
 

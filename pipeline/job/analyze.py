@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
@@ -26,7 +27,7 @@ from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace, stored_statistics
+from pipeline.store.names import refuse_to_replace, stored_statistics, stored_windows
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
 from pipeline.store.training import keeping
@@ -92,6 +93,7 @@ def _analyze(
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))
+    plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:

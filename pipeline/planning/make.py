@@ -161,6 +161,7 @@ def _made(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+        windows_asked=request.windows,
     )
     bounds = pairwise((*firsts, len(checkpoints)))
     accounts = [path.account for path in paths] or [account]
