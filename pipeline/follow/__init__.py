@@ -1,0 +1,1 @@
+"""Following a run that still grows: each checkpoint is read once, figures between them are estimated."""
