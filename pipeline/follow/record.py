@@ -83,7 +83,9 @@ def in_order(plan: Plan, stacks: Iterable[Sums]) -> Sums:
     return Sums(tuple(keys[row] for row in order), arrays, " + ".join(devices))
 
 
-def text_of(plan: Plan, candidate: Candidate, listed: Iterable[str], keys: Sequence[PartKey]) -> str:
+def text_of(
+    plan: Plan, candidate: Candidate, listed: Iterable[str], keys: Sequence[PartKey]
+) -> str:
     """Return what the record of a plan of one checkpoint says of it.
 
     Args:
@@ -118,7 +120,7 @@ def _of_tensor(tensor: AlignedTensor) -> dict[str, Any]:
         "dtype": tensor.dtypes[0],
         "file": tensor.files[0],
         "start": tensor.starts[0],
-        "twin": tensor.twin and asdict(tensor.twin),
+        "twin": tensor.twin and {"name": tensor.twin.name, "stated": tensor.twin.stated},
     }
 
 
@@ -134,10 +136,7 @@ def parsed(stored: Stored) -> Record | None:
             stated=about["stated"] and Position(**about["stated"]),
         )
         tensors = [_tensor(**each) for each in about["tensors"]]
-        left_out = [
-            LeftOutTensor(**{**each, "shape": tuple(each["shape"]), "role": Role(**each["role"])})
-            for each in about["left_out"]
-        ]
+        left_out = [_left_out(**each) for each in about["left_out"]]
         return Record(
             stored,
             candidate,
@@ -172,5 +171,17 @@ def _tensor(
         (dtype,),
         (file,),
         (start,),
-        twin=twin and Twin(**{**twin, "filled": ()}),
+        twin=None if twin is None else Twin(str(twin["name"]), bool(twin["stated"])),
     )
+
+
+def _left_out(
+    name: str,
+    shape: list[int],
+    dtype: str,
+    role: dict[str, Any],
+    reason: str,
+    kind: str | None,
+    k: int | None,
+) -> LeftOutTensor:
+    return LeftOutTensor(name, tuple(shape), dtype, Role(**role), reason, kind, k)

@@ -217,7 +217,9 @@ def _contents(
         of_path = [k for k in errors if first <= k < stop]
         if of_path and stop - first - len(of_path) < 2:
             raise errors[of_path[0]]
-    lacking = {k: _why(error, checkpoints[k].candidate.name) for k, error in errors.items()}
+    lacking = {
+        k: why_unreadable(error, checkpoints[k].candidate.name) for k, error in errors.items()
+    }
     readable = [k for k in range(len(read)) if k not in errors]
     contents = [each for each in read if isinstance(each, Contents)]
     starts = [sum(k < first for k in readable) for first in firsts]
@@ -226,7 +228,7 @@ def _contents(
     return [each for number, each in enumerate(contents) if number not in without], lacking
 
 
-def _why(error: FormatError, name: str) -> str:
+def why_unreadable(error: FormatError, name: str) -> str:
     """Return why a checkpoint cannot be read, without the way to its file."""
     place, _, what = error.message.partition(": ")
     file = place.rpartition("/")[2]

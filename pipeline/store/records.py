@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import FormatError, StoreUnusable
+from pipeline.errors import StoreUnusable
 from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
@@ -95,7 +95,9 @@ class RecordFolder:
         name = f"{number:06d}-{version}.safetensors"
         data = encode(sums, text)
         if not self._folder.create(self._path(name), data):
-            raise StoreUnusable(f"{self._path(name)} has other contents", "who else writes this run?")
+            raise StoreUnusable(
+                f"{self._path(name)} has other contents", "who else writes this run?"
+            )
         self._sound.add(name)
         header = _parsed(name, data[8 : 8 + _length(data)])
         if header is None:

@@ -104,6 +104,10 @@ class TileFolder:
         paths = self._folder.list(self._prefix)
         return {path.rpartition("/")[2].removesuffix(".safetensors") for path in paths}
 
+    def remove(self) -> None:
+        """Remove the results of this plan, and no others."""
+        self._folder.delete(self._folder.list(self._prefix))
+
     def _path(self, tile_name: str) -> str:
         return f"{self._prefix}/{tile_name}.safetensors"
 
