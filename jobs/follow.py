@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from typing import Any
@@ -16,10 +15,9 @@ from jobs.options import requests_from, resources_from, store_option, what_is_fo
 from jobs.program import resumable
 from jobs.progress import with_error
 from jobs.summary import print_summary
-from pipeline.errors import RequestError, quoted
 from pipeline.findings.finding import Finding
-from pipeline.follow.follow import Followed
-from pipeline.follow.follow import follow as run_following
+from pipeline.follow.following import Followed
+from pipeline.follow.following import follow as run_following
 from pipeline.follow.look import SETTLE_S
 from pipeline.store.folder import Folder
 
@@ -60,7 +58,6 @@ def follow(**options: Any) -> int:
     resumable("what was read is kept; rerun the same command to go on")
     (request,) = requests_from(options | {"sources": [options["source"]]})
     Folder(options["store"])
-    settle = _seconds(options["settle"])
     listener = _Listener(options)
     with contextlib.suppress(OSError):
         os.nice(NICE)
@@ -70,7 +67,7 @@ def follow(**options: Any) -> int:
             options["store"],
             resources_from(options),
             once=options["once"],
-            settle=settle,
+            settle=options["settle"],
             command=options["command"],
             replace_run=options["replace"],
             listener=listener,
@@ -124,15 +121,6 @@ class _Listener:
             say(screen, f"run {followed.run}: {count} read; figures begin with the second")
         else:
             print_summary(followed.summary)
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < math.inf:
-            return seconds
-    raise RequestError(
-        f"--settle: expected seconds, found {quoted(text)}", "for example --settle 60"
-    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _AHEAD = 2
 
 
 def read(
-    plan: Plan, source: Source, resources: Resources, tiles: TileFolder, check: Callable[[], None]
+    plan: Plan, source: Source, resources: Resources, tiles: TileFolder, done: Callable[[int], None]
 ) -> Sums:
     """Return the sums of all parts of a plan of one checkpoint.
 
@@ -29,7 +29,7 @@ def read(
 
     Args:
         tiles: where results lie meanwhile.
-        check: called between tiles; what it raises ends the work.
+        done: called with each tile that has a result; what it raises ends the work.
 
     Raises:
         ReadError: bytes could not be had, or are others than were planned.
@@ -39,12 +39,14 @@ def read(
     pending = [
         tile.index for tile in plan.tiles if tile.name not in stored or tiles.get(tile.name) is None
     ]
+    for index in sorted({tile.index for tile in plan.tiles}.difference(pending)):
+        done(index)
     if pending:
         with executor(plan, source, resources) as chosen:
             for outcome in chosen.work(pending, tiles):
-                check()
                 if isinstance(outcome, Lost):
                     raise outcome.error
+                done(outcome.tile)
     give_back()
     return in_order(plan, sums_of_parts(plan, _results(plan, tiles)))
 

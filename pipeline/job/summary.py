@@ -67,6 +67,8 @@ class Summary:
     """The figures were made again from stored sums."""
     lost: list[str] = field(default_factory=list)
     """Why tiles failed for good."""
+    estimates: dict[str, Any] | None = None
+    """Of a run that was followed before: how far its figures were off (`followed.compared`)."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -42,6 +42,7 @@ from pipeline.job.write import write_runs
 from pipeline.planning.contents import read_contents
 from pipeline.planning.make import make_plan_of_one, run_name, selection_text
 from pipeline.planning.memory import show_size
+from pipeline.planning.options import seconds
 from pipeline.planning.plan import Plan
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request, Resources
@@ -123,7 +124,7 @@ def follow(
     resources: Resources | None = None,
     *,
     once: bool = False,
-    settle: float = SETTLE_S,
+    settle: float | str = SETTLE_S,
     command: str | None = None,
     replace_run: bool = False,
     listener: Listener | None = None,
@@ -140,6 +141,7 @@ def follow(
         RequestError: the request is wrong; nothing was written.
         HallmarksError: something else failed; what was read is kept.
     """
+    settle = seconds("--settle", settle)
     if request.seeds == "all":
         raise RequestError("--seeds all is a run each, and one is followed", "--seeds NAME")
     if request.fraction is not None or request.budget is not None:
@@ -248,7 +250,7 @@ class _Following:
         """Wait, and show that this one is alive."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self._renew("following")
+            _renew(self._record, "following")
             time.sleep(min(left, _HEARTBEAT_S))
             self._lease.assure()
 
@@ -294,8 +296,8 @@ class _Following:
         alone = replace(new.entry, elapsed=None)  # which depends on what there is besides
         plan = make_plan_of_one(source, alone, self._request, self._run).sketched()
         tiles = TileFolder(self._folder, self._run, plan.digest, plan.specs)
-        self._renew("reading", bytes=plan.bytes_to_read, tiles=len(plan.tiles))
-        sums = read(plan, source, self._resources, tiles, self._lease.assure)
+        tally = _Tally(plan, self._record, self._lease)
+        sums = read(plan, source, self._resources, tiles, tally.done)
         if version_of(plan.files) != new.version or not _as_planned(plan, source, candidate):
             tiles.remove()
             raise SourceChanged("its files have changed while it was read")
@@ -360,7 +362,7 @@ class _Following:
         if self._written is None and self._is_written(plan):
             return
         self._check(series)
-        self._renew("reducing")
+        _renew(self._record, "reducing")
         try:
             assure_room_for_figures(plan, self._resources)
             self._summary = self._tables(series, plan, seen)
@@ -418,7 +420,7 @@ class _Following:
             Execution(self._store, "local", 1, self._started, divided),
             Outcome(
                 devices=frozenset(record.stored.device for record in series.records),
-                bytes_read=sum(record.bytes for record in series.records),
+                bytes_read=plan.bytes_total,
                 complete=False,
             ),
             final=False,
@@ -474,16 +476,43 @@ class _Following:
             self._kept.tell(told)
         self._listener.written(self._followed, new)
 
-    def _renew(self, state: str, *, bytes: int = 0, tiles: int = 0) -> None:
-        self._record.renew(
-            state=state,
-            tiles=tiles,
-            tiles_done=0,
-            tiles_lost=0,
-            bytes=bytes,
-            bytes_done=0,
-            workers=1,
-        )
+
+class _Tally:
+    """How much of a checkpoint has been read, for those who look at the store."""
+
+    def __init__(self, plan: Plan, record: ProgressFile, lease: Lease) -> None:
+        self._plan, self._record, self._lease = plan, record, lease
+        self._tiles = self._bytes = 0
+        self._renew()
+
+    def done(self, tile: int) -> None:
+        """Take note of a tile that has a result.
+
+        Raises:
+            LeaseLost: another driver writes the run.
+        """
+        self._tiles += 1
+        self._bytes += self._plan.tiles[tile].bytes
+        if self._record.due:
+            self._renew()
+        self._lease.assure()
+
+    def _renew(self) -> None:
+        tiles, total = len(self._plan.tiles), self._plan.bytes_to_read
+        _renew(self._record, "reading", tiles, self._tiles, total, self._bytes)
+
+
+def _renew(
+    record: ProgressFile,
+    state: str,
+    tiles: int = 0,
+    tiles_done: int = 0,
+    total: int = 0,
+    done: int = 0,
+) -> None:
+    """Write what is being done; of a checkpoint how much of it."""
+    of_tiles = {"tiles": tiles, "tiles_done": tiles_done, "tiles_lost": 0, "workers": 1}
+    record.renew(state=state, bytes=total, bytes_done=done, **of_tiles)
 
 
 def _series(selection: str, request: Request) -> str:
