@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StoreFailed,
         StoreUnusable,
     )
+    from pipeline.follow.python import follow_once
     from pipeline.job.summary import Summary
     from pipeline.planning.plan import Plan
     from pipeline.store.maps import TrajectoryMap
@@ -39,6 +40,7 @@ _HOMES = {
         *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
         *("SourceNotFound", "StoreFailed", "StoreUnusable"),
     ),
+    "pipeline.follow.python": ("follow_once",),
     "pipeline.job.summary": ("Summary",),
     "pipeline.planning.plan": ("Plan",),
     "pipeline.store.maps": ("TrajectoryMap",),
@@ -67,6 +69,7 @@ __all__ = [
     "TrajectoryMap",
     "analyze",
     "analyze_joint",
+    "follow_once",
     "open_store",
     "plan",
 ]

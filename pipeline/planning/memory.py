@@ -160,8 +160,11 @@ def largest_result(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each
         each: bytes of the sums of one part. A file holds a triangle of a matrix, half of it.
     """
     return max(
-        2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
-        for tile in tiles
+        (
+            2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
+            for tile in tiles
+        ),
+        default=0,  # of a run that is followed
     )
 
 
