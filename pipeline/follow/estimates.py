@@ -99,13 +99,11 @@ class _Estimates:
     ) -> tuple[Array, Array | None]:
         """Return the estimated S of a part, and its changes, (F, N, N); None: it is exact."""
         tensor = self._plan.tensors[part[0]]
-        increments = _increments(sketches, absent)
+        increments = increments_of(sketches, absent)
         if self._sketch.is_whole(tensor.parts[part[1]].below(tensor.numel)):
             return increments @ increments.T, None
-        of_folds = _of_folds(increments[:, : self._sketch.buckets])
-        total = np.add.reduce(of_folds)
-        without = (total - of_folds) * (JACKKNIFE_FOLDS / (JACKKNIFE_FOLDS - 1))
-        whole, *replicates = with_norms(np.stack((total, *without)), squares, absent)
+        estimated = products(increments[:, : self._sketch.buckets])
+        whole, *replicates = with_norms(estimated, squares, absent)
         return whole, np.stack(replicates) - whole
 
 
@@ -121,7 +119,7 @@ def _side_by_side(plan: Plan, kept: Sequence[Sums]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _increments(sketches: Array, absent: NDArray[np.bool_]) -> Array:
+def increments_of(sketches: Array, absent: NDArray[np.bool_]) -> Array:
     """Return what sketches of checkpoints, (N, m), make those of increments; zero where one is absent."""
     increments = np.zeros_like(sketches)
     present = np.flatnonzero(~absent)
@@ -129,8 +127,14 @@ def _increments(sketches: Array, absent: NDArray[np.bool_]) -> Array:
     return increments
 
 
-def _of_folds(increments: Array) -> Array:
-    """Return the products of increments over the buckets j mod F = 0, 1, …: (F, N, N) of (N, m)."""
+def products(increments: Array) -> Array:
+    """Return S of the sketches of increments, (N, m), and of its replicates: (1 + F, N, N).
+
+    Fold g has the buckets j mod F = g; the replicate without it is (S − S_g) F/(F − 1).
+    """
     count = len(increments)
     by_fold = increments.reshape(count, -1, JACKKNIFE_FOLDS).transpose(2, 0, 1).copy()
-    return by_fold @ by_fold.transpose(0, 2, 1)
+    of_folds = by_fold @ by_fold.transpose(0, 2, 1)
+    total = np.add.reduce(of_folds)
+    without = (total - of_folds) * (JACKKNIFE_FOLDS / (JACKKNIFE_FOLDS - 1))
+    return np.concatenate((total[None], without))
