@@ -57,7 +57,9 @@ def transformer() -> Weights:
 def perceptron() -> Weights:
     """Return 40 checkpoints of a network that guesses a byte from the eight before it, by SGD."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.frombuffer(bytearray("\n".join(topics.topics.values()).encode()), dtype=torch.uint8).long()
+    text = torch.frombuffer(
+        bytearray("\n".join(topics.topics.values()).encode()), dtype=torch.uint8
+    ).long()
     network = torch.nn.Sequential(
         torch.nn.Embedding(256, 16), torch.nn.Flatten(), torch.nn.Linear(128, 128), torch.nn.Tanh()
     )
@@ -172,7 +174,11 @@ def chosen(found: Figures) -> dict[str, tuple[float, float]]:
     }
     last = found.dots.shape[1] - 1
     cosine, relative = cosines(found.dots)[0], cosines(found.relative_dots)[0]
-    pairs = {"0, T": (0, last), "T/2, T": (last // 2, last), "T/2, T/2 + 1": (last // 2, last // 2 + 1)}
+    pairs = {
+        "0, T": (0, last),
+        "T/2, T": (last // 2, last),
+        "T/2, T/2 + 1": (last // 2, last // 2 + 1),
+    }
     for name, pair in pairs.items():
         values[f"cosine({name})"] = cosine[pair], found.cosine_errors[0][pair]
         if pair[0]:
@@ -223,7 +229,9 @@ def norms(keys: int) -> None:
         for way, of_way in ways.items():
             found = [_compared(estimate(weights, 256, key, of_way)) for key in range(keys)]
             shown: list[str] = []
-            for number, (values, truth) in enumerate(zip(zip(*found, strict=True), true, strict=True)):
+            for number, (values, truth) in enumerate(
+                zip(zip(*found, strict=True), true, strict=True)
+            ):
                 off = float(np.sqrt(np.nanmean((np.array(values) - truth) ** 2)))
                 in_percent, in_degrees = number in (2, 3), number == 4
                 shown.append(
@@ -292,9 +300,10 @@ def _updates() -> None:
     network.bfloat16().requires_grad_(False)
     gigabytes = 2 * sum(each.numel() for each in network.parameters()) / 1e9
     for threads in (1, 2):
-        with tempfile.TemporaryDirectory() as store, Sketcher(
-            network, store, run="network", threads=threads
-        ) as sketcher:
+        with (
+            tempfile.TemporaryDirectory() as store,
+            Sketcher(network, store, run="network", threads=threads) as sketcher,
+        ):
             sketcher.update(0)
             grown, began, used = _peak(), time.perf_counter(), time.process_time()
             sketcher.update(1)

@@ -87,7 +87,7 @@ def test_threads_and_memory_decide_no_bit(
     plan = plan.sketched()
     assert len(plan.tiles) > 1
     first = read(plan, source)
-    for threads, budget in ((3, 1 << 32), (1, 24 << 20)):
+    for threads, budget in ((3, 1 << 32), (1, 40 << 20)):
         again = read(plan, source, threads, budget)
         assert again.keys == first.keys
         for name, array in first.arrays.items():

@@ -168,7 +168,9 @@ def _rank() -> int:
     """Return this process's rank in a distributed training; 0 in any other."""
     from torch import distributed
 
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return (
+        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    )
 
 
 def _bare(model: Any) -> Any:

@@ -70,9 +70,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(suite: Path) -> list[dict[str, GroupSums]]:
-    """Estimates with sixty seeds."""
+    """Estimates with forty seeds."""
     plan, source = make_plan(Request(str(suite)))
-    plans = [plan.sketched(M, seed) for seed in range(60)]
+    plans = [plan.sketched(M, seed) for seed in range(40)]
     return [followed(each, read(each, source)) for each in plans]
 
 
@@ -85,11 +85,9 @@ def test_estimates_are_unbiased_and_as_precise_as_is_said(
         all_parts = (LARGE, OTHER, SMALL) if name == "model" else parts
         truth = sum(gram(weights[part]) for part in all_parts)
         of_parts = [gram(weights[part]) for part in parts]
-        bound = np.sqrt(
-            sum(np.outer(np.diagonal(s), np.diagonal(s)) + s**2 for s in of_parts) / M
-        )
+        bound = np.sqrt(sum(np.outer(np.diagonal(s), np.diagonal(s)) + s**2 for s in of_parts) / M)
         errors = np.array([each[name].increments for each in many]) - truth
-        # of the largest of 81 scatters of 60 seeds
+        # of the largest of 81 scatters of 40 seeds
         assert (errors.std(axis=0) <= 1.5 * bound).all(), name
         assert (np.abs(errors.mean(axis=0)) <= 4.5 * bound / np.sqrt(len(many))).all(), name
 
@@ -187,12 +185,12 @@ def test_a_few_large_coordinates(moving: int, tmp_path: Path) -> None:
     truth = gram(rows)[1:, 1:]
     lengths = np.sqrt(np.diagonal(truth))
     errors = []
-    for seed in range(20):
+    for seed in range(10):
         each = plan.sketched(M, seed)
         found = followed(each, read(each, source))[LARGE].increments[1:, 1:]
         errors.append((found - truth) / np.outer(lengths, lengths))
     rms = np.sqrt(np.mean(np.square(errors)))
-    assert rms < (0.01 if moving == 1 else 2 / np.sqrt(M))
+    assert rms < (0.03 if moving == 1 else 2 / np.sqrt(M))  # of others: 0.0625
 
 
 def test_a_checkpoint_that_is_absent_in_one_part(tmp_path: Path) -> None:
@@ -256,7 +254,7 @@ def test_figures_are_those_of_an_analysis_within_their_errors(
     pairs = store.sql(
         "SELECT cosine, relative_cosine FROM similarity WHERE scope = 'model' ORDER BY i, j"
     ).fetchnumpy()
-    found = estimated_figures(source, "model", range(12))
+    found = estimated_figures(source, "model", range(8))
     off: dict[str, list[float]] = {}
     for each in found:
         for name, value, error in zip(
