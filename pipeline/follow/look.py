@@ -106,9 +106,10 @@ class Watch:
                 seen.listed[key] = entry.candidate
                 self._judge(entry, records.get(key), cache, seen)
         self._watched = {key: each for key, each in self._watched.items() if key in seen.listed}
-        read = [record.candidate.position.order for record in records.values()]
-        for each in selection.lacking:  # folders without weights: one may be about to be filled
-            if read and request.reading.position(each.name).order < max(read):
+        read = {record.candidate.position.order for record in records.values()}
+        for each in selection.lacking:  # a folder without weights may be about to be filled, or removed
+            where = request.reading.position(each.name).order
+            if read and where < max(read) and where not in read:
                 seen.lacking.append(each)
         return seen
 
