@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ import numpy as np
 import obstore
 import pytest
 import torch
-from numpy.typing import NDArray
 from obstore.store import from_url
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline.errors import FormatError, Interrupted, RequestError, StoreFailed, StoreUnusable
+from pipeline.errors import Interrupted, RequestError, StoreFailed, StoreUnusable
 from pipeline.findings.finding import Finding
-from pipeline.follow import follow, follow_once
+from pipeline.follow import follow_once
 from pipeline.follow import following as subject
 from pipeline.follow.alarm import Alarm
 from pipeline.follow.following import Followed
@@ -34,7 +33,16 @@ from tests import buckets
 from tests.commands import hallmarks
 from tests.hub import Hub
 
-TABLES = ("similarity", "path", "indicators", "spectrum", "projection", "values", "tensors", "findings")
+TABLES = (
+    "similarity",
+    "path",
+    "indicators",
+    "spectrum",
+    "projection",
+    "values",
+    "tensors",
+    "findings",
+)
 """And `checkpoints`: all that does not say when and by whom it was written."""
 
 Weights = dict[str, torch.Tensor]
@@ -91,13 +99,19 @@ def tables(store: Path) -> dict[str, Any]:
     contents = {name: opened.table(f"FROM {name} ORDER BY ALL").to_pydict() for name in TABLES}
     columns = "k, name, step, elapsed, tokens, stage, bytes, dtype"
     contents["checkpoints"] = opened.table(f"SELECT {columns} FROM checkpoints").to_pydict()
-    contents["runs"] = opened.table("SELECT bytes_read, complete, followed, plan FROM runs").to_pydict()
+    contents["runs"] = opened.table(
+        "SELECT bytes_read, complete, followed, plan FROM runs"
+    ).to_pydict()
     # NaN is no value of a table; what is left of inequality is a difference of bits
     return {name: {c: list(map(repr, v)) for c, v in of.items()} for name, of in contents.items()}
 
 
 def test_it_says_what_analyze_says_as_far_as_it_is_known(run: Path, tmp_path: Path) -> None:
-    save(run, 250, {**weights(250), "model.layers.0.input_layernorm.weight": torch.full((32,), np.nan)})
+    save(
+        run,
+        250,
+        {**weights(250), "model.layers.0.input_layernorm.weight": torch.full((32,), np.nan)},
+    )
     save(run, 500, weights(400))
     followed = follow_once(run, tmp_path / "followed", run="r")
     pipeline.analyze(run, tmp_path / "exact", run="r", executor="local", statistics="values")
@@ -125,7 +139,9 @@ def test_it_says_what_analyze_says_as_far_as_it_is_known(run: Path, tmp_path: Pa
     norms = "SELECT norm FROM path WHERE norm IS NOT NULL ORDER BY scope, tensor, k"
     pairs = zip(ours.sql(norms).fetchall(), exact.sql(norms).fetchall(), strict=True)
     assert all(a == pytest.approx(b, rel=1e-6) for (a,), (b,) in pairs)
-    assert ours.sql("SELECT complete, followed, fraction FROM runs").fetchall() == [(False, True, 1.0)]
+    assert ours.sql("SELECT complete, followed, fraction FROM runs").fetchall() == [
+        (False, True, 1.0)
+    ]
     assert exact.sql("SELECT complete, followed FROM runs").fetchall() == [(True, False)]
     cosines = "SELECT relative_cosine, relative_cosine_stderr FROM similarity WHERE i < j AND i > 0"
     for scope, is_exact in (("component = 'embed'", True), ("component = 'mlp_up'", False)):
@@ -157,7 +173,9 @@ def test_what_was_read_is_not_read_again(run: Path, tmp_path: Path) -> None:
     assert steps(store) == [0, 100, 200, 300, 400, 500]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))]
+)
 def test_the_bits_do_not_depend_on_what_came_together(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     order = rng.sample(range(0, 600, 100), 6)
@@ -208,8 +226,14 @@ def torch_file(step: int) -> dict[str, bytes]:
     return {"pytorch_model.bin": file.getvalue(), "config.json": b'{"model_type": "llama"}'}
 
 
-@pytest.mark.parametrize("files_of", [sharded, torch_file])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("files_of", "seed"),
+    [
+        (sharded, 1),
+        (torch_file, 1),
+        *(pytest.param(sharded, seed, marks=pytest.mark.slow) for seed in range(2, 8)),
+    ],
+)
 def test_nothing_is_read_before_it_is_whole(
     tmp_path: Path, files_of: Callable[[int], dict[str, bytes]], seed: int
 ) -> None:
@@ -225,7 +249,8 @@ def test_nothing_is_read_before_it_is_whole(
     for name in rng.sample(sorted(files), len(files)):
         if name != "config.json":
             write(place / name, files[name][: rng.randrange(len(files[name]))])
-            assert follow_once(run, store, run="r", settle=0.02).checkpoints == 2, name
+            known = 2 + (needed <= there)  # without an index what shards hold is whole, too
+            assert follow_once(run, store, run="r", settle=0.02).checkpoints == known, name
         write(place / name, files[name])
         there.add(name)
         whole = needed <= there
@@ -295,10 +320,10 @@ def test_checkpoints_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
 
 
 class Listening:
-    """Keeps what following says."""
+    """Keeps what following says, and ends it when so many checkpoints were read."""
 
     def __init__(self, notes: list[str], until: int = 0) -> None:
-        self.notes, self._left = notes, until
+        self.notes, self._until = notes, until
         self.errors: list[Finding] = []
 
     def note(self, text: str) -> None:
@@ -306,8 +331,7 @@ class Listening:
 
     def written(self, followed: Followed, new: list[Finding]) -> None:
         self.errors += new
-        self._left -= 1
-        if self._left == 0:
+        if followed.checkpoints == self._until:
             raise Interrupted("enough")
 
 
@@ -390,7 +414,7 @@ def test_it_goes_on_until_it_is_interrupted(
 ) -> None:
     monkeypatch.setattr(subject, "POLL_S", 0.05)
     store, away = tmp_path / "store", tmp_path / "away"
-    listener = Listening([], until=3)
+    listener = Listening([], until=7)
     pauses = itertools.count()
 
     def during(seconds: float) -> None:
@@ -425,7 +449,10 @@ class Killed(BaseException):
     """Nothing runs after it."""
 
 
-@pytest.mark.parametrize("survived", [1, 4, 7, 9, 12, 15, 20, 26, 32])
+@pytest.mark.parametrize(
+    "survived",
+    [9, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 60) if n not in (9, 30))],
+)
 def test_whatever_end_it_finds_it_goes_on(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
@@ -468,10 +495,11 @@ def test_records_that_are_damaged(run: Path, tmp_path: Path) -> None:
     flipped = bytearray(second.read_bytes())
     flipped[-9] ^= 1
     second.write_bytes(flipped)
+    save(run, 500)
     with pytest.raises(StoreFailed, match="the record of checkpoint-.* is damaged"):
         follow_once(run, store, run="r")
     again = follow_once(run, store, run="r")
-    assert again.checkpoints == 5
+    assert again.checkpoints == 6
     follow_once(run, tmp_path / "again", run="r")
     assert tables(store) == tables(tmp_path / "again")
 
@@ -480,7 +508,9 @@ def test_analyze_takes_the_place_of_estimates(run: Path, tmp_path: Path) -> None
     store = tmp_path / "store"
     follow_once(run, store, run="r")
     was = dict(sql(store, "SELECT indicator, value FROM indicators WHERE scope = 'model'"))
-    cosines = "SELECT i, j, relative_cosine FROM similarity WHERE scope = 'model' AND 0 < i AND i < j"
+    cosines = (
+        "SELECT i, j, relative_cosine FROM similarity WHERE scope = 'model' AND 0 < i AND i < j"
+    )
     estimated = {(i, j): cosine for i, j, cosine in sql(store, cosines)}
     shutil.move(run / "checkpoint-0", tmp_path / "checkpoint-0")
     with pytest.raises(RequestError, match=r"1 of its checkpoints are not in the source any more"):
@@ -529,9 +559,14 @@ def test_before_there_are_two(tmp_path: Path) -> None:
     assert follow_once(run, store, run="r").as_dict()["checkpoints"] == 0
     save(run, 0)
     done = hallmarks("follow", run, "--store", store, "--run", "r", "--once", "--settle", "0")
-    assert (done.returncode, done.stdout) == (0, "run r: 1 checkpoint read; figures begin with the second\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "run r: 1 checkpoint read; figures begin with the second\n",
+    )
     save(run, 100)
-    done = hallmarks("follow", run, "--store", store, "--run", "r", "--once", "--settle", "0", "--json")
+    done = hallmarks(
+        "follow", run, "--store", store, "--run", "r", "--once", "--settle", "0", "--json"
+    )
     import json
 
     told = json.loads(done.stdout)
@@ -565,9 +600,7 @@ def test_a_bucket_that_grows(
 
 
 @pytest.mark.parametrize("layout", ["revisions", "folders", "commits"])
-def test_a_repository_that_grows(
-    run: Path, tmp_path: Path, served_hub: Hub, layout: str
-) -> None:
+def test_a_repository_that_grows(run: Path, tmp_path: Path, served_hub: Hub, layout: str) -> None:
     """A commit is there all at once: nothing is waited for."""
     repository = served_hub.repository("org/name")
     files: dict[str, bytes] = {"README.md": b"about"}
