@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.follow.python import follow, follow_once
+    from pipeline.follow.sketcher import Sketcher
 
-_HOMES = {"pipeline.follow.python": ("follow", "follow_once")}
+_HOMES = {
+    "pipeline.follow.python": ("follow", "follow_once"),
+    "pipeline.follow.sketcher": ("Sketcher",),
+}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["follow", "follow_once"]
+__all__ = ["Sketcher", "follow", "follow_once"]
 
 
 if not TYPE_CHECKING:  # which would take every name for one that there is

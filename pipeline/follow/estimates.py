@@ -9,7 +9,6 @@ Letters: P parts of a stack, N checkpoints of the run, m columns of sketches, F 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.follow.norms import with_norms
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.batches import OfGroups
@@ -52,80 +52,59 @@ def followed_sums(plan: Plan, grouped: Grouping, kept: Kept, at_once: int) -> It
     stacked = max(1, at_once // estimates.part_bytes) * group_bytes(plan)
     for groups, sums in group_sums(plan, grouped, estimates.parts, stacked):
         assert sums is not None  # nothing is lost: what could not be read whole was not kept
-        yield groups, estimates.of_group(groups[0], sums)
+        yield groups, estimates.with_changes(groups[0], sums)
 
 
 class _Estimates:
-    """What is estimated of the parts that were asked for last, and of the groups that are not complete."""
+    """What is estimated of the parts that were asked for last, and of groups that are not complete."""
 
     def __init__(self, plan: Plan, grouped: Grouping, kept: Kept) -> None:
         assert plan.sketch is not None
         self._plan, self._sketch, self._kept = plan, plan.sketch, kept
-        self._groups = {(m.tensor, m.part): m.groups for m in grouped.members}
-        self._folds: dict[int, Array] = {}
-        """Group → (F, N, N), products over the buckets of each fold; of whole parts none."""
-        self._squares: dict[int, Array] = defaultdict(lambda: np.zeros(len(plan.checkpoints)))
-        """Group → (N,) ‖θ_k‖²."""
+        self._groups = {(member.tensor, member.part): member.groups for member in grouped.members}
+        self._changes: dict[int, Array] = {}
+        """Group → (F, N, N) what leaving out a fold changes; nothing of groups of small parts."""
 
     @property
     def part_bytes(self) -> int:
-        """Of what is kept of a part, what is made of it, and the products of its folds."""
+        """What is kept of a part, and what is made of it."""
         count = len(self._plan.checkpoints)
-        return 8 * count * (3 * self._sketch.columns + (JACKKNIFE_FOLDS + 3) * count)
+        return 8 * count * (3 * self._sketch.columns + 3 * JACKKNIFE_FOLDS * count)
 
     def parts(self, parts: Sequence[tuple[int, int]]) -> Sums:
         """Return the sums of parts as one read of all checkpoints would have left them, as far as known."""
         arrays = _side_by_side(self._plan, self._kept(parts))
-        grams = []
+        absent = arrays["non_finite.count"] > 0
+        sketches, squares = arrays.pop("sketch.buckets"), arrays.pop("sketch.squares")
+        increments = []
         for row, part in enumerate(parts):
-            absent = arrays["non_finite.count"][row] > 0
-            increments = _increments(arrays["sketch.buckets"][row], absent)
-            part_of = self._plan.tensors[part[0]].parts[part[1]]
-            folds = None
-            if self._sketch.is_whole(part_of.below(self._plan.tensors[part[0]].numel)):
-                grams.append(increments @ increments.T)
-            else:
-                folds = _of_folds(increments[:, : self._sketch.buckets])
-                grams.append(np.add.reduce(folds))
-            for group in self._groups[part]:
-                self._squares[group] = self._squares[group] + arrays["sketch.squares"][row]
-                if folds is not None:
-                    before = self._folds.get(group)
-                    self._folds[group] = folds if before is None else before + folds
-        arrays["gram.increments"] = packed(np.stack(grams))
+            whole, changes = self._of_part(part, sketches[row], squares[row], absent[row])
+            increments.append(packed(whole))
+            if changes is not None:
+                for group in self._groups[part]:
+                    before = self._changes.get(group)
+                    self._changes[group] = changes if before is None else before + changes
+        arrays["gram.increments"] = np.stack(increments)
         return Sums(tuple(PartKey(*part) for part in parts), arrays, "")
 
-    def of_group(self, group: int, sums: GroupSums) -> GroupSums:
-        """Return the sums of a complete group with all that is known of it."""
-        squares, folds = self._squares.pop(group), self._folds.pop(group, None)
-        if folds is None:
+    def with_changes(self, group: int, sums: GroupSums) -> GroupSums:
+        """Return the sums of a complete group with what leaving out a fold changes."""
+        changes = self._changes.pop(group, None)
+        if changes is None:
             return sums
-        increments = with_norms(sums.increments, squares, sums.absent)
-        total = np.add.reduce(folds)
-        changes = {}
-        for fold, of_fold in enumerate(folds):
-            without = sums.increments + (total - JACKKNIFE_FOLDS * of_fold) / (JACKKNIFE_FOLDS - 1)
-            changes[fold] = with_norms(without, squares, sums.absent) - increments
-        return replace(sums, increments=increments, changes=changes, folds=JACKKNIFE_FOLDS)
+        return replace(sums, changes=dict(enumerate(changes)), folds=JACKKNIFE_FOLDS)
 
-
-def with_norms(increments: Array, squares: Array, absent: NDArray[np.bool_]) -> Array:
-    """Return an estimated S, (N, N), rescaled so that the norms of the checkpoints are what is known of them.
-
-    θ_k becomes d_k θ_k, and Δ_k therefore d_k Δ_k + (d_k − d_{k−1}) θ_{k−1}: it stays positive semidefinite.
-    Formed in these terms, since differences of products of the θ_k would cancel.
-
-    Args:
-        squares: (N,) ‖θ_k‖².
-        absent: (N,) where that is not known; what is said of them is dropped (`present_increments`).
-    """
-    estimated = np.diagonal(np.cumsum(np.cumsum(increments, axis=0), axis=1))
-    known = ~absent & (estimated > 0) & (squares > 0)
-    scale = np.ones(len(squares))
-    scale[known] = np.sqrt(squares[known] / estimated[known])
-    rows = np.tril(np.repeat(np.diff(scale, prepend=scale[0])[:, None], len(scale), axis=1), -1)
-    rows[np.diag_indices_from(rows)] = scale
-    return rows @ increments @ rows.T
+    def _of_part(
+        self, part: tuple[int, int], sketches: Array, squares: Array, absent: NDArray[np.bool_]
+    ) -> tuple[Array, Array | None]:
+        """Return the estimated S of a part, and its changes, (F, N, N); None: it is exact."""
+        tensor = self._plan.tensors[part[0]]
+        increments = increments_of(sketches, absent)
+        if self._sketch.is_whole(tensor.parts[part[1]].below(tensor.numel)):
+            return increments @ increments.T, None
+        estimated = products(increments[:, : self._sketch.buckets])
+        whole, *replicates = with_norms(estimated, squares, absent)
+        return whole, np.stack(replicates) - whole
 
 
 def _side_by_side(plan: Plan, kept: Sequence[Sums]) -> dict[str, NDArray[Any]]:
@@ -140,7 +119,7 @@ def _side_by_side(plan: Plan, kept: Sequence[Sums]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _increments(sketches: Array, absent: NDArray[np.bool_]) -> Array:
+def increments_of(sketches: Array, absent: NDArray[np.bool_]) -> Array:
     """Return what sketches of checkpoints, (N, m), make those of increments; zero where one is absent."""
     increments = np.zeros_like(sketches)
     present = np.flatnonzero(~absent)
@@ -148,8 +127,14 @@ def _increments(sketches: Array, absent: NDArray[np.bool_]) -> Array:
     return increments
 
 
-def _of_folds(increments: Array) -> Array:
-    """Return the products of increments over the buckets j mod F = 0, 1, …: (F, N, N) of (N, m)."""
+def products(increments: Array) -> Array:
+    """Return S of the sketches of increments, (N, m), and of its replicates: (1 + F, N, N).
+
+    Fold g has the buckets j mod F = g; the replicate without it is (S − S_g) F/(F − 1).
+    """
     count = len(increments)
     by_fold = increments.reshape(count, -1, JACKKNIFE_FOLDS).transpose(2, 0, 1).copy()
-    return by_fold @ by_fold.transpose(0, 2, 1)
+    of_folds = by_fold @ by_fold.transpose(0, 2, 1)
+    total = np.add.reduce(of_folds)
+    without = (total - of_folds) * (JACKKNIFE_FOLDS / (JACKKNIFE_FOLDS - 1))
+    return np.concatenate((total[None], without))

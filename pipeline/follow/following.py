@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -146,6 +147,25 @@ def follow(
         raise RequestError("--seeds all is a run each, and one is followed", "--seeds NAME")
     if request.fraction is not None or request.budget is not None:
         raise RequestError("what is followed is read whole: no --fraction, no --budget")
+    source = open_source(request.source, request.layout, request.reading)
+    with following(
+        request, source, store, resources, settle, command, replace_run, listener or Quiet()
+    ) as each:
+        return each.once() if once else each.on()
+
+
+@contextlib.contextmanager
+def following(
+    request: Request,
+    source: Source,
+    store: str,
+    resources: Resources | None,
+    settle: float,
+    command: str | None,
+    replace_run: bool,
+    listener: Listener,
+) -> Iterator[Following]:
+    """Hold the right to write the run of a source, and go on from what there is of it."""
     request = replace(request, statistics=STATISTICS)
     resources = replace(
         resources or Resources(),
@@ -153,7 +173,7 @@ def follow(
         device="cpu",
         threads=(resources.threads if resources else None) or THREADS,
     )
-    folder, source = Folder(store), open_source(request.source, request.layout, request.reading)
+    folder = Folder(store)
     run, selection = run_name(request, source), selection_text(source, request)
     if not replace_run:
         refuse_to_follow(folder, run, selection)
@@ -162,11 +182,10 @@ def follow(
     try:
         if not replace_run:
             refuse_to_follow(folder, run, selection)
-        following = _Following(
+        yield Following(
             request, run, source, selection, folder, store, resources, lease,
-            settle, command, listener or Quiet(),
+            settle, command, listener,
         )  # fmt: skip
-        return following.once() if once else following.on()
     except LeaseLost:
         raise  # the record is another's, too
     except BaseException:
@@ -177,7 +196,9 @@ def follow(
         lease.release()
 
 
-class _Following:
+class Following:
+    """One run, which this process alone writes."""
+
     def __init__(
         self,
         request: Request,
@@ -226,7 +247,7 @@ class _Following:
         if self._failure is not None:
             raise self._failure
         remove_record(self._folder, self._run)
-        return self._followed
+        return self.followed
 
     def on(self) -> Followed:
         """Follow until an error or a signal ends it."""
@@ -268,16 +289,16 @@ class _Following:
             self._take_one(new, seen)
             if time.monotonic() >= due and new is not seen.new[-1]:
                 begun = time.monotonic()
-                self._write(seen)
+                self.write(seen)
                 due = time.monotonic() + (time.monotonic() - begun) / LOOK_SHARE
-        self._write(seen)
+        self.write(seen)
 
     # ---- one checkpoint
 
     def _take_one(self, new: New, seen: Seen) -> None:
-        name, begun = new.entry.candidate.name, time.monotonic()
+        name = new.entry.candidate.name
         try:
-            record = self._recorded(new, seen.source)
+            self.read_one(new, seen.source)
         except (LeaseLost, PlanDoesNotFit, Interrupted, StoreFailed, StoreUnusable):
             raise
         except HallmarksError as error:  # removed, changed, or its storage does not answer
@@ -285,11 +306,19 @@ class _Following:
             self._say_once(f"{name}: {error.message}")
             passing = isinstance(error, FormatError | SourceChanged | SourceNotFound)
             self._failure = None if passing else error
-            return
+
+    def read_one(self, new: New, source: Source) -> None:
+        """Read one checkpoint, and keep its record.
+
+        Raises:
+            HallmarksError: it could not be read, or not be kept.
+        """
+        begun = time.monotonic()
+        record = self._recorded(new, source)
         self._records[key_of(record.candidate)] = record
         self._read += 1
-        seconds = time.monotonic() - begun
-        self._listener.note(f"{name}: {show_size(record.bytes)} read in {seconds:.1f} s")
+        size, seconds = show_size(record.bytes), time.monotonic() - begun
+        self._listener.note(f"{record.candidate.name}: {size} read in {seconds:.1f} s")
 
     def _recorded(self, new: New, source: Source) -> Record:
         candidate = new.entry.candidate
@@ -339,7 +368,8 @@ class _Following:
     # ---- the tables
 
     @property
-    def _followed(self) -> Followed:
+    def followed(self) -> Followed:
+        """What it has come to so far."""
         return Followed(
             self._run,
             self._store,
@@ -349,7 +379,7 @@ class _Following:
             self._summary,
         )
 
-    def _write(self, seen: Seen) -> None:
+    def write(self, seen: Seen) -> None:
         """Write the tables of what was read, unless they are there."""
         series = Series(
             self._run, self._label, self._selection, self._request, list(self._records.values())
@@ -474,7 +504,7 @@ class _Following:
                 )
         if new:
             self._kept.tell(told)
-        self._listener.written(self._followed, new)
+        self._listener.written(self.followed, new)
 
 
 class _Tally:

@@ -129,9 +129,7 @@ class Plan:
         ranges = everything(self.tensors)
         least = tile_bytes(len(self.checkpoints), range_bytes(ranges, self.tensors))
         of_part = 8 * len(self.checkpoints) * max(sketch.columns, len(self.checkpoints))
-        return replace(
-            self, sketch=sketch, tiles=divide(ranges, self.tensors, least, of_part)
-        )
+        return replace(self, sketch=sketch, tiles=divide(ranges, self.tensors, least, of_part))
 
     def knowing(self, known: Sequence[tuple[Settings, Training]]) -> Plan:
         """Return the same plan with what is known of the training of each path.

@@ -85,19 +85,35 @@ class Sketch:
         values = piece.present_values[:, 0].to(torch.float64, copy=True).numpy()
         squares = np.vecdot(values, values)
         buckets = np.zeros((len(values), self.columns))
-        first = facts.part.below(place.start)
-        if self.is_whole(facts.part_numel):
-            buckets[:, first : first + piece.length] = values
+        self.add(buckets, values, facts.part.below(place.start), facts.part_numel, facts.name)
+        return {"sketch.buckets": buckets, "sketch.squares": squares}
+
+    def add(
+        self,
+        buckets: NDArray[np.float64],
+        values: NDArray[np.float64],
+        first: int,
+        numel: int,
+        name: str,
+    ) -> None:
+        """Add elements of a part to its buckets, (K, columns); elements must come in order.
+
+        Args:
+            values: (K, M) the elements from `first` on; they are given their signs in place.
+            numel: elements of the part.
+            name: of the part (`part_name`).
+        """
+        if self.is_whole(numel):
+            buckets[:, first : first + values.shape[1]] = values
         else:
-            key = key_of(facts.name, self.seed)
+            key = key_of(name, self.seed)
             _give_signs(values, splitmix64(key) + first)
             self._add(buckets, values, first, splitmix64(key ^ _SHIFTS))
-        return {"sketch.buckets": buckets, "sketch.squares": squares}
 
     def _add(
         self, buckets: NDArray[np.float64], signed: NDArray[np.float64], first: int, origin: int
     ) -> None:
-        """Add elements of a part, (K, M) from `first` on, to its buckets, (K, ≥ m), in their order."""
+        """Add elements with signs, (K, M) from `first` on, block by block."""
         m, last = self.buckets, first + signed.shape[1]
         for block in range(first // m, -(-last // m)):
             shift = splitmix64((origin + block) & _MASK) % m
