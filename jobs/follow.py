@@ -55,7 +55,7 @@ def follow(**options: Any) -> int:
     Each new checkpoint is read once; figures between checkpoints are estimates with standard errors, until
     `hallmarks analyze` makes them exact. Checkpoints that were read may be removed.
     """
-    resumable("what was read is kept; rerun the same command to go on")
+    resumable("what was read is kept")
     (request,) = requests_from(options | {"sources": [options["source"]]})
     Folder(options["store"])
     listener = _Listener(options)

@@ -64,6 +64,7 @@ def trajectory(
             "smooth": across + 0.3 * noise,
             "decaying": (across + noise) / (1 + k),
             "folding": (-1) ** k * across + 0.05 * noise,
+            "scattered": noise,
         }[kind]
-        rows.append(rows[-1] + relative_step * move)
+        rows.append((start if kind == "scattered" else rows[-1]) + relative_step * move)
     return np.stack(rows)

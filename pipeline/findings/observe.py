@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.numerics import straight_turns
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.figures import Figures
+from pipeline.reduce.rows import TableRows
 
 LAGS = 8
 """Checkpoints are compared with those up to so many before: enough to judge neighbours when up to
@@ -98,7 +100,9 @@ class SeenModel:
     squared_distances: Array
     """(K, K)"""
     noise_floors: Array
-    """(K,) degrees."""
+    """(K,) what rounding alone makes of a straight path's update angle, degrees."""
+    jumps: Array
+    """(K,) how much longer increments become there, in logarithms; 0 where nothing changes."""
     indicators: dict[str, float]
     indicator_errors: dict[str, float]
 
@@ -106,6 +110,17 @@ class SeenModel:
     def moves(self) -> bool:
         """Whether two present checkpoints differ."""
         return len(set(self.labels[~self.absent].tolist())) > 1
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SeenTable:
+    """The rows of an embedding or output head."""
+
+    name: str
+    rows: NDArray[np.int64]
+    """Their numbers: those that were read whole."""
+    turned: Array
+    """1 − cos(w_0, w_T) of each; 0 of one that is zero throughout, NaN where it is not known."""
 
 
 class Observations:
@@ -122,6 +137,11 @@ class Observations:
                 self._parts[name] = index, before + share
         self._seen: list[Seen] = []
         self.model: SeenModel | None = None
+        self.tables: list[SeenTable] = []
+
+    def add_rows(self, table: TableRows) -> None:
+        """Take note of the rows of a tensor, as far as findings need them."""
+        self.tables.append(SeenTable(table.tensor, table.rows, _turned(table)))
 
     def add(self, batch: FigureBatch) -> None:
         """Take note of groups' figures, as far as findings need them."""
@@ -194,6 +214,11 @@ class Observations:
         )
 
 
+def _turned(table: TableRows) -> Array:
+    zero = (table.norm_first == 0) & (table.norm_last == 0) & (table.last_moved_k == 0)
+    return np.where(zero, 0.0, 1 - table.cosine_first_last)
+
+
 def misfit(squared_distances: Array, labels: Labels) -> Array:
     """(T, K) how badly values fit where they are: of values held twice, the least is where they belong.
 
@@ -235,7 +260,8 @@ def _model(figures: Figures, row: int) -> SeenModel:
         labels=figures.labels[row].copy(),
         absent=figures.absent[row].copy(),
         squared_distances=figures.squared_distances[row].copy(),
-        noise_floors=figures.path["noise_floor_deg"][row].copy(),
+        noise_floors=figures.path[straight_turns.COLUMNS[0]][row].copy(),
+        jumps=figures.jumps[row].copy(),
         indicators=dict(zip(INDICATORS, figures.indicators[row].tolist(), strict=True)),
         indicator_errors=dict(zip(INDICATORS, figures.indicator_errors[row].tolist(), strict=True)),
     )

@@ -51,7 +51,7 @@ class Seen:
     """The checkpoints of the run that are there."""
     new: list[New] = field(default_factory=list)
     quiet_in_s: float | None = None
-    """When the next of those that are whole may be quiet; None: there are no others."""
+    """When all that are whole may be quiet; None: there are no others."""
     pending: list[LeftOut] = field(default_factory=list)
     """Checkpoints that are not whole, or not quiet."""
     lacking: list[LeftOut] = field(default_factory=list)
@@ -106,9 +106,12 @@ class Watch:
                 seen.listed[key] = entry.candidate
                 self._judge(entry, records.get(key), cache, seen)
         self._watched = {key: each for key, each in self._watched.items() if key in seen.listed}
-        read = [record.candidate.position.order for record in records.values()]
-        for each in selection.lacking:  # folders without weights: one may be about to be filled
-            if read and request.reading.position(each.name).order < max(read):
+        read = {record.candidate.position.order for record in records.values()}
+        for (
+            each
+        ) in selection.lacking:  # a folder without weights may be about to be filled, or removed
+            where = request.reading.position(each.name).order
+            if read and where < max(read) and where not in read:
                 seen.lacking.append(each)
         return seen
 
@@ -149,7 +152,7 @@ class Watch:
             seen.new.append(New(entry, listed, version))
             return
         left = self._settle - quiet
-        seen.quiet_in_s = left if seen.quiet_in_s is None else min(left, seen.quiet_in_s)
+        seen.quiet_in_s = max(left, seen.quiet_in_s or 0.0)
         reason = f"may be being written: read when its files are unchanged for {self._settle:g} s"
         self._pending(candidate, reason, seen)
 

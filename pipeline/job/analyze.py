@@ -28,7 +28,7 @@ from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace, stored_statistics
+from pipeline.store.names import refuse_to_replace, stored_statistics, stored_windows
 from pipeline.store.records import has_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
@@ -95,6 +95,7 @@ def _analyze(
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))
+    plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:
@@ -185,6 +186,7 @@ def _recomputed(
         folder,
         nothing,
         outcome,
+        rows=sums.rows(),
         final=True,
         check=leases.assure,
         ready=leases.assure,

@@ -56,6 +56,7 @@ def worker_memory(
         plan.statistics,
         largest_block,
         afterwards=figures if shared else 0,
+        rows=plan.rows,
     )
     if on_ray:  # the driver makes figures and tables, and holds no tiles
         assure_room_for_figures(plan, resources)

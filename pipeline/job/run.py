@@ -215,11 +215,11 @@ class Job:
         if gone:
             self._do_again(gone)
             raise _Gone
-        lost = {
+        lost = frozenset(
             range_.tensor
             for number in self._account.lost
             for range_ in self._plan.tiles[number].ranges
-        }
+        )
 
         def ready() -> None:
             self._leases.check()
@@ -232,12 +232,12 @@ class Job:
             Runs.of(plan),
             [final(token) for token in self._leases.tokens],
             grouped,
-            group_sums(
-                plan, grouped, self._sums.read, self._execution.buffers.stack, frozenset(lost)
-            ),
+            group_sums(plan, grouped, self._sums.read, self._execution.buffers.stack, lost),
             self._folder,
             self._execution,
             outcome,
+            rows=self._sums.rows(),
+            lost=lost,
             final=True,
             check=self._leases.assure,
             ready=ready,
@@ -246,7 +246,7 @@ class Job:
     def _results(self, gone: set[int]) -> Iterator[tuple[int, Sums | None]]:
         """Yield the results of all tiles, in order; `gone` gets those that should be there."""
         each = part_bytes(self._plan.statistics, len(self._plan.checkpoints))
-        largest = largest_result(self._plan.tiles, self._plan.tensors, each)
+        largest = largest_result(self._plan.tiles, self._plan.tensors, each, self._plan.rows)
         ahead = max(1, min(MOST_AHEAD, self._execution.buffers.ahead // largest))
         for number, sums in self._tiles.results(self._plan.tiles, ahead):
             self._leases.assure()

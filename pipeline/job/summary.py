@@ -20,7 +20,7 @@ from pipeline.store.training import stored_training
 from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 6
+FIGURES_FORMAT = 8
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -145,10 +145,11 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     if not counting(folder, plan.run):
         return None
     stored, run = Store(execution.store), [plan.run]
-    columns = "fraction, device, tensors, parameters, plan, complete, figures"
+    columns = "fraction, device, tensors, parameters, plan, complete, figures, windows"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
     whole = plan.sketch is None  # a run that is followed never is
-    if not rows or rows[0][4:] != (plan.digest, whole, FIGURES_FORMAT):
+    asked = (plan.digest, whole, FIGURES_FORMAT, plan.windows.words)
+    if not rows or rows[0][4:] != asked:
         return None
     if stored.trouble(plan.run) is not None:
         return None
@@ -192,6 +193,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "source": plan.source,
         "selection": plan.selection,
         "statistics": list(plan.statistics_asked),
+        "windows": plan.windows.words,
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

@@ -17,9 +17,11 @@ from pipeline.reduce.batches import OfGroups
 from pipeline.reduce.groups import Grouping
 from pipeline.reduce.memory import Buffers
 from pipeline.reduce.reduce import reduce
+from pipeline.reduce.rows import table_rows
 from pipeline.reduce.tables import rows
 from pipeline.signals import uninterrupted
 from pipeline.statistics.piece import one_thread_products
+from pipeline.statistics.rows import RowSums
 from pipeline.statistics.table import on_request
 from pipeline.store.folder import Folder
 from pipeline.store.query import views_sql
@@ -54,6 +56,8 @@ def write_runs(
     execution: Execution,
     outcome: Outcome,
     *,
+    rows: Iterable[RowSums] = (),
+    lost: frozenset[int] = frozenset(),
     final: bool,
     check: Callable[[], None],
     ready: Callable[[], None],
@@ -65,6 +69,8 @@ def write_runs(
         grouped: the groups of the plan.
         sums: of all of them.
         outcome: what has been done of the tiles that the sums are of.
+        rows: the sums of rows of all tiles; estimates have none.
+        lost: tensors of which some weights could not be read.
         final: False of an estimate from the tiles read so far.
         check: called between batches of groups.
         ready: called when all is written; what either raises ends the attempt, and nothing stays.
@@ -77,6 +83,8 @@ def write_runs(
     findings_of_runs: list[list[Finding]] = []
     try:
         observed = _write_figures(runs, grouped, sums, writers, execution.buffers, check)
+        if final:
+            _write_rows(runs, rows, lost, writers, observed)
         folder.replace("views.sql", views_sql(folder).encode())
         for plan, writer, seen in zip(runs, writers, observed, strict=True):
             fraction = _fraction(plan, outcome)
@@ -106,7 +114,7 @@ def _write_figures(
         tapped = _with_statistics(runs, sums, writers)
         for batch in reduce(runs.whole, grouped, tapped, buffers):
             for writer, seen, of_run in zip(writers, observed, (*batch.paths, batch), strict=True):
-                writer.add(of_run, grouped.parameters)
+                writer.add(of_run, grouped)
                 seen.add(of_run)
             check()
     return observed
@@ -128,6 +136,20 @@ def _with_statistics(
                     of_run = {name: values[checkpoints] for name, values in columns.items()}
                     writer.add_statistic(groups, statistic.name, of_run)
         yield groups, group_sums
+
+
+def _write_rows(
+    runs: Runs,
+    sums: Iterable[RowSums],
+    lost: frozenset[int],
+    writers: Sequence[RunWriter],
+    observed: Sequence[Observations],
+) -> None:
+    """Write the rows of tables to the run of each source: one over several sources has none."""
+    for of_paths in table_rows(runs.whole, sums, lost):
+        for table, writer, seen in zip(of_paths, writers, observed, strict=False):
+            writer.add_rows(table)
+            seen.add_rows(table)
 
 
 def _fraction(plan: Plan, outcome: Outcome) -> float:

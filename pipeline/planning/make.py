@@ -35,7 +35,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 
-RESULT_FORMAT = 6
+RESULT_FORMAT = 7
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -196,6 +196,7 @@ def _planned(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+        windows_asked=request.windows,
     )
     return plan, checkpoints, contents
 

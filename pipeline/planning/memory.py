@@ -12,7 +12,8 @@ from pipeline.errors import PlanDoesNotFit
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import ROW_ALIGNMENT, most_beside, piece_bytes, width
 from pipeline.planning.tiles import Tile, results
-from pipeline.statistics.pieces import batch_elements, products_at_once
+from pipeline.statistics.pieces import PIECE, batch_elements, products_at_once
+from pipeline.statistics.rows import NO_ROWS, SCRATCH, Rows
 from pipeline.statistics.statistic import Statistic, part_bytes, scratch_per_value
 from pipeline.statistics.table import ALWAYS
 
@@ -69,6 +70,7 @@ def project(
     statistics: Sequence[Statistic] = ALWAYS,
     largest_block: int | None = None,
     afterwards: int = 0,
+    rows: Rows = NO_ROWS,
 ) -> Memory:
     """Return how `calls` tiles side by side fit into a worker's budget, whatever computes them.
 
@@ -79,6 +81,7 @@ def project(
         largest_block: bytes of a block that an object store takes, if blocks travel through one:
             then many of them are to be on their way at once.
         afterwards: the least budget in which figures and tables are made, after the tiles.
+        rows: what is kept of rows of tables.
 
     Raises:
         PlanDoesNotFit: they do not, or figures and tables do not; the error says the least that would do.
@@ -86,7 +89,9 @@ def project(
     num_checkpoints = len(tensors[0].dtypes)
     of_part = part_bytes(statistics, num_checkpoints)
     fixed = plan_bytes(tensors) + calls * (
-        scratch_bytes(tensors, statistics) + largest_result(tiles, tensors, of_part)
+        scratch_bytes(tensors, statistics)
+        + (SCRATCH * PIECE if rows.tables else 0)
+        + largest_result(tiles, tensors, of_part, rows)
     )
     widest = max(width(tensor) for tensor in tensors)
     longest = max(
@@ -153,18 +158,31 @@ def plan_bytes(tensors: Sequence[AlignedTensor]) -> int:
     return PLAN_ENTRY * sum(len(tensor.dtypes) for tensor in tensors)
 
 
-def largest_result(tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int) -> int:
+def largest_result(
+    tiles: Sequence[Tile], tensors: Sequence[AlignedTensor], each: int, rows: Rows = NO_ROWS
+) -> int:
     """Return the bytes of the largest result of a tile: accumulators, or the file and what is in it.
 
     Args:
         each: bytes of the sums of one part. A file holds a triangle of a matrix, half of it.
+        rows: what is kept of rows of tables besides.
     """
     return max(
         (
             2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
+            + 2 * rows_of_tile(tile, rows)
             for tile in tiles
         ),
         default=0,  # of a run that is followed
+    )
+
+
+def rows_of_tile(tile: Tile, rows: Rows) -> int:
+    """Return the bytes of the sums of rows that a tile keeps."""
+    return rows.each * sum(
+        rows.tables[range_.tensor].num_touched(range_.first, range_.stop)
+        for range_ in tile.ranges
+        if range_.tensor in rows.tables
     )
 
 

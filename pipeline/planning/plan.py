@@ -14,6 +14,8 @@ from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
 from pipeline.planning.gaps import Gap
+from pipeline.planning.options import Windows
+from pipeline.planning.row_tables import row_tables
 from pipeline.planning.sample import WHOLE, Draw
 from pipeline.planning.select import LeftOut
 from pipeline.planning.tiles import (
@@ -25,6 +27,8 @@ from pipeline.planning.tiles import (
     tile_bytes,
 )
 from pipeline.sources.base import File
+from pipeline.statistics.rows import NAME as ROWS
+from pipeline.statistics.rows import NO_ROWS, Rows
 from pipeline.statistics.sketch import BUCKETS, Sketch
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
 from pipeline.statistics.table import NAMES, chosen
@@ -89,6 +93,8 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+    windows_asked: Windows | None = None
+    """Which parts of the paths are looked at by themselves, if that is stated. Nothing is read for it."""
     settings: Settings = field(default_factory=dict)
     """Hyperparameters of the training, where known. Like `training`, no figure depends on them."""
     training: Training = field(default_factory=Training, repr=False)
@@ -145,6 +151,11 @@ class Plan:
         )
 
     @property
+    def windows(self) -> Windows:
+        """Which windows of the paths are looked at, and of which groups besides."""
+        return self.windows_asked or Windows()
+
+    @property
     def statistics(self) -> tuple[Statistic, ...]:
         """What is computed of every part while it is read."""
         sketch = () if self.sketch is None else (self.sketch,)
@@ -154,6 +165,13 @@ class Plan:
     def specs(self) -> tuple[ArraySpec, ...]:
         """The arrays that are kept of every part."""
         return specs(self.statistics, len(self.checkpoints))
+
+    @property
+    def rows(self) -> Rows:
+        """The tensors of which rows are looked at; none unless they are asked for."""
+        if ROWS not in self.statistics_asked:
+            return NO_ROWS
+        return Rows.of(row_tables(self.tensors), len(self.firsts))
 
     @property
     def firsts(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
+    Windows,
     flag,
     globs,
     names,
@@ -29,8 +30,9 @@ from pipeline.planning.options import (
     texts,
     training,
     whole,
+    windows,
 )
-from pipeline.statistics.table import NAMES
+from pipeline.statistics.table import SAID
 from pipeline.training.metrics import Training
 from pipeline.training.settings import Settings, read_settings
 
@@ -70,6 +72,8 @@ class Request:
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
     """What else is computed in the read, in the order of `statistics/table.py`."""
+    windows: Windows | None = None
+    """Which parts of the paths are looked at by themselves; made from what is read for the rest."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
     fraction: float | None = None
@@ -141,7 +145,8 @@ _READERS = {
     "state": optional(text),
     "roles": optional(stated_roles),
     "by_head": flag,
-    "statistics": several_of(*NAMES),
+    "statistics": several_of(SAID),
+    "windows": optional(windows),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),
     "budget": optional(size),

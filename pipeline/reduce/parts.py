@@ -45,7 +45,7 @@ def sums_of_parts(plan: Plan, results: Iterable[tuple[int, Sums | None]]) -> Ite
             ]
         )
         kept = [key for key in rows if key.tensor not in lost]
-        if result is not None and (whole or kept):
+        if result is not None and (whole or kept or result.rows):
             yield _stack(result, whole, [(key, rows[key]) for key in kept], rules)
 
 
@@ -88,4 +88,4 @@ def _stack(
     for name in rules:
         rows = [np.asarray(arrays_of_part[name])[None] for _, arrays_of_part in merged]
         arrays[name] = np.concatenate([*rows, result.arrays[name][whole]])
-    return Sums(keys, arrays, result.device)
+    return Sums(keys, arrays, result.device, result.rows)

@@ -2,12 +2,12 @@
 
 It is taken of the rows θ_0, Δ_1, …, Δ_T, where Δ_k = θ_k − θ_{k−1}: the same cost as of the θ_k, and
 no cancellation (docs/method.md, §1). Products are float32 over at most PIECE elements, sums beyond
-that float64, in the order of the pieces.
+that float64, in the order of the pieces. Before a float32 product, pairs of columns are turned (TURNS).
 
 Products are NumPy's: it knows `a @ a.T` for a symmetric product and does half the work (measured on one
 core, 64 to 935 rows: 160-225 against 95-105 GFLOP/s of torch.mm), and no process-wide precision setting
 reaches it. A GPU's come from `gpu.py`. Parts of few weights, and pieces whose squares float32 cannot hold,
-are done in float64; float32 sums of weights stored in more than 16 bits are shorter.
+are done in float64.
 
 Letters: K checkpoints, B pieces, M elements of each.
 """
@@ -23,8 +23,6 @@ from pipeline.statistics.pieces import PIECE
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.statistics.piece import Pieces, TensorFacts
 
 LEAST_MEAN_SQUARE = 1e-30
@@ -36,13 +34,14 @@ LEAST_IN_FLOAT32 = 32 * PIECE
 (512 to 16,384 columns of 8 to 935 rows, OpenBLAS's kernels for Haswell and SkylakeX, oneMKL alike),
 and averages out over pieces: smaller parts, which cost little, are done in float64."""
 
-SHORT_SUM = 512
-"""Elements of one float32 sum where weights are stored in more than 16 bits. Small steps of float32
-weights are small multiples of one power of two, and squares of integers are 0 or 1 modulo 4: such
-sums are rounded down more often than up. Relative cosines of 2²⁰ weights on a smooth path in relative
-steps of 1e-5 (SkylakeX kernel) were off by 8e-8 with sums of 512, 1.7e-7 with 1,024, 2.7e-7 with
-16,384; of weights in 16 bits never by more than 1.4e-8. It costs 15 % of a product of 64 to 154 rows,
-31 % with 935; float64 would cost 55 to 90 %."""
+TURNS = np.exp(2j * np.pi * (np.arange(PIECE // 2) * ((5**0.5 - 1) / 2) % 1)).astype(np.complex64)
+"""Two neighbouring columns are the parts of a complex number, which is turned by an angle of the pair's own: the
+same one in all rows, so that no dot product changes. Stored weights and steps between them are small integers
+times powers of two, whose squares are 0 or 1 modulo 4: float32 sums of these are not rounded up as often as
+down. Squared lengths were off by -6.2e-7 (bfloat16), 2.9e-7 (float16) and, in relative steps of 1e-5 on a
+straight path, -5.5e-7 (float32) of themselves, in every piece alike; cosines of bfloat16 weights with noise of
+their own by 7.9e-7. Turned, all of them by less than 2e-8 (SkylakeX kernel, docs/decisions/precision.md). Angles in
+the golden ratio: no two pairs share one. It costs 13 % of a product of 64 rows, 8 % of one of 154."""
 
 EXACT_COLUMNS = PIECE // 8
 """Columns of one float64 product: bounds what that route allocates."""
@@ -91,29 +90,14 @@ def _in_float32(pieces: Pieces) -> NDArray[Any]:
 
 
 def _float32_products(pieces: Pieces) -> NDArray[Any]:
-    increments = pieces.apart(pieces.increments)
+    """Return the product of each piece's increments with their transpose; the increments are turned for it."""
+    rows = pieces.apart(pieces.increments).numpy()
+    products = pieces.scratch.products("products", pieces.increments.dtype, len(pieces)).numpy()
+    pairs = pieces.length // 2
     with np.errstate(all="ignore"):  # looked for by whoever asks
-        if pieces.facts.half or pieces.length <= SHORT_SUM:
-            return _symmetric_products(increments, pieces)
-        return np.stack([_sum_of_products(rows, pieces) for rows in increments.unbind(1)])
-
-
-def _symmetric_products(rows: Tensor, pieces: Pieces) -> NDArray[Any]:
-    """Return the product of each piece's rows, given (K, B, M), with their transpose."""
-    products = pieces.scratch.products("products", rows.dtype, rows.shape[1])
-    values = rows.numpy()
-    return np.matmul(values.transpose(1, 0, 2), values.transpose(1, 2, 0), out=products.numpy())
-
-
-def _sum_of_products(rows: Tensor, pieces: Pieces) -> NDArray[np.float64]:
-    """Return the float64 sum of the products of SHORT_SUM columns each, (K, K), given (K, M)."""
-    product = pieces.scratch.products("product", rows.dtype, 1)[0]
-    values, out = rows.numpy(), product.numpy()
-    total = np.zeros(product.shape)
-    for start in range(0, rows.shape[1], SHORT_SUM):
-        columns = values[:, start : start + SHORT_SUM]
-        total += np.matmul(columns, columns.T, out=out)
-    return total
+        of_pairs = rows[:, :, : 2 * pairs].view(np.complex64)
+        np.multiply(of_pairs, TURNS[:pairs], out=of_pairs)
+        return np.matmul(rows.transpose(1, 0, 2), rows.transpose(1, 2, 0), out=products)
 
 
 def _in_float64(pieces: Pieces) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.statistics.rows import RowSums
 from pipeline.statistics.statistic import Array
 
 
@@ -30,3 +31,5 @@ class Sums:
     """By name, (P, …); of symmetric matrices the upper triangle."""
     device: str
     """What computed them: the name of the processor or GPU."""
+    rows: RowSums | None = None
+    """Of the rows of tables, if they were asked for."""

@@ -27,8 +27,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, dtype.torch) for name, dtype in WEIGHT_DTYPES.items()
 }
 T = TypeVar("T")
-HALF = frozenset(name for name, dtype in WEIGHT_DTYPES.items() if dtype.itemsize <= 2)
-"""Formats of 16 bits or fewer."""
 
 
 @contextmanager
@@ -108,20 +106,18 @@ class TensorFacts:
         self.part, self.dtypes, self.scales = part, dtypes, scales or {}
         self.numel, self.name = numel, name
         self.part_numel = numel // part.period * (part.stop - part.start)
-        # the format of all checkpoints, or None; whether all have 16 bits or fewer; (K,) bytes each
-        self.stored, self.half, self.sizes = _of_formats(dtypes)
-        self.half = self.half and not self.scales  # a code times its scale has more bits
+        # the format of all checkpoints, or None; (K,) bytes of an element of each
+        self.stored, self.sizes = _of_formats(dtypes)
         self.firsts = firsts
         """Where each path begins among the checkpoints."""
         self.parents = joint.parents(firsts, len(dtypes)) if parents is None else parents
 
 
 @cache
-def _of_formats(dtypes: tuple[str, ...]) -> tuple[str | None, bool, NDArray[np.int64]]:
-    """Return the one format, if it is one; whether all have 16 bits or fewer; (K,) bytes of an element."""
-    formats = set(dtypes)
+def _of_formats(dtypes: tuple[str, ...]) -> tuple[str | None, NDArray[np.int64]]:
+    """Return the one format, if it is one; (K,) bytes of an element of each checkpoint."""
     sizes = np.array([WEIGHT_DTYPES[dtype].itemsize for dtype in dtypes])
-    return dtypes[0] if len(formats) == 1 else None, formats <= HALF, sizes
+    return dtypes[0] if len(set(dtypes)) == 1 else None, sizes
 
 
 class PiecePlace(NamedTuple):
@@ -226,6 +222,11 @@ class Pieces:
             self._decoded = decoded(columns_of_places(self._stored, self.places), self.scratch)
         return self._decoded
 
+    @property
+    def stored(self) -> Stored:
+        """(K, B M) as stored, or K rows of B M where the formats differ."""
+        return columns_of_places(self._stored, self.places)
+
     def one(self, number: int) -> Pieces:
         """Return one of them alone."""
         of_one = slice(number * self.length, (number + 1) * self.length)
@@ -304,7 +305,7 @@ class Pieces:
 
     @_Lazy
     def increments(self) -> Tensor:
-        """(K, B M) float32 rows of the increment basis."""
+        """(K, B M) float32 rows of the increment basis, until they are turned for their product."""
         values = self.values
         rows = self.scratch.table("increments", torch.float32, values.shape[1])
         rows[0] = values[0]

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.statistics.digest import Digest
+from pipeline.statistics.exponents import Exponents
 from pipeline.statistics.gram import Gram
 from pipeline.statistics.non_finite import NonFinite
-from pipeline.statistics.rounding import Rounding
+from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.sparsity import Sparsity
 from pipeline.statistics.statistic import Statistic, TabledStatistic
 from pipeline.statistics.values import Values
 
-ALWAYS: tuple[Statistic, ...] = (Gram(), NonFinite(), Digest(), Rounding())
+ALWAYS: tuple[Statistic, ...] = (Gram(), NonFinite(), Digest(), Exponents())
 """What the figures are made of. The Gram matrix comes first: it shows which values are finite."""
 
 ON_REQUEST: tuple[TabledStatistic, ...] = (Values(), Sparsity())
 """By `--statistics`: each costs more than a tenth of a run that reads from memory."""
 
-NAMES = tuple(statistic.name for statistic in ON_REQUEST)
+SAID = {
+    "values": "moments, quantiles, zeros and changes of sign of the weights (view values)",
+    "sparsity": "how many stored weights change, beside what equal steps would change (view sparsity)",
+    ROWS: "norms, cosine and last change of each row of embeddings and output heads (view rows; finding"
+    " untrained_rows)",
+}
+"""What can be asked for, and what each of it is, for people."""
+
+NAMES = tuple(SAID)
 
 
 def on_request(names: Iterable[str]) -> tuple[TabledStatistic, ...]:

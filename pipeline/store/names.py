@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import Windows
 from pipeline.planning.plan import Plan
 from pipeline.store.attempts import counting, row_path
 from pipeline.store.folder import Folder
@@ -67,6 +68,15 @@ def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
     names = row.get("statistics") or ()
     stored = replace(plan, statistics_asked=()).having(names)
     return tuple(names) if row.get("plan") == stored.digest else ()
+
+
+def stored_windows(folder: Folder, plan: Plan) -> Windows | None:
+    """Return the windows that the store has of this very plan, if it has the run."""
+    row = _row(folder, plan.run, ("plan", "windows")) or {}
+    try:
+        return Windows.of(row["windows"]) if row.get("plan") == plan.digest else None
+    except (TypeError, ValueError):  # what somebody else has written
+        return None
 
 
 def _row(

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.numerics.path import COLUMNS
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
 _file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
+_of_parts = [
+    ("k_first", pa.int32()),
+    ("k_last", pa.int32()),
+    ("indicator", _key),
+    ("value", pa.float64()),
+    ("null_value", pa.float64()),
+]
 
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(
@@ -37,6 +45,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("settings", pa.string()),
             ("selection", pa.string()),
             ("statistics", pa.list_(pa.string())),
+            ("windows", pa.list_(pa.string())),
             ("files", pa.list_(_file)),
             ("digest", pa.string()),
         ]
@@ -84,6 +93,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("head", pa.int32()),
             ("expert", pa.int32()),
             ("parameters", pa.int64()),
+            ("increments_kept", pa.bool_()),
         ]
     ),
     "similarity": pa.schema(
@@ -96,29 +106,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cosine_stderr", pa.float64()),
             ("relative_cosine_stderr", pa.float64()),
             ("squared_distance", pa.float64()),
-            ("increment_dot", pa.float64()),  # NULL but of groups.INCREMENTS_KEPT
+            ("increment_dot", pa.float64()),  # NULL but of groups whose increments are kept
         ]
     ),
     "path": pa.schema(
         [
             *_grouped,
             ("k", pa.int32()),
-            *[
-                (name, pa.float64())
-                for name in (
-                    "norm",
-                    "displacement",
-                    "increment",
-                    "path_length",
-                    "update_angle_deg",
-                    "update_angle_stderr_deg",
-                    "angle_to_first_deg",
-                    "angle_to_last_deg",
-                    "apex_angle_next_deg",
-                    "apex_angle_last_deg",
-                    "noise_floor_deg",
-                )
-            ],
+            *[(name, pa.float64()) for name in COLUMNS],
         ]
     ),
     "indicators": pa.schema(
@@ -131,6 +126,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("differs_from_null", pa.bool_()),
         ]
     ),
+    "windows": pa.schema(
+        [*_grouped, ("w", pa.int32()), *_of_parts],
+    ),
+    "stages": pa.schema([*_grouped, *_of_parts]),
+    "phases": pa.schema([*_grouped, ("phase", pa.int32()), ("jump", pa.float64()), *_of_parts]),
     "spectrum": pa.schema(
         [
             *_grouped,
@@ -149,6 +149,17 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tensor", pa.string()),
             ("message", pa.string()),
             ("evidence", pa.string()),
+        ]
+    ),
+    "rows": pa.schema(
+        [
+            *_common,
+            ("tensor", _key),
+            ("row", pa.int64()),
+            ("norm_first", pa.float64()),
+            ("norm_last", pa.float64()),
+            ("cosine_first_last", pa.float64()),
+            ("last_moved_k", pa.int32()),
         ]
     ),
     "training": pa.schema(

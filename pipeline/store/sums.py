@@ -8,13 +8,14 @@ in the order of the groups' sums, by tensor and part.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from pipeline.errors import FormatError, StoreUnusable
 from pipeline.reduce.memory import FILE_OF_SUMS, MOST_HELD
 from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.rows import RowSums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 from pipeline.store.tiles import decode, encode
@@ -44,6 +45,7 @@ class SumFolder:
         """Which file holds a part."""
         self._held: OrderedDict[int, Sums] = OrderedDict()
         self._devices: set[str] = set()
+        self._count = 0
 
     @property
     def complete(self) -> bool:
@@ -101,10 +103,20 @@ class SumFolder:
                 arrays[name][targets] = array[taken]
         return Sums(tuple(key for _, _, key in rows), arrays, "")
 
+    def rows(self) -> Iterator[RowSums]:
+        """Yield the sums of rows, in the order in which their tiles came.
+
+        Raises:
+            StoreUnusable: a file is damaged or gone.
+        """
+        for number in range(self._count or self._number_of_files()):
+            rows = self._load(number).rows
+            if rows is not None:
+                yield rows
+
     def seal(self) -> None:
         """Say that all are there."""
-        count = len(set(self._files.values()))
-        self._folder.replace(f"{self._prefix}/complete", str(count).encode())
+        self._folder.replace(f"{self._prefix}/complete", str(self._count).encode())
 
     def remove_others(self) -> None:
         """Remove the sums of other plans of this run."""
@@ -122,9 +134,10 @@ class SumFolder:
 
     def _forget(self) -> None:
         self._files, self._held, self._devices = {}, OrderedDict(), set()
+        self._count = 0
 
     def _write(self, stacks: Sequence[Sums]) -> None:
-        number = len(set(self._files.values()))
+        number = self._count
         keys = tuple(key for stack in stacks for key in stack.keys)
         self._devices.update(device for stack in stacks for device in stack.device.split(" + "))
         arrays = {
@@ -132,9 +145,11 @@ class SumFolder:
             for spec in self._specs
         }
         device = " + ".join(sorted(self._devices))
-        written = Sums(keys, arrays, device)
+        rows = [stack.rows for stack in stacks if stack.rows is not None]
+        written = Sums(keys, arrays, device, RowSums.joined(rows) if rows else None)
         self._folder.replace(self._path(number), encode(written))
         self._files.update(dict.fromkeys((key[:2] for key in keys), number))
+        self._count += 1
         self._hold(number, written)
 
     def _hold(self, number: int, sums: Sums) -> None:
@@ -175,4 +190,5 @@ class SumFolder:
 
 
 def _nbytes(sums: Sums) -> int:
-    return sum(array.nbytes for array in sums.arrays.values())
+    rows = 0 if sums.rows is None else sums.rows.nbytes
+    return rows + sum(array.nbytes for array in sums.arrays.values())

@@ -23,11 +23,13 @@ from safetensors.numpy import load, save
 from pipeline.errors import FormatError, StoreFailed, StoreUnusable
 from pipeline.planning.tiles import Tile
 from pipeline.statistics.parts import PartKey, Sums
+from pipeline.statistics.rows import PRODUCTS, RowSums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 
 ABOUT = "hallmarks"
 """The entry of a file's header that says what it holds."""
+_ROWS = "rows."
 
 
 class TileFolder:
@@ -131,6 +133,9 @@ def discard_all(folder: Folder, run: str) -> None:
 def encode(sums: Sums, text: str = "") -> bytes:
     """Return sums, and a text about them, as the bytes of a safetensors file."""
     arrays: dict[str, NDArray[Any]] = {"keys": np.array(sums.keys, np.int64).reshape(-1, 3)}
+    if sums.rows is not None:
+        of_rows = {name: getattr(sums.rows, name) for name in RowSums.__slots__}
+        arrays |= {f"{_ROWS}{name}": array for name, array in of_rows.items()}
     arrays |= {name: np.ascontiguousarray(array) for name, array in sums.arrays.items()}
     about = {"device": sums.device, "checksum": _checksum(arrays, sums.device + text)}
     if text:
@@ -158,13 +163,14 @@ def decode(data: bytes, specs: Sequence[ArraySpec]) -> Sums:
         numbers = arrays.pop("keys")
         if numbers.dtype != np.int64 or numbers.ndim != 2 or numbers.shape[1] != 3:
             raise ValueError("keys of another form")
+        rows = _row_sums(arrays)
         if arrays.keys() != {spec.name for spec in specs}:
             raise ValueError("other arrays")
         for spec in specs:
             array = arrays[spec.name]
             if array.shape != (len(numbers), *spec.packed_shape) or array.dtype != spec.dtype:
                 raise ValueError(f"{spec.name} of another form")
-        return Sums(tuple(PartKey(*row) for row in numbers.tolist()), arrays, device)
+        return Sums(tuple(PartKey(*row) for row in numbers.tolist()), arrays, device, rows)
     except (
         SafetensorError,
         ValueError,
@@ -174,6 +180,26 @@ def decode(data: bytes, specs: Sequence[ArraySpec]) -> Sums:
         RecursionError,
     ) as error:
         raise FormatError(f"damaged result of a tile: {type(error).__name__}") from None
+
+
+def _row_sums(arrays: dict[str, NDArray[Any]]) -> RowSums | None:
+    """Take the sums of rows out of a file's arrays, if it has some.
+
+    Raises:
+        ValueError: they are of another form.
+    """
+    names = [f"{_ROWS}{name}" for name in RowSums.__slots__]
+    if names[0] not in arrays:
+        return None
+    keys, products, last_moved = (arrays.pop(name) for name in names)
+    count, paths = last_moved.shape
+    if (
+        (keys.shape, keys.dtype) != ((count, 2), np.int64)
+        or (products.shape, products.dtype) != ((count, paths, PRODUCTS), np.float64)
+        or last_moved.dtype != np.int32
+    ):
+        raise ValueError("rows of another form")
+    return RowSums(keys, products, last_moved)
 
 
 def _checksum(arrays: dict[str, NDArray[Any]], texts: str) -> str:

@@ -26,6 +26,7 @@ from pipeline.planning.tiles import files_of, results
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import TensorFacts, one_thread_products
+from pipeline.statistics.rows import RowAccumulator
 from pipeline.statistics.sketch import part_name
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader, UrlProvider
@@ -76,6 +77,7 @@ class Worker:
             sharers,
         )
         self._parents = parents(plan.firsts, len(plan.checkpoints))
+        self._row_tables = plan.rows.tables
         self._known_facts: dict[tuple[int, int], TensorFacts] = {}
         self._tables: list[Block] = []  # that no tile uses now
         self._counters, self._counting = Counters(), threading.Lock()
@@ -157,7 +159,12 @@ class Worker:
             for range_ in self._plan.tiles[index].ranges
             for key in results(range_, self._plan.tensors)
         }
-        return Accumulator(tuple(keys), self._plan.statistics, len(self._plan.checkpoints))
+        count, firsts = len(self._plan.checkpoints), self._plan.firsts
+        rows = None
+        if self._row_tables:
+            ranges = [(r.tensor, r.first, r.stop) for r in self._plan.tiles[index].ranges]
+            rows = RowAccumulator(self._row_tables, ranges, firsts, count)
+        return Accumulator(tuple(keys), self._plan.statistics, count, rows)
 
     def _work(
         self,
