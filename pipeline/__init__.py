@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreFailed,
         StoreUnusable,
     )
+    from pipeline.follow.python import follow_once
     from pipeline.job.summary import Summary
     from pipeline.job.update import Updated
     from pipeline.planning.plan import Plan
@@ -42,6 +43,7 @@ _HOMES = {
         *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
         *("SourceNotFound", "StoreFailed", "StoreUnusable"),
     ),
+    "pipeline.follow.python": ("follow_once",),
     "pipeline.job.summary": ("Summary",),
     "pipeline.job.update": ("Updated",),
     "pipeline.planning.plan": ("Plan",),
@@ -74,6 +76,7 @@ __all__ = [
     "analyze",
     "analyze_joint",
     "average",
+    "follow_once",
     "open_store",
     "plan",
     "update",

@@ -39,6 +39,7 @@ from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.plans import write_plan
 from pipeline.store.progress import ProgressFile, remove_record
+from pipeline.store.records import discard_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all
 
@@ -290,4 +291,5 @@ def settle(runs: Runs, leases: Leases, folder: Folder, sums: SumFolder | None) -
     else:
         sums.remove_others()
         for plan in runs:
+            discard_records(folder, plan.run)
             discard_all(folder, plan.run)  # last: it shows that there is something left to do

@@ -273,6 +273,21 @@ def share(option: str, value: Any) -> float:
     return number
 
 
+def seconds(option: str, value: Any) -> float:
+    """Return a time, 0 or more."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | Real):
+            raise ValueError
+        number = float(value)
+        if not 0 <= number < math.inf:
+            raise ValueError
+    except ValueError:
+        raise RequestError(
+            f"{option}: expected seconds, found {quoted(value)}", f"for example {option} 60"
+        ) from None
+    return number
+
+
 def size(option: str, value: Any) -> int:
     """Return a number of bytes, written as people write them, or whole."""
     try:

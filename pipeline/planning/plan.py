@@ -22,13 +22,16 @@ from pipeline.planning.sample import WHOLE, Draw
 from pipeline.planning.select import LeftOut
 from pipeline.planning.tiles import (
     Tile,
+    divide,
     elements,
     everything,
     range_bytes,
+    tile_bytes,
 )
 from pipeline.sources.base import File
 from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.rows import NO_ROWS, Rows
+from pipeline.statistics.sketch import BUCKETS, Sketch
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
 from pipeline.statistics.table import NAMES, chosen
 from pipeline.training.metrics import Training, joined
@@ -100,6 +103,8 @@ class Plan:
     """Hyperparameters of the training, where known. Like `training`, no figure depends on them."""
     training: Training = field(default_factory=Training, repr=False)
     """Its metrics by step, where known."""
+    sketch: Sketch | None = None
+    """How every part is sketched, if it is: of a run that is followed (pipeline/follow)."""
     apart: Mapping[int, int] | None = None
     """Which tensors are not what they may be under a second name, and the first checkpoint where
     their values differ; None before that has been looked at."""
@@ -107,12 +112,28 @@ class Plan:
     @property
     def digest(self) -> str:
         """Of all that decides the figures; results are kept under it."""
-        return "-".join((self.content, *self.statistics_asked))
+        sketch = () if self.sketch is None else (self.sketch.label,)
+        return "-".join((self.content, *self.statistics_asked, *sketch))
 
     def having(self, names: Iterable[str]) -> Plan:
         """Return the same plan with these statistics besides those that it asks for."""
         asked = {*self.statistics_asked, *names}
         return replace(self, statistics_asked=tuple(name for name in NAMES if name in asked))
+
+    def sketched(self, buckets: int = BUCKETS, seed: int = 0) -> Plan:
+        """Return the same plan with sketches of all parts.
+
+        Tiles of many small parts are divided further: each part adds the columns of its sketch to a result.
+
+        Args:
+            buckets: of a part, a power of two, at most `sketch.MOST_BUCKETS`.
+        """
+        numels = [part.below(t.numel) for t in self.tensors for part in t.parts]
+        sketch = Sketch(buckets, seed, Sketch(buckets).columns_for(numels))
+        ranges = everything(self.tensors)
+        least = tile_bytes(len(self.checkpoints), range_bytes(ranges, self.tensors))
+        of_part = 8 * len(self.checkpoints) * max(sketch.columns, len(self.checkpoints))
+        return replace(self, sketch=sketch, tiles=divide(ranges, self.tensors, least, of_part))
 
     def knowing(self, known: Sequence[tuple[Settings, Training]]) -> Plan:
         """Return the same plan with what is known of the training of each path.
@@ -141,7 +162,8 @@ class Plan:
     @property
     def statistics(self) -> tuple[Statistic, ...]:
         """What is computed of every part while it is read."""
-        return chosen(self.statistics_asked)
+        sketch = () if self.sketch is None else (self.sketch,)
+        return (*chosen(self.statistics_asked), *sketch)
 
     @property
     def specs(self) -> tuple[ArraySpec, ...]:
