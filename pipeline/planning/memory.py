@@ -168,9 +168,12 @@ def largest_result(
         rows: what is kept of rows of tables besides.
     """
     return max(
-        2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
-        + 2 * rows_of_tile(tile, rows)
-        for tile in tiles
+        (
+            2 * each * len({key for range_ in tile.ranges for key in results(range_, tensors)})
+            + 2 * rows_of_tile(tile, rows)
+            for tile in tiles
+        ),
+        default=0,  # of a run that is followed
     )
 
 
