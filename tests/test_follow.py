@@ -6,6 +6,9 @@ import itertools
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -629,3 +632,71 @@ def test_a_repository_that_grows(run: Path, tmp_path: Path, served_hub: Hub, lay
     second = follow_once("org/name", tmp_path / "store", run="r", layout=layout, settle=3600)
     assert (second.checkpoints, second.read) == (4, 1)
     assert steps(tmp_path / "store") == [0, 100, 200, 300]
+
+
+def test_the_report_and_the_rest_show_it_as_a_run(run: Path, tmp_path: Path) -> None:
+    store, page = tmp_path / "store", tmp_path / "page.html"
+    follow_once(run, store, run="r")
+    assert hallmarks("report", "--store", store, "--out", page).returncode == 0
+    assert '"followed":true' in page.read_text().replace(" ", "")
+    done = hallmarks("audit", "--store", store, "--run", "r")
+    assert (done.returncode, done.stdout) == (0, "run r: nothing found\n")
+    assert "followed" in hallmarks("status", "--store", store, "--json").stdout
+
+
+def command(run: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "jobs.follow", str(run), "--store", str(store), "--run", "r"]
+    return subprocess.Popen(
+        [*words, "--settle", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it(run: Path, tmp_path: Path) -> None:
+    process = command(run, tmp_path / "store")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("run r: 5 checkpoints"):
+        assert process.poll() is None
+    second = command(run, tmp_path / "store", "--once")
+    assert "is being written by process" in second.communicate(timeout=120)[1]
+    assert second.returncode == 2
+    status = hallmarks("status", "--store", tmp_path / "store").stdout
+    assert status.startswith("r: following, nothing new; last heartbeat ")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (
+        "interrupted (SIGTERM): what was read is kept; rerun the same command to resume" in errors
+    )
+    assert hallmarks("status", "--store", tmp_path / "store").stdout.startswith("r: followed, 5")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_random_moments_it_makes_the_same_tables(tmp_path: Path) -> None:
+    """While checkpoints come and go; each is read once as far as its record was written."""
+    rng = random.Random(0)
+    run, store = tmp_path / "run", tmp_path / "store"
+    for step in range(0, 500, 100):
+        save(run, step)
+    seconds = 12.0
+    for step in range(500, 1300, 100):
+        process = command(run, store)
+        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        process.kill()
+        process.communicate()
+        read = list(store.rglob("_follow/**/*.safetensors"))
+        if read and step == 800:
+            follow_once(run, store, run="r")
+            shutil.rmtree(run / "checkpoint-0")
+        save(run, step)
+    follow_once(run, store, run="r")
+    undisturbed = tmp_path / "undisturbed"
+    save(run, 0)
+    follow_once(run, undisturbed, run="r")
+    ours, theirs = comparable(tables(store)), comparable(tables(undisturbed))
+    assert ours == theirs
+    assert len(list(store.rglob("_follow/**/*.safetensors"))) == 13
