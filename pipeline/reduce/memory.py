@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.phases import LEAST_IN_PHASE
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.memory import largest_result, plan_bytes, rows_of_tile
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
@@ -196,7 +196,7 @@ def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
+    straight = 2 * 8 * len(SCALES) * len(plan.checkpoints)
     return straight + _matrix_bytes(plan) * (1 + _folds(plan))
 
 
@@ -238,7 +238,7 @@ def _of_rows(plan: Plan, divided: Buffers) -> int:
     largest, total = max(numbers, default=0), sum(numbers)
     file = min(divided.file, _ROW[1] * total) * _ENCODED[0] // _ENCODED[1]
     of_one = _ROW[0] * largest + _WAITING * _ROW[0] * min(largest, ROW_GROUP) + file
-    return 3 * plan.rows.each * total + of_one * len(plan.firsts)
+    return 4 * plan.rows.each * total + of_one * len(plan.firsts)
 
 
 class Requested(NamedTuple):

@@ -117,8 +117,8 @@ class Sketch:
         m, last = self.buckets, first + signed.shape[1]
         for block in range(first // m, -(-last // m)):
             shift = splitmix64((origin + block) & _MASK) % m
-            turn = (block + 1) * m - shift  # from here on the buckets begin anew
-            for begin, end in ((block * m, turn), (turn, (block + 1) * m)):
+            anew = (block + 1) * m - shift  # from here on the buckets begin again
+            for begin, end in ((block * m, anew), (anew, (block + 1) * m)):
                 start, stop = max(begin, first), min(end, last)
                 if start < stop:
                     bucket = (start + shift) % m
