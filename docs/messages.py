@@ -38,6 +38,8 @@ store. What is wrong with the checkpoints themselves is not an error but a [find
 `hallmarks average` writes to `DIR.partial`, which becomes DIR when all has been read back; after a kill rerun the same command to
 resume. To give it up, remove `DIR.partial`.
 
+Beside a training that still runs: [following.md](following.md).
+
 In the tables `<…>` stands for a name or a number. Where a message has no cure of its own, that of its class counts.
 """
 _INTERNAL = {"NotStarted"}

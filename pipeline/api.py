@@ -20,6 +20,7 @@ from pipeline.store.query import Store
 if TYPE_CHECKING:
     from pipeline.averaging.average import AverageSummary
     from pipeline.job.summary import Summary
+    from pipeline.job.update import Updated
 
 Location = str | PathLike[str]
 """A path or a URL."""
@@ -209,6 +210,23 @@ def analyze_joint(
     where, resources = path_text("--store", store), _resources(options)
     fresh, replace = flag("--fresh", fresh), flag("--replace", replace)
     return run_analysis(requests, run, where, resources, fresh=fresh, replace=replace)
+
+
+def update(store: Location = "hallmarks-store", *, run: str | None = None) -> list[Updated]:
+    """Make the figures of stored runs again with this version; reads no weight and needs no source.
+
+    Runs that are current are left alone; one that cannot be made again stays as it is.
+
+    Args:
+        run: only this one, and those that were made in the same read; default: all.
+
+    Raises:
+        StoreUnusable: there is no store, or no run in it.
+        RequestError: there is no such run.
+    """
+    from pipeline.job.update import update as update_runs
+
+    return update_runs(path_text("--store", store), run)
 
 
 def average(

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
+from pipeline.job.followed import Estimated, compared, estimated, refuse_to_lose
 from pipeline.job.memory import assure_room_for_figures, reduction_buffers
-from pipeline.job.outcome import Outcome
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
+from pipeline.job.recompute import recomputed
 from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.summary import Execution, Summary, stored_summary
-from pipeline.job.write import Written, write_runs
 from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import grouping
-from pipeline.reduce.reduce import group_sums
-from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
-from pipeline.store.attempts import final, has_superseded
+from pipeline.store.attempts import has_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.names import refuse_to_replace, stored_statistics, stored_windows
+from pipeline.store.records import has_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, is_left
 from pipeline.store.training import keeping
@@ -100,6 +98,10 @@ def _analyze(
         progress.note(note)
     if not may_replace:
         refuse_to_replace(folder, list(runs))
+    followed = {each.run: estimated(folder, each.run) for each in runs}
+    if not may_replace:
+        for each in runs:
+            refuse_to_lose(each, followed[each.run])
     buffers = reduction_buffers(plan, resources)
     sums = SumFolder(folder, plan.run, plan.digest, plan.specs, buffers.held)
     tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
@@ -120,10 +122,11 @@ def _analyze(
         if sums.complete:
             assure_room_for_figures(plan, resources)
             with Leases(folder, runs).held() as leases:
-                written = _recomputed(runs, leases, sums, folder, nothing)
+                written = recomputed(plan, leases, sums, folder, nothing)
                 commit(written, Patience(progress.note))
+                summaries = _compared(written.summaries, followed, folder)
                 settle(runs, leases, folder, sums)
-                return written.summaries
+                return summaries
     with (
         executor(plan, source, resources) as chosen,
         Leases(folder, runs).held() as leases,
@@ -138,7 +141,19 @@ def _analyze(
         begun = time.monotonic() - started
         execution = Execution(store, chosen.name, chosen.workers, started, buffers, begun)
         job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
-        return job.run(chosen)
+        return _compared(job.run(chosen), followed, folder)
+
+
+def _compared(
+    summaries: Sequence[Summary], followed: Mapping[str, Estimated | None], folder: Folder
+) -> list[Summary]:
+    """Return summaries that say how far estimates were off where a run was followed before."""
+    return [
+        replace(summary, estimates=compared(before, folder, summary.run))
+        if (before := followed[summary.run]) is not None and summary.complete
+        else summary
+        for summary in summaries
+    ]
 
 
 def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | None:
@@ -147,36 +162,10 @@ def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | N
     return None if None in stored else [summary for summary in stored if summary is not None]
 
 
-def _recomputed(
-    runs: Runs, leases: Leases, sums: SumFolder, folder: Folder, nothing: Execution
-) -> Written:
-    """Write runs again from their stored sums."""
-    plan = settled(runs.whole, sums.read)
-    grouped = grouping(plan)
-    outcome = Outcome(
-        done=frozenset(tile.index for tile in plan.tiles),
-        devices=frozenset(sums.device.split(" + ")),
-        already_complete=True,
-        recomputed=True,
-    )
-    return write_runs(
-        Runs.of(plan),
-        [final(token) for token in leases.tokens],
-        grouped,
-        group_sums(plan, grouped, sums.read, nothing.buffers.stack),
-        folder,
-        nothing,
-        outcome,
-        rows=sums.rows(),
-        final=True,
-        check=leases.assure,
-        ready=leases.assure,
-    )
-
-
 def _settle_for_another(runs: Runs, folder: Folder, sums: SumFolder) -> None:
     """Remove what the driver that completed these runs did not come to."""
-    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in runs):
+    left = (has_superseded, is_left, has_records)
+    if any(is_there(folder, plan.run) for plan in runs for is_there in left):
         # where another driver holds a lease it is busy with a run of this name, and cleans up
         with (
             contextlib.suppress(StoreUnusable, LeaseLost),

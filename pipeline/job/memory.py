@@ -83,7 +83,8 @@ def worker_memory(
 
 def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
     """Return what figures and tables are made with: of as much as a worker has for tiles."""
-    return buffers(plan, grouping(plan), _budget_for_figures(resources), available_cores())
+    threads = resources.threads or available_cores()
+    return buffers(plan, grouping(plan), _budget_for_figures(resources), threads)
 
 
 def assure_room_for_figures(plan: Plan, resources: Resources) -> None:

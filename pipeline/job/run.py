@@ -37,7 +37,9 @@ from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import part_bytes
 from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
+from pipeline.store.plans import write_plan
 from pipeline.store.progress import ProgressFile, remove_record
+from pipeline.store.records import discard_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all
 
@@ -211,6 +213,7 @@ class Job:
         gone: set[int] = set()
         give_back()  # blocks of tiles: the reduction takes memory of its own
         self._sums.write(sums_of_parts(self._plan, self._results(gone)))
+        write_plan(self._folder, self._plan)
         if gone:
             self._do_again(gone)
             raise _Gone
@@ -288,4 +291,5 @@ def settle(runs: Runs, leases: Leases, folder: Folder, sums: SumFolder | None) -
     else:
         sums.remove_others()
         for plan in runs:
+            discard_records(folder, plan.run)
             discard_all(folder, plan.run)  # last: it shows that there is something left to do
