@@ -101,8 +101,8 @@ class Followed:
         of_tables = {"complete": False, "followed": True}
         if self.summary is not None:
             of_tables = self.summary.as_dict()
-        mine = {"run": self.run, "store": self.store, "checkpoints": self.checkpoints}
-        return of_tables | mine | {"checkpoints_read": self.read, "pending": pending}
+        about = {"run": self.run, "store": self.store, "checkpoints": self.checkpoints}
+        return of_tables | about | {"checkpoints_read": self.read, "pending": pending}
 
 
 class Listener(Protocol):
@@ -469,8 +469,9 @@ class Following:
 
     def _known(self, series: Series, seen: Seen) -> tuple[Settings, Training]:
         """Return what is known of the training: by the newest checkpoint that is still there."""
-        there = [entry for entry in series.selected if key_of(entry.candidate) in seen.listed]
-        for entry in reversed(there):
+        for entry in reversed(series.selected):
+            if key_of(entry.candidate) not in seen.listed:
+                continue
             listed = replace(entry, candidate=seen.listed[key_of(entry.candidate)])
             try:
                 with PlanCache() as cache:

@@ -77,6 +77,7 @@ class Series:
             tiles=(),
             account=Account(self._chosen.ordering, tuple(lacking)),
             unread=({},) * len(self.records),
+            network=self.records[0].network,
             content=self.content(lacking),
             selection=self._selection,
             statistics_asked=STATISTICS,
