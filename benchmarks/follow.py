@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from pipeline.follow.estimates import increments_of, products
 from pipeline.follow.norms import with_norms
 from pipeline.numerics.basis import Basis
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.straight_turns import SPANS
 from pipeline.numerics.trajectory import cosines
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
@@ -143,9 +144,8 @@ def _figures(increments: Array, changes: dict[int, Array]) -> Figures:
     count = len(increments)
     words = np.arange(count, dtype=np.uint64)[:, None]
     folds = JACKKNIFE_FOLDS if changes else 0
-    sums = GroupSums(
-        increments, words, np.zeros(count, bool), np.zeros(count), changes, folds=folds
-    )
+    absent, straight = np.zeros(count, bool), np.zeros((2, len(SPANS), count))
+    sums = GroupSums(increments, words, absent, straight, changes, folds=folds)
     times = np.arange(count, dtype=float)
     return figures([sums], Times(times, times), Basis((0,), count))
 
@@ -206,21 +206,23 @@ def covered(weights: Weights, buckets: int, keys: Iterable[int]) -> dict[str, tu
 
 
 def coverage(keys: int) -> None:
-    """Print what intervals hold."""
-    print("| series | m | figure | coverage | mean error / std. deviation |\n|---|---|---|---|---|")
+    """Print what intervals hold: of each series the figures' lowest, median and highest share."""
+    print("| series | m | lowest | median | highest | largest mean error / std. deviation |")
+    print("|---|---|---|---|---|---|")
     everything: list[tuple[float, float]] = []
     for name, weights in series().items():
         for buckets in (256, 1024):
             started = time.perf_counter()
-            for figure, found in covered(weights, buckets, range(keys)).items():
-                print(f"| {name} | {buckets:,} | {figure} | {found[0]:.3f} | {found[1]:+.2f} |")
-                everything.append(found)
+            found = covered(weights, buckets, range(keys))
+            everything += found.values()
+            print(f"| {name} | {buckets:,} | {_summary(list(found.values()))} |", flush=True)
             print(f"{name}, {buckets}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    held, off = np.array(everything).T
-    print(
-        f"\ncoverage {held.min():.3f} to {held.max():.3f}, median {np.median(held):.3f}; largest mean"
-        f" error {np.abs(off).max():.2f} standard deviations; {keys} keys"
-    )
+    print(f"| all | | {_summary(everything)} |")
+
+
+def _summary(of_figures: Sequence[tuple[float, float]]) -> str:
+    held, off = np.array(of_figures).T
+    return f"{held.min():.3f} | {np.median(held):.3f} | {held.max():.3f} | {np.abs(off).max():.2f}"
 
 
 def norms(keys: int) -> None:
@@ -290,7 +292,7 @@ def _estimate_s(count: int) -> tuple[float, float]:
     began = time.process_time()
     whole, *replicates = with_norms(products(increments_of(sketches, absent)), squares, absent)
     of_part = time.process_time() - began
-    if count > 300:
+    if count > 154:
         return of_part, float("nan")
     began = time.process_time()
     _figures(whole, dict(enumerate(np.stack(replicates) - whole)))
@@ -301,7 +303,7 @@ def _updates() -> None:
     """Print what `Sketcher.update` takes of a network in memory, and by how much the process grows."""
     from pipeline.follow import Sketcher
 
-    width, layers = 2048, 32
+    width, layers = 2048, 16
     network = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
     network.bfloat16().requires_grad_(False)
     gigabytes = 2 * sum(each.numel() for each in network.parameters()) / 1e9

@@ -77,7 +77,8 @@ class Series:
             tiles=(),
             account=Account(self._chosen.ordering, tuple(lacking)),
             unread=({},) * len(self.records),
-            content=self._content(lacking),
+            network=self.records[0].network,
+            content=self.content(lacking),
             selection=self._selection,
             statistics_asked=STATISTICS,
         )
@@ -120,7 +121,7 @@ class Series:
             record.dtype,
         )
 
-    def _content(self, lacking: Sequence[LeftOut]) -> str:
+    def content(self, lacking: Sequence[LeftOut]) -> str:
         """Return the digest of all that the tables of these records are made from."""
         told = [
             FOLLOW_FORMAT,

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import pipeline
+from benchmarks.follow import covered
 from pipeline.follow.estimates import followed_sums
 from pipeline.follow.norms import with_norms
 from pipeline.numerics.basis import Basis
@@ -191,6 +192,14 @@ def test_a_few_large_coordinates(moving: int, tmp_path: Path) -> None:
         errors.append((found - truth) / np.outer(lengths, lengths))
     rms = np.sqrt(np.mean(np.square(errors)))
     assert rms < (0.03 if moving == 1 else 2 / np.sqrt(M))  # of others: 0.0625
+
+
+def test_intervals_hold_the_truth() -> None:
+    """A short form of benchmarks/follow.py: a walk and a smooth path beside each other."""
+    found = covered(series(count=12, numel=6000), M, range(60))
+    held, off = np.array(list(found.values())).T
+    assert held.min() >= 0.8 and np.median(held) >= 0.9
+    assert np.abs(off).max() < 0.6
 
 
 def test_a_checkpoint_that_is_absent_in_one_part(tmp_path: Path) -> None:
