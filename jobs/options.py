@@ -86,6 +86,11 @@ _SELECTION = [
         + "".join(f"\n\n{name}: {meaning}" for name, meaning in SAID.items()),
     ),
     click.option(
+        "--spectra",
+        metavar="K",
+        help="Also compute singular values of whole matrices at K checkpoints, in a second read.",
+    ),
+    click.option(
         "--fraction",
         metavar="F",
         help="Read only this fraction of the weights (random sample, with standard errors).",

@@ -43,6 +43,7 @@ def plan(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -78,6 +79,7 @@ def analyze(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -114,6 +116,7 @@ def analyze(
         roles: a TOML file that says what tensors are whose names are not known.
         by_head: also one Gram matrix for each attention head.
         statistics: what else is computed in the read, such as `sparsity`, or `all`.
+        spectra: at how many checkpoints singular values of whole matrices are computed, in a second read.
         layout: how a Hub repository exposes its checkpoints: `auto`, `revisions`, `commits`,
             `folders`.
         fraction: share of the weights to read, above 0 and at most 1: a random sample, whose figures
@@ -165,6 +168,7 @@ def analyze_joint(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,

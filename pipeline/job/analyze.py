@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
@@ -15,6 +16,7 @@ from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
 from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
+from pipeline.job.spectra import Spectra, ready_spectra
 from pipeline.job.summary import Execution, Summary, stored_summary
 from pipeline.job.write import Written, write_runs
 from pipeline.planning.make import make_joint_plan, make_plan
@@ -26,9 +28,9 @@ from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace, stored_statistics
+from pipeline.store.names import refuse_to_replace, stored_spectra, stored_statistics
 from pipeline.store.sums import SumFolder
-from pipeline.store.tiles import TileFolder, discard, is_left
+from pipeline.store.tiles import TileFolder, discard, discard_spectra, is_left
 from pipeline.store.training import keeping
 
 
@@ -92,6 +94,8 @@ def _analyze(
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))
+    if not fresh:
+        plan = replace(plan, spectra=plan.spectra or stored_spectra(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:
@@ -107,6 +111,26 @@ def _analyze(
             "--verify needs whole files and cannot be combined with --fraction or --budget",
             "drop one of them",
         )
+    done = _figures(
+        runs, source, folder, sums, tiles, resources, fresh, may_replace, nothing, progress
+    )
+    return _with_spectra(plan, source, folder, sums, resources, nothing, progress, done)
+
+
+def _figures(
+    runs: Runs,
+    source: Source,
+    folder: Folder,
+    sums: SumFolder,
+    tiles: TileFolder,
+    resources: Resources,
+    fresh: bool,
+    may_replace: bool,
+    nothing: Execution,
+    progress: Progress,
+) -> list[Summary]:
+    """Do what is left to do of a plan's tiles and tables."""
+    plan = runs.whole
     if not fresh:
         if (done := _stored(runs, folder, nothing)) is not None:
             if resources.verify:
@@ -118,7 +142,13 @@ def _analyze(
         if sums.complete:
             assure_room_for_figures(plan, resources)
             with Leases(folder, runs).held() as leases:
-                written = _recomputed(runs, leases, sums, folder, nothing)
+                outcome = Outcome(
+                    done=frozenset(tile.index for tile in plan.tiles),
+                    devices=frozenset(sums.device.split(" + ")),
+                    already_complete=True,
+                    recomputed=True,
+                )
+                written = _recomputed(runs, leases, sums, folder, nothing, outcome, resources)
                 commit(written, Patience(progress.note))
                 settle(runs, leases, folder, sums)
                 return written.summaries
@@ -130,13 +160,55 @@ def _analyze(
             refuse_to_replace(folder, list(runs))
         if fresh:
             discard(folder, plan.run)
+            discard_spectra(folder, plan.run)
             sums.discard()
         elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        begun = time.monotonic() - started
-        execution = Execution(store, chosen.name, chosen.workers, started, buffers, begun)
-        job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
+        execution = replace(
+            nothing,
+            executor=chosen.name,
+            workers=chosen.workers,
+            start_seconds=time.monotonic() - nothing.started,
+        )
+        job = Job(runs, folder, tiles, sums, leases, execution, progress, resources)
         return job.run(chosen)
+
+
+def _with_spectra(
+    plan: Plan,
+    source: Source,
+    folder: Folder,
+    sums: SumFolder,
+    resources: Resources,
+    nothing: Execution,
+    progress: Progress,
+    done: list[Summary],
+) -> list[Summary]:
+    """Read the matrices that a complete run asks for, and write it again with their spectra."""
+    if not plan.spectra or not done[-1].complete:
+        return done
+    spectra = Spectra(folder, settled(plan, sums.read), resources)
+    if not spectra.pending() and stored_spectra(folder, plan) == plan.spectra:
+        return done
+    runs = Runs.of(plan)
+    with Leases(folder, runs).held() as leases:
+        read = spectra.read(source, progress)
+        before = done[-1]
+        outcome = replace(
+            read,
+            done=frozenset(tile.index for tile in plan.tiles),
+            devices=frozenset(sums.device.split(" + ")) | read.devices,
+            resumed_tiles=before.resumed_tiles,
+            bytes_read=before.bytes_read + read.bytes_read,
+            work_seconds=before.work_seconds + read.work_seconds,
+            pull_seconds=before.pull_seconds + read.pull_seconds,
+            gram_seconds=before.gram_seconds + read.gram_seconds,
+        )
+        execution = replace(nothing, workers=before.workers, start_seconds=before.start_seconds)
+        written = _recomputed(runs, leases, sums, folder, execution, outcome, resources)
+        commit(written, Patience(progress.note))
+        settle(runs, leases, folder, sums)
+        return written.summaries
 
 
 def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | None:
@@ -146,26 +218,30 @@ def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | N
 
 
 def _recomputed(
-    runs: Runs, leases: Leases, sums: SumFolder, folder: Folder, nothing: Execution
+    runs: Runs,
+    leases: Leases,
+    sums: SumFolder,
+    folder: Folder,
+    execution: Execution,
+    outcome: Outcome,
+    resources: Resources,
 ) -> Written:
-    """Write runs again from their stored sums."""
+    """Write runs again from their stored sums, and the spectra that are there."""
     plan = settled(runs.whole, sums.read)
+    spectra = ready_spectra(folder, plan, resources)
+    if spectra is None:
+        plan = replace(plan, spectra=0)
     grouped = grouping(plan)
-    outcome = Outcome(
-        done=frozenset(tile.index for tile in plan.tiles),
-        devices=frozenset(sums.device.split(" + ")),
-        already_complete=True,
-        recomputed=True,
-    )
     return write_runs(
         Runs.of(plan),
         [final(token) for token in leases.tokens],
         grouped,
-        group_sums(plan, grouped, sums.read, nothing.buffers.stack),
+        group_sums(plan, grouped, sums.read, execution.buffers.stack),
         folder,
-        nothing,
+        execution,
         outcome,
         rows=sums.rows(),
+        matrices=spectra.figures() if spectra else (),
         final=True,
         check=leases.assure,
         ready=leases.assure,

@@ -186,6 +186,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "source": plan.source,
         "selection": plan.selection,
         "statistics": list(plan.statistics_asked),
+        "spectra": plan.spectra if final else 0,
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

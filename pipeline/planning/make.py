@@ -75,6 +75,10 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
             f"--joint needs at least 2 SOURCEs, found {len(requests)}",
             "name another SOURCE, or leave out --joint",
         )
+    if requests[0].spectra:
+        raise RequestError(
+            "--spectra cannot be combined with --joint", "analyze the SOURCEs one by one"
+        )
     sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -161,6 +165,7 @@ def _made(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+        spectra=request.spectra or 0,
     )
     bounds = pairwise((*firsts, len(checkpoints)))
     accounts = [path.account for path in paths] or [account]

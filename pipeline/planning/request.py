@@ -70,6 +70,8 @@ class Request:
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
     """What else is computed in the read, in the order of `statistics/table.py`."""
+    spectra: int | None = None
+    """At how many checkpoints the spectra of whole matrices are computed, in a second read."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
     fraction: float | None = None
@@ -87,6 +89,12 @@ class Request:
         settle(self, _READERS)
         if self.fraction is not None and self.budget is not None:
             raise RequestError("--fraction and --budget cannot be combined", "use one of them")
+        for option in ("fraction", "budget", "by_head"):
+            if self.spectra is not None and getattr(self, option):
+                raise RequestError(
+                    f"--spectra needs whole matrices and cannot be combined with --{option.replace('_', '-')}",
+                    "drop one of them",
+                )
         if self.run is not None:
             check_run_name(self.run)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
@@ -142,6 +150,7 @@ _READERS = {
     "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(SAID),
+    "spectra": optional(whole(2)),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),
     "budget": optional(size),

@@ -45,6 +45,13 @@ def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
     return tuple(names) if row.get("plan") == stored.digest else ()
 
 
+def stored_spectra(folder: Folder, plan: Plan) -> int:
+    """Return of how many checkpoints the store has spectra, of what this plan reads."""
+    row = _row(folder, plan.run, ("plan", "spectra")) or {}
+    same = str(row.get("plan", "")).partition("-")[0] == plan.content.partition("-")[0]
+    return int(row.get("spectra") or 0) if same else 0
+
+
 def _row(
     folder: Folder, run: str, columns: Sequence[str] = ("plan", "selection")
 ) -> dict[str, Any] | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.numerics.matrices import RANKS
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
 _file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
+_matrix = [("tensor", _key), ("expert", pa.int32()), ("k", pa.int32()), ("of", _key)]
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -36,6 +38,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("settings", pa.string()),
             ("selection", pa.string()),
             ("statistics", pa.list_(pa.string())),
+            ("spectra", pa.int32()),
             ("files", pa.list_(_file)),
             ("digest", pa.string()),
         ]
@@ -161,6 +164,10 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("last_moved_k", pa.int32()),
         ]
     ),
+    "matrix_spectrum": pa.schema(
+        [*_common, *_matrix, ("rank", pa.int32()), ("sigma", pa.float64())]
+    ),
+    "matrix_ranks": pa.schema([*_common, *_matrix, *[(name, pa.float64()) for name in RANKS]]),
     "training": pa.schema(
         [
             *_common,

@@ -29,17 +29,29 @@ from pipeline.store.folder import Folder
 
 _ABOUT = "hallmarks"
 _ROWS = "rows."
+SPECTRA = "_spectra"
+"""The folder of the results of matrices: tables are made from them again."""
 
 
 class TileFolder:
     """The result files of one plan. Picklable: workers put their results themselves."""
 
     def __init__(
-        self, folder: Folder, run: str, plan_digest: str, specs: Sequence[ArraySpec]
+        self,
+        folder: Folder,
+        run: str,
+        plan_digest: str,
+        specs: Sequence[ArraySpec],
+        kept_in: str = "_tiles",
     ) -> None:
-        """`specs`: the arrays that every result holds."""
+        """Of one plan.
+
+        Args:
+            specs: the arrays that every result holds.
+            kept_in: the folder of the store for them; what is in `_tiles` goes once the run is complete.
+        """
         self._folder, self._specs = folder, tuple(specs)
-        self._prefix = f"_tiles/run={run}/{plan_digest}"
+        self._prefix = f"{kept_in}/run={run}/{plan_digest}"
         self._markers = f"_tiles/run={run}/seen/"
         self._marker = ""
 
@@ -107,6 +119,11 @@ class TileFolder:
 
     def _path(self, tile_name: str) -> str:
         return f"{self._prefix}/{tile_name}.safetensors"
+
+
+def discard_spectra(folder: Folder, run: str) -> None:
+    """Remove the results of spectra of a run, of whatever plan."""
+    folder.delete(folder.list(f"{SPECTRA}/run={run}"))
 
 
 def discard(folder: Folder, run: str) -> None:

@@ -1,0 +1,81 @@
+"""The second read: whole matrices, whose spectra are kept in the store beside the run's sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.execute.drive.schedule import Lost
+from pipeline.job.executor import executor
+from pipeline.job.memory import driver_budget, matrix_room
+from pipeline.job.outcome import Account, Outcome
+from pipeline.job.progress import Progress
+from pipeline.planning.matrices import MatrixPlan, matrix_plan
+from pipeline.planning.plan import Plan
+from pipeline.planning.request import Resources
+from pipeline.reduce.matrices import MatrixFigures, matrix_figures
+from pipeline.sources.base import Source
+from pipeline.statistics.matrices import matrix_specs
+from pipeline.store.folder import Folder
+from pipeline.store.tiles import SPECTRA, TileFolder
+
+
+class Spectra:
+    """What a run has of them, and what is left to do."""
+
+    def __init__(self, folder: Folder, plan: Plan, resources: Resources) -> None:
+        """`plan`: whose ties are settled."""
+        budget = driver_budget(resources)
+        # the same budget wherever workers run, and whole matrices on the processor alone
+        self._resources = replace(resources, memory=budget, device="cpu", pull="auto", verify=False)
+        self.made: MatrixPlan = matrix_plan(plan)
+        self._too_large = self.made.too_large(matrix_room(budget))
+        specs = matrix_specs(len(self.made.checkpoints))
+        self._tiles = TileFolder(folder, plan.run, self.made.plan.content, specs, SPECTRA)
+
+    def pending(self) -> list[int]:
+        """Return the matrices without a result for which there is memory, as tiles of the second read."""
+        lacking = self._lacking()
+        return [number for number in lacking if number not in self._too_large]
+
+    def figures(self) -> Iterator[MatrixFigures]:
+        """Yield the figures of every matrix that has a result."""
+        for tile in self.made.plan.tiles:
+            result = self._tiles.get(tile.name)
+            if result is not None:
+                yield from matrix_figures(self.made, tile.index, result)
+
+    def _lacking(self) -> list[int]:
+        finished = self._tiles.finished()
+        return [tile.index for tile in self.made.plan.tiles if tile.name not in finished]
+
+    def read(self, source: Source, progress: Progress) -> Outcome:
+        """Compute what has no result yet.
+
+        Raises:
+            HallmarksError: a matrix cannot be read; what was computed is kept.
+        """
+        pending, plan = self.pending(), self.made.plan
+        too_large = [self._too_large[n] for n in self._lacking() if n in self._too_large]
+        for entry in (*self.made.left_out, *too_large):
+            progress.note(f"--spectra leaves out {entry.name}: {entry.reason}")
+        if not pending:
+            return Outcome()
+        done = sum(tile.bytes for tile in plan.tiles if tile.index not in set(pending))
+        progress.planned(plan, done)
+        account = Account()
+        with executor(plan, source, self._resources) as chosen:
+            for outcome in chosen.work(pending, self._tiles):
+                if isinstance(outcome, Lost):
+                    raise outcome.error
+                account.finished(outcome)
+                progress.tile_done(outcome.bytes)
+        return account.outcome()
+
+
+def ready_spectra(folder: Folder, plan: Plan, resources: Resources) -> Spectra | None:
+    """Return the spectra that a plan asks for if all of them are in the store."""
+    if not plan.spectra:
+        return None
+    spectra = Spectra(folder, plan, resources)
+    return None if spectra.pending() else spectra
