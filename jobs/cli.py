@@ -17,6 +17,7 @@ COMMANDS = {
     "status": "Show how far each run of a store is.",
     "audit": "Print the findings about the checkpoints of a run.",
     "sql": "Run a query over the views of a store.",
+    "average": "Write a combination of checkpoints as a checkpoint.",
     "report": "Write one page that shows the runs of a store.",
     "demo": "Train a small language model and analyse it.",
 }

@@ -13,6 +13,7 @@ import click
 
 from jobs.console import Invocation
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import FURTHER_SCOPES
 from pipeline.planning.request import (
     DEVICES,
     EXECUTORS,
@@ -26,7 +27,7 @@ from pipeline.planning.request import (
 from pipeline.statistics.table import SAID
 from pipeline.training.settings import Settings, assigned, read_settings
 
-_CHECKPOINTS = [
+_NAMED = [
     click.option(
         "--revisions",
         multiple=True,
@@ -42,12 +43,14 @@ _CHECKPOINTS = [
         help="How names of checkpoints are read: groups step, tokens, stage, seed, branch, e.g."
         " 'upd(?P<step>\\d+)'.",
     ),
-    click.option(
-        "--weights",
-        multiple=True,
-        metavar="GLOB",
-        help="Which files of a checkpoint are its weights, e.g. 'unet_ema/*' (repeatable).",
-    ),
+]
+_WEIGHT_FILES = click.option(
+    "--weights",
+    multiple=True,
+    metavar="GLOB",
+    help="Which files of a checkpoint are its weights, e.g. 'unet_ema/*' (repeatable).",
+)
+_SERIES = [
     click.option(
         "--seeds",
         metavar="first|all|NAME",
@@ -61,6 +64,26 @@ _CHECKPOINTS = [
         default="auto",
         show_default=True,
         help="How a Hub repository exposes its checkpoints.",
+    ),
+]
+_CHECKPOINTS = [*_NAMED, _WEIGHT_FILES, *_SERIES]
+_TENSORS = [
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="REGEX",
+        help="Only tensors whose name matches (repeatable).",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="REGEX",
+        help="Exclude matching tensors (overrides --include).",
+    ),
+    click.option(
+        "--state",
+        metavar="KEY",
+        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
     ),
 ]
 _SELECTION = [
@@ -91,6 +114,13 @@ _SELECTION = [
         help="Also compute singular values of whole matrices at K checkpoints, in a second read.",
     ),
     click.option(
+        "--windows",
+        multiple=True,
+        metavar="LIST",
+        help="Checkpoints of each sliding window (default: 8), e.g. 5,8,16; and scopes to add:"
+        f" {', '.join(FURTHER_SCOPES)}.",
+    ),
+    click.option(
         "--fraction",
         metavar="F",
         help="Read only this fraction of the weights (random sample, with standard errors).",
@@ -105,23 +135,7 @@ _SELECTION = [
         show_default=True,
         help="Random seed; change it for an independent sample.",
     ),
-    click.option(
-        "--include",
-        multiple=True,
-        metavar="REGEX",
-        help="Only tensors whose name matches (repeatable).",
-    ),
-    click.option(
-        "--exclude",
-        multiple=True,
-        metavar="REGEX",
-        help="Exclude matching tensors (overrides --include).",
-    ),
-    click.option(
-        "--state",
-        metavar="KEY",
-        help="Where in a PyTorch file the weights lie, e.g. model_ema or state.model.",
-    ),
+    *_TENSORS,
     click.option(
         "--set",
         "assignments",
@@ -141,8 +155,9 @@ _SELECTION = [
         " value and optionally split; or a trainer's log.",
     ),
 ]
+_MEMORY = click.option("--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB.")
 _RESOURCES = [
-    click.option("--memory", metavar="SIZE", help="Working memory of each worker, e.g. 2GiB."),
+    _MEMORY,
     click.option(
         "--device",
         metavar="|".join(DEVICES),
@@ -212,6 +227,14 @@ def checkpoints_of_a_source(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add a SOURCE, which may be left out, and the options that say which of its checkpoints count."""
     sources = click.argument("sources", metavar="[SOURCE...]", nargs=-1)
     for option in reversed([sources, *_CHECKPOINTS]):
+        command = option(command)
+    return command
+
+
+def checkpoints_to_average(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a SOURCE, and the options that say which of its checkpoints and tensors are averaged."""
+    source = click.argument("source", metavar="SOURCE")
+    for option in reversed([source, *_NAMED, *_SERIES, *_TENSORS, _MEMORY]):
         command = option(command)
     return command
 

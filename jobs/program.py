@@ -115,10 +115,10 @@ def raise_on_signals() -> None:
     _on_signals(_stop)
 
 
-def resumable() -> None:
-    """Have it told, however the command ends too early, that it can go on."""
+def resumable(kept: str = "finished tiles are kept") -> None:
+    """Have it told, however the command ends too early, that it can go on, and what is kept."""
     global _kept
-    _kept = "finished tiles are kept; rerun the same command to resume"
+    _kept = f"{kept}; rerun the same command to resume"
     if _running:  # else this is somebody else's process
         witness.watch(
             "error: the process was ended from outside: killed, perhaps for lack of memory, or by Ray"

@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -34,6 +35,57 @@ def with_error(value: float, error: float | None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}" if digits < 15 else f"{value:.6g}"
 
 
+def _bar(screen: Console) -> Progress:
+    """Return a bar that is shown."""
+    bar = Progress(
+        TextColumn("reading{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=screen,
+    )
+    bar.start()
+    return bar
+
+
+class AverageProgress:
+    """How far a combination of checkpoints is: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._done = self._total = 0
+        self._last_line = time.monotonic()
+
+    def begun(self, what: str, total: int, done: int) -> None:
+        self._done, self._total = done, total
+        earlier = f", {show_size(done)} done earlier" if done else ""
+        say(self._console, f"{what}: {show_size(total)} to read{earlier}")
+        if self._console.is_terminal:
+            self._bar = _bar(self._console)
+            self._task = self._bar.add_task("", total=total, completed=done)
+
+    def advanced(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            say(self._console, f"{show_size(self._done)} of {show_size(self._total)}")
+
+    def note(self, text: str) -> None:
+        self.close()
+        say(self._console, f"note: {text}")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
 class JobProgress:
     """A live bar on a terminal, a line now and then elsewhere."""
 
@@ -57,15 +109,7 @@ class JobProgress:
             f" {show_size(plan.bytes_to_read)} in {tiles} tile{'s'[tiles == 1 :]}{resumed}"
         )
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("reading{task.description}"),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._bar.start()
+            self._bar = _bar(self._console)
             self._task = self._bar.add_task("", total=self._total, completed=finished_bytes)
 
     def tile_done(self, num_bytes: int) -> None:

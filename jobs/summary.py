@@ -11,8 +11,8 @@ from rich.console import Console
 from jobs.audit import findings_of, folded, print_finding, told
 from jobs.console import console, say
 from jobs.tables import table_lines
-from pipeline.findings.inventory import FLOOR_REACHED_DEG
 from pipeline.job.summary import Summary
+from pipeline.numerics.straight_turns import DIFFERS_BY_DEG, SAYS_NOTHING_DEG
 from pipeline.planning.memory import show_size
 from pipeline.store.query import Store
 from pipeline.training.settings import of_text
@@ -113,12 +113,11 @@ def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
     columns = "indicator, value, stderr, null_value, differs_from_null"
     rows = store.sql(f"SELECT {columns} FROM indicators {where}", [summary.run]).fetchall()
     values = {indicator: rest for indicator, *rest in rows}
-    # a floor of 90 degrees hides every angle, larger ones too
-    below, angles, mean_below = store.sql(
-        f"SELECT count_if(noise_floor_deg >= least(update_angle_deg, {FLOOR_REACHED_DEG})),"
-        " count(update_angle_deg),"
-        f" avg(noise_floor_deg) >= least(avg(update_angle_deg), {FLOOR_REACHED_DEG})"
-        f" FROM path {where}",
+    angles, silent, straight, mean, floor = store.sql(
+        f"SELECT count(update_angle_deg), count_if(noise_floor_deg >= {SAYS_NOTHING_DEG}),"
+        f" count_if(noise_floor_deg < {SAYS_NOTHING_DEG}"
+        f" AND update_angle_deg <= noise_floor_deg + {DIFFERS_BY_DEG}),"
+        f" avg(update_angle_deg), avg(noise_floor_deg) FROM path {where}",
         [summary.run],
     ).fetchall()[0]
     sampled = any(error for _, error, _, _ in values.values())
@@ -128,8 +127,11 @@ def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
         if value is None and null is None:
             continue
         words = "as a random walk" if differs is False else ""
-        if name == "mean_update_angle_deg" and mean_below:
-            words = "below the noise floor"
+        if name == "mean_update_angle_deg" and mean is not None:
+            if floor >= SAYS_NOTHING_DEG:
+                words = "says nothing: below the noise floor"
+            elif mean <= floor + DIFFERS_BY_DEG:
+                words = "as a straight path, rounded"
         errors = ["–" if error is None else f"{error:.2g}"] if sampled else []
         lines.append([name, _shown(value), *errors, _shown(null), words])
     titles = ["the whole model", "value", *(["std. error"] if sampled else []), "random walk", ""]
@@ -137,10 +139,16 @@ def _print_figures(screen: Console, store: Store, summary: Summary) -> None:
         titles, lines = titles[:-1], [line[:-1] for line in lines]
     for line in table_lines(titles, lines, [title not in (titles[0], "") for title in titles]):
         say(screen, line)
-    if below:
+    if silent:
         _say(
             screen,
-            f"{below} of {angles} update angles are below the noise floor: rounding alone makes such",
+            f"{silent} of {angles} update angles say nothing: rounding alone makes a straight path turn by"
+            f" {SAYS_NOTHING_DEG:.0f}° or more",
+        )
+    if straight:
+        _say(
+            screen,
+            f"{straight} of {angles} update angles do not differ from those of a straight path, rounded",
         )
 
 

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import analyze, analyze_joint, open_store, plan
+    from pipeline.api import analyze, analyze_joint, average, open_store, plan
+    from pipeline.averaging.average import AverageSummary
     from pipeline.errors import (
         DamagedRun,
         FormatError,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from pipeline.store.query import Store
 
 _HOMES = {
-    "pipeline.api": ("analyze", "analyze_joint", "open_store", "plan"),
+    "pipeline.api": ("analyze", "analyze_joint", "average", "open_store", "plan"),
+    "pipeline.averaging.average": ("AverageSummary",),
     "pipeline.errors": (
         *("DamagedRun", "FormatError", "HallmarksError", "NothingMatches", "PackageMissing"),
         *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
@@ -48,6 +50,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AverageSummary",
     "DamagedRun",
     "FormatError",
     "HallmarksError",
@@ -67,6 +70,7 @@ __all__ = [
     "TrajectoryMap",
     "analyze",
     "analyze_joint",
+    "average",
     "open_store",
     "plan",
 ]

@@ -6,7 +6,7 @@ sentences. Where several texts may stand, one alone is one of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,15 @@ from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
 from pipeline.store.query import Store
 
 if TYPE_CHECKING:
+    from pipeline.averaging.average import AverageSummary
     from pipeline.job.summary import Summary
 
 Location = str | PathLike[str]
 """A path or a URL."""
 Texts = str | Iterable[str]
 """Several, or one."""
+Widths = str | int | Iterable[str | int]
+"""Numbers of checkpoints, and scopes: several, or one."""
 Stated = Mapping[str, Any] | Location
 """By name, or in a file."""
 
@@ -44,6 +47,7 @@ def plan(
     by_head: bool = False,
     statistics: Texts = (),
     spectra: int | str | None = None,
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -80,6 +84,7 @@ def analyze(
     by_head: bool = False,
     statistics: Texts = (),
     spectra: int | str | None = None,
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -117,6 +122,9 @@ def analyze(
         by_head: also one Gram matrix for each attention head.
         statistics: what else is computed in the read, such as `sparsity`, or `all`.
         spectra: at how many checkpoints singular values of whole matrices are computed, in a second read.
+        windows: how many checkpoints the windows of the view `windows` have, 5 or more, such as
+            `[5, 8, 16]`, and scopes besides `model`, `body`, `layer` and `component`, such as
+            `"8,tensor"`; default: those that the store has of this run, else 8.
         layout: how a Hub repository exposes its checkpoints: `auto`, `revisions`, `commits`,
             `folders`.
         fraction: share of the weights to read, above 0 and at most 1: a random sample, whose figures
@@ -169,6 +177,7 @@ def analyze_joint(
     by_head: bool = False,
     statistics: Texts = (),
     spectra: int | str | None = None,
+    windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
     budget: str | int | None = None,
@@ -204,6 +213,52 @@ def analyze_joint(
     where, resources = path_text("--store", store), _resources(options)
     fresh, replace = flag("--fresh", fresh), flag("--replace", replace)
     return run_analysis(requests, run, where, resources, fresh=fresh, replace=replace)
+
+
+def average(
+    source: Location,
+    weights: Location | Sequence[float],
+    out: Location,
+    *,
+    revisions: Texts = (),
+    steps: str | None = None,
+    names: str | None = None,
+    seeds: str = "first",
+    include: Texts = (),
+    exclude: Texts = (),
+    state: str | None = None,
+    layout: str = "auto",
+    dtype: str | None = None,
+    memory: str | int | None = None,
+    replace: bool = False,
+) -> AverageSummary:
+    """Write a combination of checkpoints as a checkpoint and return what was written.
+
+    Sums are made in float64 and rounded once. The same call again resumes where it stopped, or finds
+    that all is done. Tensors that are no weights, or not selected, are those of the last checkpoint
+    that has a weight.
+
+    Args:
+        source: a directory, a Hub repository such as `org/name`, a bucket, or a manifest.
+        weights: `last:M`, `ema:DECAY`, `warmdown:M`, a .csv file with the columns weight and name, step
+            or k, or a number for each checkpoint; they add up to 1.
+        out: the directory that becomes the checkpoint.
+        revisions: as of `analyze`, like the others.
+        dtype: number format of the averaged tensors, such as `BF16`; default: as in the last checkpoint
+            that has a weight.
+        replace: replace another combination there.
+
+    Raises:
+        RequestError: it cannot be done; nothing was written.
+        HallmarksError: something else failed; what was written is kept.
+    """
+    options = locals()
+    from pipeline.averaging.average import average as run_average  # brings torch
+
+    selection = {name: options[name] for name in SELECTION if name in options and name != "weights"}
+    replace = flag("--replace", replace)
+    request = Request(source, **selection)
+    return run_average(request, weights, out, dtype=dtype, memory=memory, replace=replace)
 
 
 def open_store(path: Location = "hallmarks-store", *, confined: bool = True) -> Store:

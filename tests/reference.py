@@ -5,7 +5,7 @@ builds S as input for the package. Undefined values are NaN.
 
 Shapes: K = checkpoints (all present), P = weights. `weights` is always (K, P), float64.
 
-Source: docs/method.md, section "Indicators".
+Source: docs/method.md, section "Indicators", and docs/method-2.md, §5.1 and §5.2.
 """
 
 import math
@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.phases_reference import judge
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -96,7 +98,13 @@ def mean_similarity(rows: Matrix, row_weights: list[float]) -> float:
     return norm(np.sum([w * unit for unit, w in units], axis=0) / total) ** 2
 
 
-def path(weights: Matrix, rounding: Vector) -> dict[str, Vector]:
+def turn(weights: Matrix, k: int, scale: int) -> float:
+    if not scale <= k < len(weights) - scale:
+        return NAN
+    return angle(weights[k] - weights[k - scale], weights[k + scale] - weights[k])
+
+
+def path(weights: Matrix, elapsed: Vector, rounding: Vector) -> dict[str, Vector]:
     """The columns of the view `path`."""
     end = len(weights) - 1
     moves = [weights[0]] + [weights[k] - weights[k - 1] for k in range(1, end + 1)]
@@ -123,7 +131,52 @@ def path(weights: Matrix, rounding: Vector) -> dict[str, Vector]:
             lost = 2e-7 + energy / (norm(moves[k]) * norm(moves[k + 1]))
             floor = math.degrees(math.acos(max(0.0, 1 - lost)))
         put("noise_floor_deg", floor)
+        for scale in (2, 4, 8, 16):
+            put(f"turn_{scale}_deg", turn(weights, k, scale))
+        before, gap = weights[max(0, k - 1)], elapsed[k] - elapsed[max(0, k - 1)]
+        put("radial_increment", radial(moves[k], before) if k else NAN)
+        put("angular_speed_deg", angle(before, weights[k]) / math.sqrt(gap) if gap > 0 else NAN)
+        whole = weights[end] - weights[0]
+        length = norm(whole)
+        put("remaining", ratio(norm(weights[end] - weights[k]), length))
+        along = float(np.dot(away, whole)) / length**2 if length else NAN
+        put("along_end", along)
+        put("off_end", norm(away - along * whole) / length if length else NAN)
     return {name: np.array(values) for name, values in columns.items()}
+
+
+def radial(move: Vector, before: Vector) -> float:
+    return float(np.dot(move, before)) / norm(before) if before.any() else NAN
+
+
+def balance(weights: Matrix) -> dict[str, float]:
+    pairs = [(weights[k - 1], weights[k] - weights[k - 1]) for k in range(1, len(weights))]
+    energy = sum(norm(move) ** 2 for _, move in pairs)
+    gained = sum(float(np.dot(before, move)) for before, move in pairs)
+    along = sum(radial(move, before) ** 2 for before, move in pairs)
+    return {"norm_balance": ratio(-2 * gained, energy), "radial_share": ratio(along, energy)}
+
+
+def linearity(weights: Matrix, x: Vector) -> float:
+    """R² of least squares, of all weights together."""
+    about = weights - weights.mean(axis=0)
+    if len(weights) < 3 or np.isnan(x).any() or np.ptp(x) == 0 or not (weights != weights[0]).any():
+        return NAN
+    columns = np.stack([np.ones(len(x)), (x - x[0]) / np.ptp(x)], axis=1)
+    fitted = columns @ np.linalg.lstsq(columns, about, rcond=None)[0]
+    return float(np.sum(fitted**2) / np.sum(about**2))
+
+
+def first_shares(weights: Matrix) -> dict[str, float]:
+    away = [row for row in weights - weights[0] if row.any()]
+    if not away:
+        return {"relative_share_1": NAN, "backbone_share": NAN}
+    values = squared_singular_values(np.array(away), len(away))
+    units = squared_singular_values(np.array([row / norm(row) for row in away]), len(away))
+    return {
+        "relative_share_1": float(values[0] / values.sum()),
+        "backbone_share": float(units[0] / len(away)),
+    }
 
 
 def squared_singular_values(rows: Matrix, count: int) -> Vector:
@@ -266,9 +319,10 @@ def indicators(
     away = weights - weights[0]
     moved = [row for row in away if row.any()]
     moves = [norm(weights[k] - weights[k - 1]) for k in range(1, len(weights))]
-    columns = path(weights, np.zeros(len(weights)))
+    columns = path(weights, elapsed, np.zeros(len(weights)))
     pairs = [angle(a, b) for n, a in enumerate(moved) for b in moved[:n]]
-    names = ("update_angle_deg", "apex_angle_next_deg", "apex_angle_last_deg")
+    names = ["update_angle_deg", *(f"turn_{scale}_deg" for scale in (2, 4, 8, 16))]
+    names += ["apex_angle_next_deg", "apex_angle_last_deg"]
     return {
         **similarities(weights, elapsed),
         "path_length": float(sum(moves)),
@@ -279,11 +333,16 @@ def indicators(
         "cone_angle_deg": max(pairs, default=NAN),
         "origin_angle_deg": angle(weights[0], weights[-1]),
         **principal_figures(weights),
+        **first_shares(weights),
+        "linearity_time": linearity(weights, elapsed),
+        "linearity_index": linearity(weights, numbers),
         "diffusion_exponent": diffusion_exponent(weights),
         "norm_growth_exponent": norm_growth_exponent(weights, elapsed),
+        **balance(weights),
         **{f"predictability_{m}": predictability(weights, m) for m in (1, 2, 4, 8)},
         "lookahead_share": lookahead_share(weights),
         **lasting_steps(weights, steps, numbers),
+        "decay_start_step": judge(weights, elapsed, steps, numbers).decay_start,
     }
 
 

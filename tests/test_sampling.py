@@ -25,6 +25,7 @@ from pipeline.job import snapshots
 from pipeline.job.analyze import analyze as run_analysis
 from pipeline.job.progress import Silent
 from pipeline.job.summary import FIGURES_FORMAT, Summary
+from pipeline.numerics.indicators import WITHOUT_ERROR
 from pipeline.planning import tiles
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.make import make_plan
@@ -183,7 +184,7 @@ def test_a_sample_of_a_suite(suite: Path, whole: Store, tmp_path: Path) -> None:
     for where in ("scope = 'model'", "scope = 'layer' AND layer = 1", "component = 'mlp_up'"):
         exact = figures(whole, where)
         for name, (value, error) in figures(found, where).items():
-            if name in ("rank_95", "rank_99", "saturation_step", "settled_step"):
+            if name in WITHOUT_ERROR:
                 assert error is None
                 continue
             assert error >= 0 and abs(value - exact[name][0]) <= 5 * error + 1e-9, (where, name)

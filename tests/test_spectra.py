@@ -242,6 +242,18 @@ def test_singular_values_where_there_are_none() -> None:
     assert np.all(np.abs(found.sigma - exact[:10]) < 1e-6 * exact[0])
 
 
+def test_the_plan_says_what_the_second_read_takes(tmp_path: Path) -> None:
+    checkpoints = walk(SHAPES, "float16")
+    source = str(written(tmp_path / "run", checkpoints))
+    done = hallmarks("plan", source, "--executor", "local", "--spectra", "3", "--json")
+    second = json.loads(done.stdout)["spectra"]
+    assert second["checkpoints"] == ["step0", "step10", "step50"] and second["matrices"] == 4
+    assert second["bytes"] == 3 * sum(w.nbytes for n, w in checkpoints[0].items() if n != NORM)
+    said = hallmarks("plan", source, "--executor", "local", "--spectra", "3").stdout
+    assert "4 matrices of 3 checkpoints (step0, step10, step50) in a second read" in said
+    assert json.loads(hallmarks("plan", source, "--json").stdout)["spectra"] is None
+
+
 @pytest.mark.slow
 def test_on_ray(tmp_path: Path) -> None:
     checkpoints = walk(SHAPES, "bfloat16")

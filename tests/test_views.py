@@ -272,6 +272,7 @@ def test_the_glossary_has_everything_and_nothing_else() -> None:
     }
     functions = {"above_null", "place", "value_a", "value_b", "difference", "k_first", "k_last"}
     functions |= {"mds", "relative_mds", "remaining"}
+    functions |= {"along", "off", "weight", "average.norm", "average.distance", "angle_deg"}
     assert {name for kind, name in names if kind == "column"} == used | functions
     source = "".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py"))
     for kind, name in names:

@@ -1,4 +1,4 @@
-"""Findings about what there is and what is not: the start, gaps, tensors left out, frozen ones.
+"""Findings about what there is and what is not: the start, gaps, tensors left out, frozen ones, phases.
 
 Nothing here explains a checkpoint away, so the order does not matter.
 """
@@ -15,8 +15,10 @@ from pipeline.checkpoint.names import unplaced
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
+from pipeline.findings.phases import phase_changes
 from pipeline.findings.start import starts_late
 from pipeline.findings.untrained import untrained_rows
+from pipeline.numerics.straight_turns import SAYS_NOTHING_DEG
 from pipeline.planning.align import LeftOutTensor
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
@@ -28,7 +30,6 @@ _SEVERITIES = {
     "tied_weights": "info",
     "excluded_tensor": "info",
 }
-FLOOR_REACHED_DEG = 90.0 - 1e-6
 
 
 def inventory(plan: Plan, seen: Observations) -> list[Finding]:
@@ -49,6 +50,7 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_frozen(seen),
         *untrained_rows(plan, seen),
         *_below_noise_floor(plan, seen),
+        *phase_changes(plan, seen),
         *_left_out(plan, "tied_weights"),
         *_left_out(plan, "excluded_tensor"),
     ]
@@ -229,14 +231,14 @@ def _below_noise_floor(plan: Plan, seen: Observations) -> Iterator[Finding]:
     if seen.model is None:
         return
     floors = seen.model.noise_floors
-    below = np.flatnonzero(floors >= FLOOR_REACHED_DEG).tolist()
+    below = np.flatnonzero(floors >= SAYS_NOTHING_DEG).tolist()
     if below:
         yield Finding(
             "info",
             "below_noise_floor",
             f"{len(below)} of {np.count_nonzero(~np.isnan(floors))} update angles, the first at"
-            f" {name(plan, below[0])}: increments are smaller than their rounding, the angles say"
-            " nothing",
+            f" {name(plan, below[0])}: rounding alone makes a straight path turn by"
+            f" {SAYS_NOTHING_DEG:.0f}° or more, the angles say nothing",
             below[0],
             evidence={"checkpoints": labels(plan, below)},
         )

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.findings.finding import Finding
-from pipeline.findings.inventory import FLOOR_REACHED_DEG, inventory
+from pipeline.findings.inventory import inventory
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import LAGS, Observations, Seen, SeenModel, misfit
 from pipeline.numerics.stack import first_equal
+from pipeline.numerics.straight_turns import SAYS_NOTHING_DEG
 from pipeline.planning.plan import Plan
 
 LEAST_RECURRING_WEIGHTS = 1024
@@ -278,7 +279,7 @@ class _Judge:
     def _below_floor_before(self, k: int) -> bool:
         floors = self._model.noise_floors[:k]
         known = floors[~np.isnan(floors)]
-        return bool(known.size) and bool(known[-1] >= FLOOR_REACHED_DEG)
+        return bool(known.size) and bool(known[-1] >= SAYS_NOTHING_DEG)
 
     def _rightful(self, copies: Sequence[int]) -> int:
         """Return which of several equal checkpoints holds its own weights."""

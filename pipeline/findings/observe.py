@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.numerics import straight_turns
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
@@ -99,7 +100,9 @@ class SeenModel:
     squared_distances: Array
     """(K, K)"""
     noise_floors: Array
-    """(K,) degrees."""
+    """(K,) what rounding alone makes of a straight path's update angle, degrees."""
+    jumps: Array
+    """(K,) how much longer increments become there, in logarithms; 0 where nothing changes."""
     indicators: dict[str, float]
     indicator_errors: dict[str, float]
 
@@ -257,7 +260,8 @@ def _model(figures: Figures, row: int) -> SeenModel:
         labels=figures.labels[row].copy(),
         absent=figures.absent[row].copy(),
         squared_distances=figures.squared_distances[row].copy(),
-        noise_floors=figures.path["noise_floor_deg"][row].copy(),
+        noise_floors=figures.path[straight_turns.COLUMNS[0]][row].copy(),
+        jumps=figures.jumps[row].copy(),
         indicators=dict(zip(INDICATORS, figures.indicators[row].tolist(), strict=True)),
         indicator_errors=dict(zip(INDICATORS, figures.indicator_errors[row].tolist(), strict=True)),
     )

@@ -28,7 +28,12 @@ from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import final, has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace, stored_spectra, stored_statistics
+from pipeline.store.names import (
+    refuse_to_replace,
+    stored_spectra,
+    stored_statistics,
+    stored_windows,
+)
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_spectra, is_left
 from pipeline.store.training import keeping
@@ -96,6 +101,7 @@ def _analyze(
     plan = plan.having(stored_statistics(folder, plan))
     if not fresh:
         plan = replace(plan, spectra=plan.spectra or stored_spectra(folder, plan))
+    plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:
@@ -192,12 +198,12 @@ def _with_spectra(
         return done
     runs = Runs.of(plan)
     with Leases(folder, runs).held() as leases:
-        read = spectra.read(source, progress)
+        read = spectra.read(source, progress, leases.assure)
         before = done[-1]
         outcome = replace(
             read,
             done=frozenset(tile.index for tile in plan.tiles),
-            devices=frozenset(sums.device.split(" + ")) | read.devices,
+            devices=frozenset(sums.device.split(" + ")),
             resumed_tiles=before.resumed_tiles,
             bytes_read=before.bytes_read + read.bytes_read,
             work_seconds=before.work_seconds + read.work_seconds,
@@ -208,6 +214,7 @@ def _with_spectra(
         written = _recomputed(runs, leases, sums, folder, execution, outcome, resources)
         commit(written, Patience(progress.note))
         settle(runs, leases, folder, sums)
+        spectra.remove_others()
         return written.summaries
 
 

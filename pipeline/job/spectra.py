@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipeline.execute.drive.schedule import Lost
@@ -45,12 +45,19 @@ class Spectra:
             if result is not None:
                 yield from matrix_figures(self.made, tile.index, result)
 
+    def remove_others(self) -> None:
+        """Remove results of other checkpoints, or of what the source held before."""
+        self._tiles.remove_others()
+
     def _lacking(self) -> list[int]:
         finished = self._tiles.finished()
         return [tile.index for tile in self.made.plan.tiles if tile.name not in finished]
 
-    def read(self, source: Source, progress: Progress) -> Outcome:
+    def read(self, source: Source, progress: Progress, check: Callable[[], None]) -> Outcome:
         """Compute what has no result yet.
+
+        Args:
+            check: called after each matrix; what it raises ends the work.
 
         Raises:
             HallmarksError: a matrix cannot be read; what was computed is kept.
@@ -66,6 +73,7 @@ class Spectra:
         account = Account()
         with executor(plan, source, self._resources) as chosen:
             for outcome in chosen.work(pending, self._tiles):
+                check()
                 if isinstance(outcome, Lost):
                     raise outcome.error
                 account.finished(outcome)

@@ -20,7 +20,7 @@ from pipeline.store.training import stored_training
 from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 7
+FIGURES_FORMAT = 9
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -140,9 +140,9 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     if not counting(folder, plan.run):
         return None
     stored, run = Store(execution.store), [plan.run]
-    columns = "fraction, device, tensors, parameters, plan, complete, figures"
+    columns = "fraction, device, tensors, parameters, plan, complete, figures, windows"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
-    if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT):
+    if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT, plan.windows.words):
         return None
     if stored.trouble(plan.run) is not None:
         return None
@@ -187,6 +187,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "selection": plan.selection,
         "statistics": list(plan.statistics_asked),
         "spectra": plan.spectra if final else 0,
+        "windows": plan.windows.words,
         "created_at": datetime.now(UTC),
         "version": VERSION,
         "figures": FIGURES_FORMAT,

@@ -119,7 +119,7 @@ def _write_figures(
         tapped = _with_statistics(runs, sums, writers)
         for batch in reduce(runs.whole, grouped, tapped, buffers):
             for writer, seen, of_run in zip(writers, observed, (*batch.paths, batch), strict=True):
-                writer.add(of_run, grouped.parameters)
+                writer.add(of_run, grouped)
                 seen.add(of_run)
             check()
     return observed

@@ -9,9 +9,14 @@ Source: docs/method.md, section "Indicators".
 
 import numpy as np
 
+from pipeline.numerics.balance import balance_figures
+from pipeline.numerics.decay import decay_starts
+from pipeline.numerics.leading import backbone_share, relative_share
+from pipeline.numerics.linearity import linearity
 from pipeline.numerics.path import apex_angles_last, apex_angles_next, update_angles
 from pipeline.numerics.predictability import MEMORIES, predictabilities
 from pipeline.numerics.spectrum import (
+    Spectrum,
     centered_gram,
     effective_rank,
     eigenvalues,
@@ -20,25 +25,31 @@ from pipeline.numerics.spectrum import (
     rank_holding,
     stable_rank,
 )
-from pipeline.numerics.stack import BoolArray, FloatArray, diagonal, patterns, selected
+from pipeline.numerics.stack import BoolArray, FloatArray, diagonal, patterns, ratio, selected
 from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles, cosines
+from pipeline.numerics.turns import SCALES, turns
 
 INDICATORS = (
     *("mds", "mds_offdiagonal", "relative_mds"),
     *("mds_time_weighted", "relative_mds_time_weighted"),
     *("path_length", "displacement", "straightness", "norm_ratio"),
-    *("mean_update_angle_deg", "mean_apex_angle_next_deg", "mean_apex_angle_last_deg"),
+    *("mean_update_angle_deg", *(f"mean_turn_{scale}_deg" for scale in SCALES)),
+    *("mean_apex_angle_next_deg", "mean_apex_angle_last_deg"),
     *("cone_angle_deg", "origin_angle_deg"),
     *("pca_share_1", "pca_share_2", "pca_share_3"),
     *("effective_rank", "participation_ratio", "stable_rank", "rank_95", "rank_99"),
-    *("diffusion_exponent", "norm_growth_exponent"),
+    *("relative_share_1", "backbone_share", "linearity_time", "linearity_index"),
+    *("diffusion_exponent", "norm_growth_exponent", "norm_balance", "radial_share"),
     *(f"predictability_{memory}" for memory in MEMORIES),
-    *("lookahead_share", "saturation_step", "settled_step"),
+    *("lookahead_share", "saturation_step", "settled_step", "decay_start_step"),
 )
 
-WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step")
+WITHOUT_ERROR = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 """Ranks and steps jump: the jackknife says nothing of them."""
-SQUARES = (*(f"predictability_{memory}" for memory in MEMORIES), "lookahead_share")
+SQUARES = (
+    *(f"predictability_{memory}" for memory in MEMORIES),
+    *("lookahead_share", "radial_share"),
+)
 """Squares of dot products, which a sample makes too large: less their bias (docs/method.md,
 "Sampling")."""
 
@@ -59,8 +70,10 @@ def indicators(
     numbers: FloatArray,
     *,
     centered: FloatArray | None = None,
+    relative: FloatArray | None = None,
     cosine: FloatArray | None = None,
     relative_cosine: FloatArray | None = None,
+    changes: FloatArray | None = None,
 ) -> FloatArray:
     """Every indicator, (G, I), in the order of `INDICATORS`.
 
@@ -70,8 +83,10 @@ def indicators(
         steps: (K,), steps as numbered by the run, NaN where unknown.
         numbers: (K,), the run's number k of each checkpoint, given for a step that is unknown.
         centered: (G, K), eigenvalues of the centered Gram matrix where they are known already.
+        relative: (G, R), those of the displacements' Gram matrix, likewise.
         cosine: (G, K, K), cosines of the checkpoints, likewise.
         relative_cosine: (G, K, K), cosines of the displacements, likewise.
+        changes: (G, K), of `phases.jumps`, likewise.
     """
     if centered is None:
         centered = eigenvalues(centered_gram(trajectory))
@@ -79,36 +94,48 @@ def indicators(
         cosine = cosines(trajectory.dots)
     if relative_cosine is None:
         relative_cosine = cosines(trajectory.relative_dots)
+    if relative is None:
+        share_1 = relative_share(trajectory.relative_dots)
+    else:
+        share_1 = leading_shares(relative)[:, 0]
     return in_order(
         {
             **_directional_similarities(cosine, relative_cosine, elapsed),
             **_lengths(trajectory),
             **_angles(trajectory, relative_cosine),
             **principal_figures(centered),
+            "relative_share_1": share_1,
+            "backbone_share": backbone_share(relative_cosine),
+            **_linearities(trajectory, centered, elapsed, numbers),
             "diffusion_exponent": _diffusion_exponent(trajectory.squared_distances),
             "norm_growth_exponent": norm_growth_exponent(diagonal(trajectory.dots), elapsed),
+            **balance_figures(trajectory),
             **predictabilities(trajectory.increments[:, 1:, 1:]),
             "lookahead_share": _lookahead_share(trajectory),
             **_lasting_steps(
                 trajectory, relative_cosine, np.where(np.isnan(steps), numbers, steps)
             ),
+            "decay_start_step": decay_starts(trajectory, elapsed, steps, numbers, changes),
         }
     )
 
 
 def indicators_between(
-    cosine: FloatArray, relative_cosine: FloatArray, centered: FloatArray
+    cosine: FloatArray, relative_cosine: FloatArray, spectra: Spectrum
 ) -> FloatArray:
     """The indicators, (G, I), of checkpoints of several paths: those that no path is needed for.
 
     Args:
         cosine: (G, K, K), of all present checkpoints.
         relative_cosine: (G, K, K), of displacements, each from the start of its own path.
-        centered: (G, K), eigenvalues of the centered Gram matrix.
+        spectra: of `spectrum_between`.
     """
+    centered, relative = (spectra.eigenvalues[basis] for basis in ("centered", "relative"))
     unknown = np.full(cosine.shape[1], np.nan)
     values = dict.fromkeys(INDICATORS, np.full(len(cosine), np.nan))
     values |= _directional_similarities(cosine, relative_cosine, unknown)
+    values["relative_share_1"] = leading_shares(relative)[:, 0]
+    values["backbone_share"] = backbone_share(relative_cosine)
     return in_order(values | principal_figures(centered))
 
 
@@ -246,15 +273,14 @@ def _lengths(trajectory: Trajectory) -> dict[str, FloatArray]:
     }
 
 
-def ratio(above: FloatArray, below: FloatArray) -> FloatArray:
-    """above / below; NaN where `below` is not positive."""
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-
-
 def _angles(trajectory: Trajectory, relative_cosine: FloatArray) -> dict[str, FloatArray]:
     first, last = np.array([0]), np.array([trajectory.same.shape[1] - 1])
     return {
         "mean_update_angle_deg": mean_of_defined(update_angles(trajectory)),
+        **{
+            f"mean_turn_{scale}_deg": mean_of_defined(angles)
+            for scale, angles in turns(trajectory).items()
+        },
         "mean_apex_angle_next_deg": mean_of_defined(apex_angles_next(trajectory)),
         "mean_apex_angle_last_deg": mean_of_defined(apex_angles_last(trajectory)),
         "cone_angle_deg": _cone_angle(trajectory, relative_cosine),
@@ -275,6 +301,16 @@ def _cone_angle(trajectory: Trajectory, relative_cosine: FloatArray) -> FloatArr
     angles = np.full(len(rows), np.nan)
     np.fmax.at(angles, group, apex_angles(trajectory, i, j, group))
     return angles
+
+
+def _linearities(
+    trajectory: Trajectory, centered: FloatArray, elapsed: FloatArray, numbers: FloatArray
+) -> dict[str, FloatArray]:
+    increments, total = trajectory.increments[:, 1:, 1:], centered.sum(axis=1)
+    return {
+        "linearity_time": linearity(increments, total, elapsed),
+        "linearity_index": linearity(increments, total, numbers),
+    }
 
 
 def _diffusion_exponent(squared_distances: FloatArray) -> FloatArray:

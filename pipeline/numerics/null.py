@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pipeline.numerics.balance import line_balance, walk_balance
 from pipeline.numerics.indicators import (
     MIN_CHECKPOINTS_FOR_DIFFUSION,
     SATURATED_COSINE,
@@ -24,13 +25,15 @@ from pipeline.numerics.indicators import (
     mean_of_defined,
     norm_growth_exponent,
     principal_figures,
-    ratio,
     slope_of_logarithms,
     time_weights,
 )
+from pipeline.numerics.leading import walk_shares
+from pipeline.numerics.linearity import line_linearity, walk_linearity
 from pipeline.numerics.predictability import MEMORIES
 from pipeline.numerics.spectrum import centered, eigenvalues
-from pipeline.numerics.stack import BoolArray, FloatArray
+from pipeline.numerics.stack import BoolArray, FloatArray, ratio
+from pipeline.numerics.turns import SCALES, turning
 
 _Pairs = Callable[[FloatArray], FloatArray]
 """Weights of the checkpoints, (G, K) → the weighted sum of cosines over i < j, (G,)."""
@@ -56,20 +59,26 @@ def random_walk(
     widest = _angle(*(np.take_along_axis(sums, first, axis=1)[:, 0] for sums in (gone, left)))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine_to_end = gone / np.sqrt(gone * gone[:, -1:])
-    gram = np.minimum(gone[:, :, np.newaxis], gone[:, np.newaxis])
+    spectrum = eigenvalues(centered(np.minimum(gone[:, :, np.newaxis], gone[:, np.newaxis])))
+    total, (relative_share, backbone_share) = spectrum.sum(axis=1), walk_shares(gone)
     return in_order(
         {
             **_mean_cosines(_walk_pairs(start + gone), start + gone, elapsed),
             **_mean_relative_cosines(_walk_pairs(gone), gone, elapsed),
             **_lengths(squared_lengths, np.sqrt(end), end),
-            "mean_update_angle_deg": np.where(_turns(squared_steps), 90.0, np.nan),
+            **_mean_turns(squared_steps, 90.0),
             "mean_apex_angle_next_deg": mean_of_defined(apex_next),
             "mean_apex_angle_last_deg": mean_of_defined(apex_last),
             "cone_angle_deg": np.where(_several(gone), widest, np.nan),
             "origin_angle_deg": _angle(start[:, 0], end),
-            **principal_figures(eigenvalues(centered(gram))),
+            **principal_figures(spectrum),
+            "relative_share_1": relative_share,
+            "backbone_share": backbone_share,
+            "linearity_time": walk_linearity(squared_steps, total, elapsed),
+            "linearity_index": walk_linearity(squared_steps, total, numbers),
             "diffusion_exponent": _walk_diffusion_exponent(gone),
             "norm_growth_exponent": norm_growth_exponent(start + gone, elapsed),
+            **walk_balance(start[:, 0], squared_steps),
             **_predictabilities(squared_steps, 0.0),
             "lookahead_share": np.where(left[:, 1:-1].any(axis=1), 0.0, np.nan),
             **_lasting_steps(
@@ -78,6 +87,7 @@ def random_walk(
                 end,
                 np.where(np.isnan(steps), numbers, steps),
             ),
+            "decay_start_step": np.full(len(end), np.nan),
         }
     )
 
@@ -94,22 +104,29 @@ def straight_line(
     spread = (places - places.mean(axis=1, keepdims=True)) ** 2
     variance = np.where(gone[:, -1:] > 0, spread.sum(axis=1, keepdims=True), 0.0)
     gains = np.where(squared_lengths > 0, left, 0.0)[:, 1:-1]
+    one = np.where(end > 0, 1.0, np.nan)
     return in_order(
         {
             **_mean_cosines(_line_pairs(start, places), start + gone, elapsed),
             **_mean_relative_cosines(_line_pairs(0.0 * start, places), gone, elapsed),
             **_lengths(squared_lengths, places[:, -1], end),
-            "mean_update_angle_deg": np.where(_turns(squared_steps), 0.0, np.nan),
+            **_mean_turns(squared_steps, 0.0),
             "mean_apex_angle_next_deg": apex,
             "mean_apex_angle_last_deg": apex,
             "cone_angle_deg": np.where(_several(gone), 0.0, np.nan),
             "origin_angle_deg": _angle(start[:, 0], end),
             **principal_figures(variance),
+            "relative_share_1": one,
+            "backbone_share": one,
+            "linearity_time": line_linearity(squared_steps, variance[:, 0], elapsed),
+            "linearity_index": line_linearity(squared_steps, variance[:, 0], numbers),
             "diffusion_exponent": _line_diffusion_exponent(places),
             "norm_growth_exponent": norm_growth_exponent(start + gone, elapsed),
+            **line_balance(start[:, 0], squared_steps),
             **_predictabilities(squared_steps, 1.0),
             "lookahead_share": ratio(gains.sum(axis=1), left[:, 1:-1].sum(axis=1)),
             **_lasting_steps(gone > 0, left, end, np.where(np.isnan(steps), numbers, steps)),
+            "decay_start_step": np.full(len(end), np.nan),
         }
     )
 
@@ -127,10 +144,13 @@ def _angle(apex: FloatArray, aside: FloatArray) -> FloatArray:
     return np.where(apex > 0, angle, np.nan)
 
 
-def _turns(squared_steps: FloatArray) -> BoolArray:
-    """(G,) whether two increments that follow each other are not zero."""
-    moved = squared_steps > 0
-    return np.any(moved[:, 1:] & moved[:, :-1], axis=1)
+def _mean_turns(squared_steps: FloatArray, angle: float) -> dict[str, FloatArray]:
+    """Those of every scale, where the path turns anywhere: by `angle`, whatever the scale."""
+    scales = {"update_angle": 1, **{f"turn_{scale}": scale for scale in SCALES}}
+    return {
+        f"mean_{name}_deg": np.where(turning(squared_steps > 0, scale), angle, np.nan)
+        for name, scale in scales.items()
+    }
 
 
 def _several(values: FloatArray) -> BoolArray:

@@ -4,37 +4,48 @@ Undefined values are NaN here and NULL in the view. Angles are degrees.
 
 Shapes: G = groups in the stack, K = checkpoints that are present, N = all checkpoints of the run.
 
-Source: docs/method.md, sections "One sufficient statistic" and "Indicators" ("Noise floor").
+Source: docs/method.md, sections "One sufficient statistic" and "Indicators".
 """
 
 import numpy as np
 
-from pipeline.numerics.stack import BoolArray, FloatArray, diagonal
+from pipeline.numerics import straight_turns
+from pipeline.numerics.balance import radial_increments
+from pipeline.numerics.chord import chord_columns
+from pipeline.numerics.stack import BoolArray, FloatArray, diagonal, ratio
 from pipeline.numerics.trajectory import Trajectory, angles_between, apex_angles
-
-PRODUCT_ERROR = 2e-7
-"""Error of a cosine from float32 products, delta in docs/method.md, "Noise floor"."""
+from pipeline.numerics.turns import SCALES, turns
 
 COLUMNS = (
     *("norm", "displacement", "increment", "path_length"),
     *("update_angle_deg", "update_angle_stderr_deg"),
     *("angle_to_first_deg", "angle_to_last_deg"),
-    *("apex_angle_next_deg", "apex_angle_last_deg", "noise_floor_deg"),
+    *("apex_angle_next_deg", "apex_angle_last_deg"),
+    *(f"turn_{scale}_deg" for scale in SCALES),
+    *straight_turns.COLUMNS,
+    *("radial_increment", "angular_speed_deg", "remaining", "along_end", "off_end"),
 )
 """Those of the view; the standard error comes from replicates."""
 
-_ANGLES = ("update_angle_deg", "update_angle_stderr_deg", "noise_floor_deg")
-_ACROSS_GAP_BEFORE = ("increment", *_ANGLES)
-_ACROSS_GAP_AFTER = ("apex_angle_next_deg", *_ANGLES)
+_NEIGHBOURS = {
+    **dict.fromkeys(("increment", "radial_increment", "angular_speed_deg"), (1, 0)),
+    **dict.fromkeys(("update_angle_deg", "update_angle_stderr_deg"), (1, 1)),
+    **{f"turn_{scale}_deg": (scale, scale) for scale in SCALES},
+    **{f"straight_turn_{span}_deg": (span, span) for span in straight_turns.SPANS},
+    "apex_angle_next_deg": (0, 1),
+}
+"""How many checkpoints before and after k a column needs, none of which may be absent."""
 
 
-def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
+def path(
+    trajectory: Trajectory, elapsed: FloatArray, straight: FloatArray
+) -> dict[str, FloatArray]:
     """Column name to (G, K) values, in the order of the view.
 
     Args:
         trajectory: K checkpoints of each of G groups.
-        rounding: (G, K), rounding energy of each checkpoint (squared norm of what storing it in its
-            dtype rounded away).
+        elapsed: (K,), training time in steps, NaN where unknown.
+        straight: (G, 2, H, K), as `straight_turns` takes it.
     """
     k = np.arange(trajectory.same.shape[1])
     increment = np.sqrt(diagonal(trajectory.increments))
@@ -51,7 +62,11 @@ def path(trajectory: Trajectory, rounding: FloatArray) -> dict[str, FloatArray]:
         "angle_to_last_deg": angles_between(trajectory, k, np.full_like(k, k.size - 1)),
         "apex_angle_next_deg": apex_angles_next(trajectory),
         "apex_angle_last_deg": apex_angles_last(trajectory),
-        "noise_floor_deg": noise_floor(trajectory, rounding),
+        **{f"turn_{scale}_deg": angles for scale, angles in turns(trajectory).items()},
+        **straight_turns.straight_turns(trajectory, straight),
+        "radial_increment": _of_increments(radial_increments(trajectory)),
+        "angular_speed_deg": _of_increments(_angular_speeds(trajectory, elapsed)),
+        **chord_columns(trajectory),
     }
 
 
@@ -80,26 +95,13 @@ def apex_angles_last(trajectory: Trajectory) -> FloatArray:
     return angles
 
 
-def noise_floor(trajectory: Trajectory, rounding: FloatArray) -> FloatArray:
-    """(G, K) what rounding alone can make of a straight path's update angle, at most 90.
-
-    NaN exactly where the update angle is. `rounding` is as in `path`.
-
-    Source: docs/method.md, "Noise floor".
-    """
-    lost = _undefined(trajectory)
-    lengths = _neighbouring_lengths(trajectory)
-    energy = rounding[:, :-2] + 4.0 * rounding[:, 1:-1] + rounding[:, 2:]
-    np.divide(energy, lengths, out=lost[:, 1:-1], where=lengths > 0)
-    return np.degrees(np.arccos(np.maximum(1.0 - PRODUCT_ERROR - lost, 0.0)))
-
-
 def with_absent(columns: dict[str, FloatArray], absent: BoolArray) -> dict[str, FloatArray]:
     """The columns of `path` for all N checkpoints, NaN at the absent ones.
 
     What needs an absent neighbour is NaN too: the increment after it, and the angles of
     increments and neighbouring displacements on both sides. Path lengths go on across the gap
-    along the chord, as the indicators do.
+    along the chord, as the indicators do. A turn needs all checkpoints that
+    it spans.
 
     Args:
         columns: Column name to (G, K) values.
@@ -107,18 +109,29 @@ def with_absent(columns: dict[str, FloatArray], absent: BoolArray) -> dict[str, 
     """
     if not absent.any():
         return columns
-    after_gap = np.append(False, absent[:-1])[: absent.size]
-    before_gap = np.append(absent[1:], False)[: absent.size]
+    number = np.append(0, np.cumsum(absent))
+    k = np.arange(absent.size)
     spread: dict[str, FloatArray] = {}
     for name, values in columns.items():
         column = np.full((len(values), absent.size), np.nan)
         column[:, ~absent] = values
-        if name in _ACROSS_GAP_BEFORE:
-            column[:, after_gap] = np.nan
-        if name in _ACROSS_GAP_AFTER:
-            column[:, before_gap] = np.nan
+        before, after = _NEIGHBOURS.get(name, (0, 0))
+        first, last = np.maximum(k - before, 0), np.minimum(k + after, absent.size - 1)
+        column[:, number[last + 1] > number[first]] = np.nan
         spread[name] = column
     return spread
+
+
+def _angular_speeds(trajectory: Trajectory, elapsed: FloatArray) -> FloatArray:
+    """(G, K - 1) angle between neighbours over the root of the time between them, degrees."""
+    k = np.arange(1, elapsed.size)
+    angles = angles_between(trajectory, k - 1, k)
+    return ratio(angles, np.sqrt(np.maximum(np.diff(elapsed), 0.0)))
+
+
+def _of_increments(values: FloatArray) -> FloatArray:
+    """(G, K) columns of values, (G, K - 1), of the increment into each checkpoint but the first."""
+    return np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan)
 
 
 def _undefined(trajectory: Trajectory) -> FloatArray:

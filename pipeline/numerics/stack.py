@@ -49,6 +49,11 @@ def diagonal(matrices: FloatArray) -> FloatArray:
     return np.einsum("gkk->gk", matrices)
 
 
+def ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+    """Return above / below, which may be broadcast to it; NaN where `below` is not positive."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
 def first_equal(labels: NDArray[Any]) -> IntArray:
     """Return the index of the first entry of the same row with the same label, (G, K).
 

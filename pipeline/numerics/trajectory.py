@@ -78,19 +78,50 @@ class Trajectory:
         increments = _symmetric(increments)
         _erase(increments, np.diff(same, axis=1, prepend=-1) == 0)
         dots, onward_dots = _accumulated(increments)
-        displacing = increments.copy()
-        displacing[:, :1] = 0.0
-        displacing[:, :, :1] = 0.0
-        relative_dots, relative_onward_dots = _accumulated(displacing)
         squared_distances = _squared_distances(increments)
         _erase(dots, _is_residue(dots, increments))
-        diagonal(relative_dots)[:] = squared_distances[:, 0]
+        relative_dots, relative_onward_dots = _of_displacements(increments, squared_distances)
         return cls(
             increments,
             _snapped(dots, same),
             _snapped(relative_dots, same),
             _snapped(squared_distances, same),
             onward_dots,
+            relative_onward_dots,
+            same,
+        )
+
+    def sub_paths(self, groups: IntArray, firsts: IntArray, count: int) -> Self:
+        """The trajectories, P of them, of some of the checkpoints, each as a path of its own.
+
+        S of the checkpoints a ... b is R S R', where theta_a takes the place of theta_0: the first
+        row of R is ones up to a. What does not speak of the first checkpoint is taken over as it is,
+        so that a norm or a distance is the same, to the bit, in every sub-path.
+
+        Args:
+            groups: (P,), the group that each is of.
+            firsts: (P,), the checkpoint a at which each begins.
+            count: how many checkpoints each has, one at least.
+
+        Source: docs/method-2.md, section 5.4.
+        """
+        k = firsts[:, np.newaxis] + np.arange(count)
+        of_group = groups[:, np.newaxis]
+        pairs = groups[:, np.newaxis, np.newaxis], k[:, :, np.newaxis], k[:, np.newaxis]
+        same = first_equal(self.same[of_group, k])
+        dots, squared_distances = self.dots[pairs], self.squared_distances[pairs]
+        increments = self.increments[pairs]
+        along = np.cumsum(self.increments, axis=1)[of_group, firsts[:, np.newaxis], k]
+        along[:, 0] = dots[:, 0, 0]
+        along[dots[:, 0, 0] == 0] = 0.0
+        increments[:, 0] = increments[:, :, 0] = along
+        relative_dots, relative_onward_dots = _of_displacements(increments, squared_distances)
+        return type(self)(
+            increments,
+            dots,
+            _snapped(relative_dots, same),
+            squared_distances,
+            self.onward_dots[pairs],
             relative_onward_dots,
             same,
         )
@@ -179,6 +210,18 @@ def _accumulated(increments: FloatArray) -> tuple[FloatArray, FloatArray]:
     return _symmetric(sums), onward.swapaxes(1, 2)
 
 
+def _of_displacements(
+    increments: FloatArray, squared_distances: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Dot products of displacements, and `relative_onward_dots`; both (G, K, K)."""
+    displacing = increments.copy()
+    displacing[:, :1] = 0.0
+    displacing[:, :, :1] = 0.0
+    relative_dots, relative_onward_dots = _accumulated(displacing)
+    diagonal(relative_dots)[:] = squared_distances[:, 0]
+    return relative_dots, relative_onward_dots
+
+
 def _squared_distances(increments: FloatArray) -> FloatArray:
     """(G, K, K) sums of the blocks S[i+1..j, i+1..j], accumulated outward from i.
 
@@ -209,6 +252,26 @@ def _is_residue(dots: FloatArray, increments: FloatArray) -> BoolArray:
     return diagonal(dots) <= reach.shape[1] * np.finfo(np.float64).eps * reach**2
 
 
+def triangles(
+    trajectory: Trajectory,
+    gram: FloatArray,
+    onward: FloatArray,
+    group: IntArray,
+    i: IntArray,
+    j: IntArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of the apex and checkpoints i and j: a = |u|², b = |v|² and c = <u, v>, u from the apex to the
+    earlier of the two, v from there to the later one.
+
+    Equal checkpoints are read as the first of them. `gram` and `onward` are of the vectors from the
+    apex; `group`, `i` and `j` are broadcast.
+    """
+    i, j = trajectory.same[group, i], trajectory.same[group, j]
+    first, last = np.minimum(i, j), np.maximum(i, j)
+    a = diagonal(gram)[group, first]
+    return a, trajectory.squared_distances[group, first, last], onward[group, first, last]
+
+
 def _angles(
     trajectory: Trajectory,
     gram: FloatArray,
@@ -217,11 +280,9 @@ def _angles(
     i: IntArray,
     j: IntArray,
 ) -> FloatArray:
-    """Degrees; `gram` and `onward` are of the vectors from the apex."""
-    i, j = trajectory.same[group, i], trajectory.same[group, j]
-    first, last = np.minimum(i, j), np.maximum(i, j)
+    """Degrees; arguments are as for `triangles`."""
+    a, b, c = triangles(trajectory, gram, onward, group, i, j)
     squared_norms = diagonal(gram)
-    a, b = squared_norms[group, first], trajectory.squared_distances[group, first, last]
-    c = onward[group, first, last]
+    defined = (squared_norms[group, i] > 0) & (squared_norms[group, j] > 0)
     angle = np.degrees(np.arctan2(np.sqrt(np.maximum(a * b - c * c, 0.0)), a + c))
-    return np.where((a > 0) & (squared_norms[group, last] > 0), angle, np.nan)
+    return np.where(defined, angle, np.nan)

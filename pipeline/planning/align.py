@@ -164,7 +164,7 @@ def align(
     contents = [
         replace(each, tensors=stored) for each, stored in zip(contents, tensors_of, strict=True)
     ]
-    files, numbers = _files(contents)
+    files, numbers = distinct_files(contents)
     tensors: list[AlignedTensor] = []
     left_out: list[LeftOutTensor] = []
     names = _names_in_storage_order(contents)
@@ -173,7 +173,7 @@ def align(
     if request.roles:
         known = request.roles.applied(known)
     tied = one_place(tensors_of, names)
-    single = [name for name in names if name not in tied and not _unwanted(name, request)]
+    single = [name for name in names if name not in tied and not unwanted(name, request)]
     may_be_tied = twins(tensors_of, single, known, configs)
     for name in names:
         stored = [each.get(name) for each in tensors_of]
@@ -308,8 +308,8 @@ def _reason(
         reason = reason_to_leave_out(name, dtype, shape)
         if reason is not None:
             return _Reason(reason, "excluded_tensor")
-    if unwanted := _unwanted(name, request):
-        return _Reason(unwanted)
+    if why := unwanted(name, request):
+        return _Reason(why)
     absent = [k for k, tensor in enumerate(stored) if tensor is None]
     if absent:
         first = names_of[absent[0]]
@@ -339,7 +339,8 @@ def _reason(
     return None
 
 
-def _unwanted(name: str, request: Request) -> str | None:
+def unwanted(name: str, request: Request) -> str | None:
+    """Return why a tensor is not asked for, or None if it is."""
     if any(re.search(pattern, name) for pattern in request.exclude):
         return "excluded by --exclude"
     if request.include and not any(re.search(pattern, name) for pattern in request.include):
@@ -385,7 +386,7 @@ def _no_tensor(
     return NothingMatches(f"{source.label}: no tensor is left of {len(left_out)} ({shown})", hint)
 
 
-def _files(contents: Sequence[Contents]) -> tuple[tuple[File, ...], list[list[int]]]:
+def distinct_files(contents: Sequence[Contents]) -> tuple[tuple[File, ...], list[list[int]]]:
     """Return the distinct files, and the number of each checkpoint's own among them.
 
     Where a commit tells contents by hash, files of the same contents are one file, read once:

@@ -166,6 +166,7 @@ def _made(
         seed=request.seed,
         statistics_asked=request.statistics,
         spectra=request.spectra or 0,
+        windows_asked=request.windows,
     )
     bounds = pairwise((*firsts, len(checkpoints)))
     accounts = [path.account for path in paths] or [account]

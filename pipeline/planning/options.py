@@ -19,10 +19,16 @@ from typing import Any
 from pipeline.checkpoint.reading import GROUPS
 from pipeline.checkpoint.stated_roles import StatedRoles, parse
 from pipeline.errors import RequestError, quoted
+from pipeline.numerics.windows import LEAST_WIDTH
 from pipeline.training.logs import Log, read_logs
 from pipeline.training.metrics import Training
 
+FURTHER_SCOPES = ("layer_component", "tensor", "head")
+"""Scopes whose products of increments are kept, and the parts of whose paths are looked at, on request."""
+
 _LONGEST_FILE = 1 << 20
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_WIDEST = 10**6
 Reader = Callable[[str, Any], Any]
 """From an option's name and what was stated to its value."""
 
@@ -69,6 +75,57 @@ class StepRange:
     def __str__(self) -> str:
         last = "" if math.isinf(self.last) else str(self.last)
         return f"{self.first}:{last}" + (f":{self.every}" if self.every > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of paths that are looked at, and of which groups."""
+
+    widths: tuple[int, ...] = (8,)
+    """Checkpoints of a window, ascending. The spread of 8 tells changes best (docs/method-2.md, 5.4)."""
+    scopes: tuple[str, ...] = ()
+    """Whose groups are looked at besides those that always are, in the order of `FURTHER_SCOPES`."""
+
+    @staticmethod
+    def of(words: Iterable[str]) -> Windows:
+        """Return what a list of widths and scopes states; the default width, if there is none.
+
+        Raises:
+            ValueError: a word, as its argument, that is neither.
+        """
+        widths, scopes = set[int](), set[str]()
+        for word in words:
+            if word in FURTHER_SCOPES:
+                scopes.add(word)
+            elif _DIGITS.fullmatch(word) and LEAST_WIDTH <= int(word) <= _WIDEST:
+                widths.add(int(word))
+            else:
+                raise ValueError(word)
+        chosen = tuple(scope for scope in FURTHER_SCOPES if scope in scopes)
+        return Windows(tuple(sorted(widths)) or Windows().widths, chosen)
+
+    @property
+    def words(self) -> list[str]:
+        """The list that states them."""
+        return [*map(str, self.widths), *self.scopes]
+
+
+def windows(option: str, value: Any) -> Windows | None:
+    """Return widths of windows, and scopes, of a list with commas or of several; None if empty."""
+    if isinstance(value, Windows):
+        return value
+    several = [value] if isinstance(value, int | str) else value
+    if not isinstance(several, Iterable):
+        raise RequestError(f"{option}: expected a list such as 5,8,16, found {quoted(value)}")
+    words = [word.strip() for each in several for word in str(each).split(",")]
+    try:
+        return Windows.of(words) if words else None
+    except ValueError as error:
+        raise RequestError(
+            f"{option}: expected numbers of checkpoints from {LEAST_WIDTH} on,"
+            f" {', '.join(FURTHER_SCOPES[:-1])} or {FURTHER_SCOPES[-1]}, found {quoted(error.args[0])}",
+            f"for example {option} 5,8,16",
+        ) from None
 
 
 def steps(option: str, value: Any) -> StepRange:

@@ -14,6 +14,7 @@ from pipeline.checkpoint.file_kinds import FileKind
 from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
 from pipeline.planning.gaps import Gap
+from pipeline.planning.options import Windows
 from pipeline.planning.row_tables import row_tables
 from pipeline.planning.sample import WHOLE, Draw
 from pipeline.planning.select import LeftOut
@@ -90,6 +91,8 @@ class Plan:
     seed: int = 0
     statistics_asked: tuple[str, ...] = ()
     """Names of the statistics that are computed besides those that figures are made of."""
+    windows_asked: Windows | None = None
+    """Which parts of the paths are looked at by themselves, if that is stated. Nothing is read for it."""
     settings: Settings = field(default_factory=dict)
     """Hyperparameters of the training, where known. Like `training`, no figure depends on them."""
     training: Training = field(default_factory=Training, repr=False)
@@ -130,6 +133,11 @@ class Plan:
             settings=shared([path.settings for path in paths]),
             training=joined((path.first, path.training) for path in paths),
         )
+
+    @property
+    def windows(self) -> Windows:
+        """Which windows of the paths are looked at, and of which groups besides."""
+        return self.windows_asked or Windows()
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:

@@ -14,6 +14,7 @@ from pipeline.checkpoint.stated_roles import StatedRoles
 from pipeline.errors import RequestError, quoted
 from pipeline.planning.options import (
     StepRange,
+    Windows,
     flag,
     globs,
     names,
@@ -29,6 +30,7 @@ from pipeline.planning.options import (
     texts,
     training,
     whole,
+    windows,
 )
 from pipeline.statistics.table import SAID
 from pipeline.training.metrics import Training
@@ -72,6 +74,8 @@ class Request:
     """What else is computed in the read, in the order of `statistics/table.py`."""
     spectra: int | None = None
     """At how many checkpoints the spectra of whole matrices are computed, in a second read."""
+    windows: Windows | None = None
+    """Which parts of the paths are looked at by themselves; made from what is read for the rest."""
     layout: str = "auto"
     """How a Hub repository exposes its checkpoints."""
     fraction: float | None = None
@@ -151,6 +155,7 @@ _READERS = {
     "by_head": flag,
     "statistics": several_of(SAID),
     "spectra": optional(whole(2)),
+    "windows": optional(windows),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),
     "budget": optional(size),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.numerics.basis import Basis
 from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key
+from pipeline.reduce.sub_paths import NO_PARTS, Parts
 
 OfGroups = tuple[Sequence[int], GroupSums | None]
 """Numbers of groups that hold the same parts, and their sums; None if nothing is known of them."""
@@ -54,6 +55,8 @@ def figure_batches(
     basis: Basis,
     threads: int,
     batch_bytes: int = STACK_BYTES,
+    parts: Parts = NO_PARTS,
+    in_parts: Sequence[bool] | None = None,
 ) -> Iterator[FigureBatch]:
     """Yield the figures of every group, in the order of the sums.
 
@@ -64,12 +67,15 @@ def figure_batches(
         keys: what each group is, by its number.
         threads: batches worked on side by side; decides nothing about the figures, like the next.
         batch_bytes: of the sums of groups whose figures are made together.
+        parts: of paths, that are looked at by themselves.
+        in_parts: of which groups, by their numbers; default: of none.
     """
     pending: deque[tuple[list[OfGroups], Future[Figures]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="figures") as pool:
         for batch in _batches(sums, basis.count, batch_bytes):
             groups = [group_sums for _, group_sums in batch]
-            pending.append((batch, pool.submit(figures, groups, times, basis)))
+            looked_at = in_parts and [any(in_parts[n] for n in numbers) for numbers, _ in batch]
+            pending.append((batch, pool.submit(figures, groups, times, basis, parts, looked_at)))
             if len(pending) >= 2 * threads:
                 yield _batch(keys, *pending.popleft())
         while pending:

@@ -13,7 +13,7 @@ would make, in a stratum of N units, n of them read and n_g of these in the grou
 with T the sum over the units read, T_g over those in the group, m independent draws, f = n / N and
 G groups. Source: docs/method.md, "Sampling".
 
-Letters: K checkpoints.
+Letters: K checkpoints, H spans of turns.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.numerics.straight_turns import SPANS
 
 Array = NDArray[np.float64]
 
@@ -75,7 +77,7 @@ class Estimate:
         self._strata, self.groups = strata, groups
         shape = (num_checkpoints, num_checkpoints)
         self._totals: dict[Hashable, Array] = {label: np.zeros(shape) for label in strata}
-        self.rounding = np.zeros(num_checkpoints)
+        self.straight = np.zeros((2, len(SPANS), num_checkpoints))
         self.errors_known = _errors_known(strata)
         self._changes: dict[int, Array] = {group: np.zeros(shape) for group in varying(strata)}
 
@@ -87,10 +89,10 @@ class Estimate:
             kept = stratum.units_read - stratum.read[group]
             self._changes[group] -= self._scale(stratum) * stratum.size / kept * increments
 
-    def add_rounding(self, label: Hashable, energies: Array) -> None:
-        """Add the rounding energies, (K,), of what was read of a stratum."""
+    def add_straight(self, label: Hashable, sums: Array) -> None:
+        """Add what rounding makes of a straight path, (2, H, K), of what was read of a stratum."""
         stratum = self._strata[label]
-        self.rounding += energies * (stratum.size / stratum.units_read)
+        self.straight += sums * (stratum.size / stratum.units_read)
 
     def result(self) -> tuple[Array, dict[int, Array]]:
         """Return the Gram matrix of all strata, and its changes by jackknife fold."""

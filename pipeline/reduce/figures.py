@@ -1,6 +1,7 @@
 """All figures of many groups at once, from the sums over their weights, with their standard errors.
 
-Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators.
+Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators,
+H = spans of turns.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from pipeline.numerics.jackknife import Jackknife
 from pipeline.numerics.joint import between_paths, increments_between, transformed
 from pipeline.numerics.null import random_walk, straight_line
 from pipeline.numerics.path import COLUMNS, path, update_angles, with_absent
+from pipeline.numerics.phases import jumps
 from pipeline.numerics.spectrum import (
     BASES,
     NUM_COMPONENTS,
@@ -36,6 +39,8 @@ from pipeline.numerics.spectrum import (
 )
 from pipeline.numerics.stack import diagonal, first_equal
 from pipeline.numerics.trajectory import Trajectory, cosines, present_increments
+from pipeline.numerics.windows import When
+from pipeline.reduce.sub_paths import NO_PARTS, PartFigures, Parts, PathParts, undefined_parts
 
 Array = NDArray[np.float64]
 STACK_BYTES = 2 << 20
@@ -56,8 +61,8 @@ class GroupSums:
     """(N, words): equal where all values of the group are."""
     absent: NDArray[np.bool_]
     """(N,) checkpoints with a value that is not finite."""
-    rounding: Array
-    """(N,) rounding energies."""
+    straight: Array
+    """(2, H, N) sums over parts for straight paths, rounded, as `path` takes them."""
     changes: Mapping[int, Array] = field(default_factory=dict)
     """Jackknife fold → (N, N) what leaving it out would change; none if every weight was read."""
     errors_known: bool = True
@@ -113,6 +118,10 @@ class Figures:
     """(G, N) where a value is not finite."""
     known: NDArray[np.bool_]
     """(G,) false where nothing can be said of the group."""
+    jumps: Array
+    """(G, N) how much longer increments become at each checkpoint, in logarithms; 0 where nothing changes."""
+    parts: list[PathParts]
+    """Of each group; empty where the parts of its path are not looked at."""
     paths: tuple[Figures, ...] = ()
     """Of several paths: the figures of each alone."""
 
@@ -127,14 +136,16 @@ class _Sums:
     """(G, N) equal where the stored values are."""
     absent: NDArray[np.bool_]
     """(N,)"""
-    rounding: Array
-    """(G, N)"""
+    straight: Array
+    """(G, 2, H, N)"""
     changes: Sequence[Sequence[Array]]
     """For each replicate, the (N, N) change of every group."""
     errors_known: NDArray[np.bool_]
     """(G,)"""
     folds: NDArray[np.int64]
     """(G,) jackknife folds, those that change nothing included."""
+    in_parts: NDArray[np.bool_]
+    """(G,) where the parts of the path are looked at."""
 
     def replicates(self) -> Iterator[tuple[int, Array]]:
         """Yield the sums without one jackknife fold each: C replicates, (C G, N, N), at a time."""
@@ -157,19 +168,30 @@ class _Sums:
             increments=transformed(rows, self.increments),
             labels=self.labels[:, checkpoints],
             absent=self.absent[checkpoints],
-            rounding=self.rounding[:, checkpoints],
+            straight=self.straight[..., checkpoints],
             changes=[
                 [transformed(rows, change) for change in of_group] for of_group in self.changes
             ],
         )
 
 
-def figures(sums: Sequence[GroupSums | None], times: Times, basis: Basis) -> Figures:
+def figures(
+    sums: Sequence[GroupSums | None],
+    times: Times,
+    basis: Basis,
+    parts: Parts = NO_PARTS,
+    in_parts: Sequence[bool] | None = None,
+) -> Figures:
     """Return the figures of groups; those of a group are undefined if a tile of it was lost (None).
 
     Groups that are alike in what is absent and in how many replicates they have are worked on
     together. The figures of a group do not depend, to the bit, on the others.
+
+    Args:
+        parts: of paths, that are looked at by themselves.
+        in_parts: of which groups; default: of none.
     """
+    looked_at = np.array(in_parts or [False] * len(sums), bool)
     alike: dict[tuple[bytes, int] | None, list[int]] = defaultdict(list)
     for number, group in enumerate(sums):
         kind = None if group is None else (group.absent.tobytes(), len(group.changes))
@@ -178,53 +200,62 @@ def figures(sums: Sequence[GroupSums | None], times: Times, basis: Basis) -> Fig
     for kind, numbers in alike.items():
         of_kind = [group for number in numbers if (group := sums[number]) is not None]
         of_patterns.append(
-            _undefined(len(numbers), basis)
+            _undefined(looked_at[numbers], basis, parts)
             if kind is None
-            else _of(_stacked(of_kind), times, basis)
+            else _of(_stacked(of_kind, looked_at[numbers]), times, basis, parts)
         )
     if len(of_patterns) == 1:
         return of_patterns[0]
     return _merged(of_patterns, np.argsort(np.concatenate(list(alike.values()))))
 
 
-def _of(sums: _Sums, times: Times, basis: Basis) -> Figures:
-    return _of_path(sums, times) if len(basis.paths) == 1 else _of_paths(sums, times, basis)
+def _of(sums: _Sums, times: Times, basis: Basis, parts: Parts) -> Figures:
+    if len(basis.paths) == 1:
+        return _of_path(sums, times, parts)
+    return _of_paths(sums, times, basis, parts)
 
 
-def _stacked(sums: Sequence[GroupSums]) -> _Sums:
+def _stacked(sums: Sequence[GroupSums], in_parts: NDArray[np.bool_]) -> _Sums:
     return _Sums(
         increments=np.stack([group.increments for group in sums]),
         labels=first_equal(np.stack([group.digests for group in sums])),
         absent=sums[0].absent,
-        rounding=np.stack([group.rounding for group in sums]),
+        straight=np.stack([group.straight for group in sums]),
         changes=list(zip(*(group.changes.values() for group in sums), strict=True)),
         errors_known=np.array([group.errors_known for group in sums]),
         folds=np.array([group.folds for group in sums]),
+        in_parts=in_parts,
     )
 
 
-def _of_path(sums: _Sums, times: Times) -> Figures:
+def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
     absent = sums.absent
     present = np.flatnonzero(~absent)
     if not present.size:
-        nothing = _undefined(len(sums.labels), Basis((0,), absent.size))
+        nothing = _undefined(sums.in_parts, Basis((0,), absent.size), parts, present)
         return replace(nothing, labels=sums.labels, known=~nothing.known)
-    when = (times.elapsed[present], times.steps[present], present.astype(float))
+    when = When(times.elapsed[present], times.steps[present], present.astype(float))
     trajectory = _trajectory(sums, sums.increments)
     spectra = spectrum(trajectory)
     cosine, relative_cosine = cosines(trajectory.dots), cosines(trajectory.relative_dots)
+    changes = jumps(trajectory, when.elapsed, when.numbers)
     values = indicators(
         trajectory,
         *when,
         centered=spectra.eigenvalues["centered"],
+        relative=spectra.eigenvalues["relative"],
         cosine=cosine,
         relative_cosine=relative_cosine,
+        changes=changes,
     )
-    columns = path(trajectory, sums.rounding[:, present])
+    columns = path(trajectory, when[0], sums.straight[..., present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
+    looked_at = np.flatnonzero(sums.in_parts)
+    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds, changes)
     for count, increments in sums.replicates():
         replicate = _trajectory(sums, increments)
+        of_parts.add(count, replicate)
         cosine, relative_cosine = cosines(replicate.dots), cosines(replicate.relative_dots)
         again = indicators(replicate, *when, cosine=cosine, relative_cosine=relative_cosine)
         replicated = (again, cosine, relative_cosine, update_angles(replicate))
@@ -257,16 +288,27 @@ def _of_path(sums: _Sums, times: Times) -> Figures:
         labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
         known=np.ones(len(values), bool),
+        jumps=with_absent({"jumps": changes}, absent)["jumps"],
+        parts=of_parts.of_groups(sums.errors_known),
     )
 
 
-def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
+def _of_paths(sums: _Sums, times: Times, basis: Basis, parts: Parts) -> Figures:
     """Return each path's own figures side by side, and what is known between paths."""
-    of_paths = [_of_path(sums.of_path(basis, each), times.of(each)) for each in basis.paths]
+    of_paths = tuple(
+        _of_path(sums.of_path(basis, each), times.of(each), parts.of(each)) for each in basis.paths
+    )
     absent = sums.absent
+    nothing = replace(
+        _undefined(sums.in_parts, basis, parts),
+        labels=sums.labels,
+        known=np.ones(len(sums.labels), bool),
+        jumps=np.concatenate([alone.jumps for alone in of_paths], axis=1),
+        parts=_parts_of_paths(of_paths, basis),
+        paths=of_paths,
+    )
     if absent.all():
-        nothing = _undefined(len(sums.labels), basis)
-        return replace(nothing, labels=sums.labels, known=~nothing.known, paths=tuple(of_paths))
+        return nothing
     between = between_paths(sums.increments, basis, absent)
     dots, relative_dots, squared_distances = between
     spreads = [Jackknife(known, sums.folds) for known in _figured_between(between, absent)]
@@ -289,11 +331,8 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
         relative_cosine_errors[block] = alone.relative_cosine_errors
     known = [_present(matrices, absent) for matrices in (dots, relative_dots, squared_distances)]
     spectra = spectrum_between(*known)
-    values = indicators_between(
-        cosines(known[0]), cosines(known[1]), spectra.eigenvalues["centered"]
-    )
+    values = indicators_between(cosines(known[0]), cosines(known[1]), spectra)
     values, errors = _with_errors(values, spreads[0], sums)
-    nothing = _undefined(len(values), basis)
     return replace(
         nothing,
         increments=increments_between(sums.increments, basis, absent),
@@ -312,11 +351,14 @@ def _of_paths(sums: _Sums, times: Times, basis: Basis) -> Figures:
         shares=nothing.shares
         | _ranked({basis: shares(each) for basis, each in spectra.eigenvalues.items()}, absent),
         projection=_projection(spectra, absent),
-        labels=sums.labels,
         absent=np.tile(absent, (len(values), 1)),
-        known=~nothing.known,
-        paths=tuple(of_paths),
     )
+
+
+def _parts_of_paths(of_paths: Sequence[Figures], basis: Basis) -> list[PathParts]:
+    """Return the parts of the paths of each group."""
+    of_groups = zip(*(alone.parts for alone in of_paths), strict=True)
+    return [PathParts.joined(of_group, basis.firsts) for of_group in of_groups]
 
 
 def _figured_between(
@@ -324,9 +366,9 @@ def _figured_between(
 ) -> tuple[Array, Array, Array]:
     """Return the figures between paths that have a standard error."""
     dots, relative_dots, squared_distances = (_present(matrices, absent) for matrices in between)
-    centered = spectrum_between(dots, relative_dots, squared_distances).eigenvalues["centered"]
+    spectra = spectrum_between(dots, relative_dots, squared_distances)
     cosine, relative_cosine = cosines(dots), cosines(relative_dots)
-    return indicators_between(cosine, relative_cosine, centered), cosine, relative_cosine
+    return indicators_between(cosine, relative_cosine, spectra), cosine, relative_cosine
 
 
 def _with_errors(values: Array, spread: Jackknife, sums: _Sums) -> tuple[Array, Array]:
@@ -347,14 +389,28 @@ def _trajectory(sums: _Sums, increments: Array) -> Trajectory:
     return Trajectory.from_increments(present, labels)
 
 
-def _undefined(groups: int, basis: Basis) -> Figures:
-    """Return the figures of groups of which nothing is known."""
-    count = basis.count
+def _undefined(
+    in_parts: NDArray[np.bool_],
+    basis: Basis,
+    parts: Parts,
+    present: NDArray[np.int64] | None = None,
+) -> Figures:
+    """Return the figures of groups, (G,), of which nothing is known.
+
+    Args:
+        present: checkpoints that parts are made of; default: all.
+    """
+    groups, count = len(in_parts), basis.count
+    if present is None:
+        present = np.arange(count)
+    paths = tuple(
+        _undefined(in_parts, Basis((0,), each.stop - each.start), parts.of(each))
+        for each in (basis.paths if len(basis.paths) > 1 else ())
+    )
     matrix, column, row = (
         np.full((groups, *shape), np.nan)
         for shape in ((count, count), (count,), (len(INDICATORS),))
     )
-    several = len(basis.paths) > 1
     return Figures(
         increments=matrix,
         dots=matrix,
@@ -373,10 +429,9 @@ def _undefined(groups: int, basis: Basis) -> Figures:
         labels=np.zeros((groups, count), int),
         absent=np.ones((groups, count), bool),
         known=np.zeros(groups, bool),
-        paths=tuple(
-            _undefined(groups, Basis((0,), each.stop - each.start))
-            for each in (basis.paths if several else ())
-        ),
+        jumps=column,
+        parts=_parts_of_paths(paths, basis) if paths else undefined_parts(parts, in_parts, present),
+        paths=paths,
     )
 
 
@@ -388,6 +443,9 @@ def _merged(of_patterns: Sequence[Figures], order: NDArray[np.int64]) -> Figures
             return {name: merged([value[name] for value in values]) for name in values[0]}
         if isinstance(values[0], tuple):
             return tuple(_merged(each, order) for each in zip(*values, strict=True))
+        if isinstance(values[0], list):
+            of_groups = list(chain.from_iterable(values))
+            return [of_groups[number] for number in order]
         return np.concatenate(values)[order]
 
     names = [entry.name for entry in fields(Figures)]

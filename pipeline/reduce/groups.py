@@ -12,8 +12,8 @@ from pipeline.planning.tiles import elements
 
 SCOPES = ("model", "body", "layer", "component", "layer_component", "tensor", "head")
 INCREMENTS_KEPT = ("model", "body", "layer", "component")
-"""Scopes whose products of increments are in the tables: for all scopes similarities would take up to half as
-much again (docs/decisions/store-contents.md)."""
+"""Scopes whose products of increments are in the tables, and the parts of whose paths are looked at; others on
+request: for all scopes similarities would take up to half as much again (docs/decisions/store-contents.md)."""
 _OUTSIDE_THE_BODY = frozenset({"embed", "position", "unembed"})
 
 
@@ -53,6 +53,8 @@ class Grouping:
     """How many parts each group has."""
     parameters: tuple[int, ...]
     """How many weights each group has."""
+    increments_kept: tuple[bool, ...]
+    """Whether products of increments of each group are in the tables."""
 
 
 def grouping(plan: Plan) -> Grouping:
@@ -89,6 +91,7 @@ def grouping(plan: Plan) -> Grouping:
         ),
         tuple(sizes[group] for group in order),
         tuple(parameters[group] for group in order),
+        tuple(keys[group].scope in (*INCREMENTS_KEPT, *plan.windows.scopes) for group in order),
     )
 
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.phases import LEAST_IN_PHASE
+from pipeline.numerics.straight_turns import SPANS
 from pipeline.planning.memory import largest_result, plan_bytes, rows_of_tile
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.planning.tiles import results
 from pipeline.reduce.figures import STACK_BYTES as MOST_BATCH
-from pipeline.reduce.groups import INCREMENTS_KEPT, Grouping
+from pipeline.reduce.groups import Grouping
+from pipeline.reduce.sub_paths import Parts
 from pipeline.statistics.pieces import PIECE, batch_elements
 from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.rows import SCRATCH
@@ -49,10 +52,11 @@ _CHANGES = 4  # times the changes of a group: of batches that wait and the one i
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
 _WAITING = 2  # times the rows of a row group: as they came, and in one piece
 _ENCODED = 3, 2  # a file grows by doubling
-_PAIR, _CHECKPOINT, _INDICATOR = (64, 18), (264, 140), (37, 11)
-_ROW = 96, 32  # of a row of a table: as it waits, encoded
-# bytes of a row of similarities, of all rows of a k and of a row of indicators: waiting, encoded (products of
-# increments besides)
+_PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (264, 140), (37, 11), (40, 12)
+# bytes of a row of similarities, of all rows of a k, of a row of indicators and of one of a part of a path:
+# waiting, encoded (products of increments besides)
+_PART = 64  # bytes of a figure of a part of a path, from when it is made until it is among the rows
+_ROW = 96, 32  # of a row of a table of rows: as it waits, encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
         min(divided.held, len(grouped.members) * of_part)
         + _STACKS * max(divided.stack, of_group)
         + _of_tables(plan, grouped, divided)
-        + _of_figures(divided, _matrix_bytes(plan), JACKKNIFE_FOLDS if plan.sampled else 0)
+        + _of_figures(plan, divided, JACKKNIFE_FOLDS if plan.sampled else 0)
         + most_open(grouped) * of_group
         + _of_rows(plan, divided)
     )
@@ -136,7 +140,7 @@ def projected_estimate(
         + largest_result(plan.tiles, plan.tensors, of_part, plan.rows)
         + matrices * of_matrix
         + _of_tables(plan, grouped, divided)
-        + _of_figures(divided, of_matrix, folds)
+        + _of_figures(plan, divided, folds)
     )
 
 
@@ -157,48 +161,68 @@ def largest_estimate(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     return projected_estimate(plan, grouped, divided, matrices, max(folds.values()))
 
 
-def encoded_tables(grouped: Grouping, count: int) -> tuple[int, int, int]:
-    """Return the bytes of the tables of a run with this many checkpoints, at most.
+def encoded_tables(grouped: Grouping, plan: Plan) -> tuple[int, int, int, int, int]:
+    """Return the bytes of the tables of a plan's run, at most.
 
-    Of similarities, of all that there is of each checkpoint, of indicators. Statistics on request are
-    not among them.
+    Of similarities, of all that there is of each checkpoint, of indicators, of windows, of stages.
+    Statistics on request are not among them.
     """
-    groups, pairs = len(grouped.keys), count * (count + 1) // 2
+    groups, count = len(grouped.keys), len(plan.checkpoints)
+    windows, stages = (_OF_PART[1] * rows for rows in _rows_of_parts(grouped, plan))
     return (
-        groups * _PAIR[1] * pairs + kept_increments(grouped, count),
+        groups * _PAIR[1] * _pairs(count) + kept_increments(grouped, count),
         groups * _CHECKPOINT[1] * count,
         groups * _INDICATOR[1] * len(INDICATORS),
+        windows,
+        stages,
     )
 
 
 def kept_increments(grouped: Grouping, count: int) -> int:
     """Return how many bytes of the similarities are products of increments."""
-    kept = sum(key.scope in INCREMENTS_KEPT for key in grouped.keys)
-    return 8 * kept * count * (count + 1) // 2  # of which hardly a bit can be spared
+    return 8 * sum(grouped.increments_kept) * _pairs(count)  # of which hardly a bit can be spared
+
+
+def _pairs(count: int) -> int:
+    return count * (count + 1) // 2
+
+
+def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
+    """Return how many rows the windows and the stages of all groups have."""
+    windows, stages = Parts.asked(plan).rows
+    kept = sum(grouped.increments_kept)
+    return kept * windows, kept * stages
 
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    return _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
+    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
+    return straight + _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
 
 
 def _matrix_bytes(plan: Plan) -> int:
     return 8 * len(plan.checkpoints) ** 2
 
 
-def _of_figures(divided: Buffers, of_matrix: int, folds: int) -> int:
+def _of_figures(plan: Plan, divided: Buffers, folds: int) -> int:
     # replicates of a group are worked on together, whatever a batch may have
+    of_matrix = _matrix_bytes(plan)
     at_once = max(divided.batch, of_matrix, min(MOST_BATCH, folds * of_matrix))
-    return divided.threads * (_FIGURES * at_once + _CHANGES * folds * of_matrix)
+    of_parts = _PART * sum(Parts.asked(plan).rows) * max(1, divided.batch // of_matrix)
+    return divided.threads * (_FIGURES * at_once + _CHANGES * folds * of_matrix + of_parts)
 
 
 def _of_tables(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
-    count, total = len(plan.checkpoints), 0
-    rows_of_group = count * (count + 1) // 2, count, len(INDICATORS)
-    tables = encoded_tables(grouped, count)
-    waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0]
-    for rows, of_row, encoded in zip(rows_of_group, waiting, tables, strict=True):
-        total += _WAITING * of_row * min(rows * len(grouped.keys), ROW_GROUP)
+    count, groups, total = len(plan.checkpoints), len(grouped.keys), 0
+    rows_of_tables = (
+        *(groups * rows for rows in (_pairs(count), count, len(INDICATORS))),
+        *_rows_of_parts(grouped, plan),
+        phases := sum(grouped.increments_kept) * count // LEAST_IN_PHASE * len(INDICATORS),
+    )
+    tables = *encoded_tables(grouped, plan), _OF_PART[1] * phases
+    waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0], *3 * _OF_PART[:1]
+    for rows, of_row, encoded in zip(rows_of_tables, waiting, tables, strict=True):
+        total += _WAITING * of_row * min(rows, ROW_GROUP)
         total += min(divided.file, encoded) * _ENCODED[0] // _ENCODED[1]
     return total * (1 + len(plan.paths))
 

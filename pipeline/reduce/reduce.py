@@ -25,10 +25,11 @@ from pipeline.reduce.estimate import Estimate, Stratum, varying
 from pipeline.reduce.figures import GroupSums, Times
 from pipeline.reduce.groups import Grouping, Member
 from pipeline.reduce.memory import MOST_STACK, Buffers, group_bytes, projected_estimate
+from pipeline.reduce.sub_paths import Parts
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
-from pipeline.statistics.rounding import energies
 from pipeline.statistics.statistic import MERGES, Rule, specs, unpacked
+from pipeline.statistics.straight import squared_spans, straight_sums
 from pipeline.statistics.table import on_request
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
@@ -44,7 +45,16 @@ def reduce(
         buffers: decide nothing about the figures.
     """
     basis = Basis(plan.firsts, len(plan.checkpoints))
-    return figure_batches(sums, grouped.keys, _times(plan), basis, buffers.threads, buffers.batch)
+    return figure_batches(
+        sums,
+        grouped.keys,
+        _times(plan),
+        basis,
+        buffers.threads,
+        buffers.batch,
+        Parts.asked(plan),
+        grouped.increments_kept,
+    )
 
 
 def group_sums(
@@ -95,7 +105,7 @@ class _Total:
     increments: NDArray[np.float64]
     digests: NDArray[np.uint64]
     absent: NDArray[np.bool_]
-    rounding: NDArray[np.float64]
+    straight: NDArray[np.float64]
     changes: dict[int, NDArray[np.float64]]
     errors_known: bool
     folds: int
@@ -106,7 +116,7 @@ class _Total:
             self.increments,
             self.digests,
             self.absent,
-            self.rounding,
+            self.straight,
             self.changes,
             self.errors_known,
             self.folds,
@@ -127,10 +137,14 @@ class _Stack:
             arrays = _over_folds(plan, arrays, firsts)
         self._digests = arrays["digest.words"]
         self._absent = arrays["non_finite.count"] > 0
-        self._rounding = _energies(plan, members, arrays)
+        stack = _part_stack(plan, members, arrays)
+        spans = squared_spans(arrays["gram.increments"], stack.basis)
+        self._straight = straight_sums(stack, spans)
         self._increments = unpacked(arrays["gram.increments"])
         self._rules = {each.name: each.group_rules for each in on_request(plan.statistics_asked)}
-        self._tables = _of_statistics(plan, members, arrays)
+        self._tables = {
+            each.name: dict(each.of_parts(stack)) for each in on_request(plan.statistics_asked)
+        }
         for row, member in enumerate(members):
             drawn = plan.drawn(member.tensor, member.part)
             if drawn.whole:
@@ -141,9 +155,7 @@ class _Stack:
             for at in range(firsts[row], stop):
                 of_fold = unpacked(parts.arrays["gram.increments"][at])
                 estimate.add(0, parts.keys[at].fold, of_fold)
-            estimate.add_rounding(0, self._rounding[row])
             self._increments[row], self._changes[row] = estimate.result()
-            self._rounding[row] = estimate.rounding
             self._errors_known[row], self._folds[row] = estimate.errors_known, estimate.groups
 
     def of(self, row: int) -> GroupSums:
@@ -152,7 +164,7 @@ class _Stack:
             self._increments[row],
             self._digests[row],
             self._absent[row],
-            self._rounding[row],
+            self._straight[row],
             self._changes[row],
             self._errors_known[row],
             self._folds[row],
@@ -173,7 +185,7 @@ class _Stack:
             _added(None if total is None else total.increments, self._increments[rows]),
             _mixed(None if total is None else total.digests, self._digests[rows]),
             absent if total is None else total.absent | absent,
-            _added(None if total is None else total.rounding, self._rounding[rows]),
+            _added(None if total is None else total.straight, self._straight[rows]),
             changes,
             all(self._errors_known[row] for row in rows) and (total is None or total.errors_known),
             max(max(self._folds[row] for row in rows), 0 if total is None else total.folds),
@@ -230,22 +242,17 @@ def _merged(total: NDArray[Any] | None, rows: NDArray[Any], rule: Rule) -> NDArr
     return MERGES[rule].reduce(rows, axis=0)
 
 
-def _of_statistics(
+def _part_stack(
     plan: Plan, members: Sequence[Member], arrays: Mapping[str, NDArray[Any]]
-) -> dict[str, dict[str, NDArray[Any]]]:
-    """Return what the statistics on request keep of parts, by statistic and name, (Q, …)."""
-    asked = on_request(plan.statistics_asked)
-    if not asked:
-        return {}
+) -> PartStack:
     tensors = [plan.tensors[member.tensor] for member in members]
     parts = [tensor.parts[member.part] for tensor, member in zip(tensors, members, strict=True)]
-    stack = PartStack(
+    return PartStack(
         arrays,
         np.array([elements(p, 0, t.numel) for p, t in zip(parts, tensors, strict=True)], float),
         [tensor.dtypes for tensor in tensors],
-        Basis(plan.firsts, len(plan.checkpoints)).parents,
+        Basis(plan.firsts, len(plan.checkpoints)),
     )
-    return {each.name: dict(each.of_parts(stack)) for each in asked}
 
 
 def _mixed(total: NDArray[np.uint64] | None, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -262,22 +269,6 @@ def _stacks(plan: Plan, members: Sequence[Member], stack_bytes: int) -> Iterator
     size = max(1, stack_bytes // group_bytes(plan))
     for first in range(0, len(members), size):
         yield members[first : first + size]
-
-
-def _energies(
-    plan: Plan, members: Sequence[Member], arrays: Mapping[str, NDArray[Any]]
-) -> NDArray[np.float64]:
-    """Return the rounding energies, (Q, K), of what was read of parts."""
-    scale = arrays["rounding.numel"] / np.maximum(1, arrays["rounding.sampled"])
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row, member in enumerate(members):
-        alike[plan.tensors[member.tensor].dtypes].append(row)
-    of_parts = np.zeros((len(members), len(plan.checkpoints)))
-    for dtypes, rows in alike.items():
-        of_parts[rows] = energies(
-            arrays["rounding.sums"][rows], arrays["rounding.represented"][rows], dtypes, scale[rows]
-        )
-    return of_parts
 
 
 def estimated_sums(
@@ -304,12 +295,16 @@ def estimated_sums(
     small = [name for name, spec in rules.items() if not spec.symmetric]
     parts = {(member.tensor, member.part): member for member in grouped.members}
     read: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
+    spans: dict[tuple[int, int], NDArray[np.float64]] = {}
+    basis = Basis(plan.firsts, count)
     for number in sorted(done):
         sums = result(number)
         for row, key in enumerate(sums.keys):
             member = parts[key[:2]]
             component = plan.tensors[key.tensor].parts[key.part].component
-            increments = unpacked(sums.arrays["gram.increments"][row])
+            triangle = sums.arrays["gram.increments"][row]
+            spans[key[:2]] = spans.get(key[:2], 0.0) + squared_spans(triangle[None], basis)
+            increments = unpacked(triangle)
             for group in member.groups:
                 if group in estimates:
                     estimates[group].add(component, done[number], increments)
@@ -322,11 +317,13 @@ def estimated_sums(
     for member in grouped.members:
         arrays = read.pop((member.tensor, member.part), nothing)
         component = plan.tensors[member.tensor].parts[member.part].component
-        if arrays["rounding.numel"][0]:
-            rounding = _energies(plan, [member], arrays)[0]
+        if arrays["exponents.numel"][0]:
+            dtypes = plan.tensors[member.tensor].dtypes
+            of_read = PartStack(arrays, arrays["exponents.numel"].astype(float), [dtypes], basis)
+            straight = straight_sums(of_read, spans.pop((member.tensor, member.part)))[0]
             for group in member.groups:
                 if group in estimates:
-                    estimates[group].add_rounding(component, rounding)
+                    estimates[group].add_straight(component, straight)
         digests, absent = arrays["digest.words"][0], arrays["non_finite.count"][0] > 0
         for group in member.groups:
             if group in totals:
@@ -361,7 +358,7 @@ def _estimated(
         increments,
         digests,
         absent,
-        estimate.rounding,
+        estimate.straight,
         changes,
         estimate.errors_known,
         estimate.groups,

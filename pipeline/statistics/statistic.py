@@ -122,14 +122,25 @@ def packed(matrices: Array) -> Array:
     return matrices[..., rows, columns]
 
 
+def beside_diagonal(triangles: Array, offset: int) -> Array:
+    """Return the entries (i, i + offset), (…, n − offset), of upper triangles, (…, n (n + 1) / 2)."""
+    n = _side(triangles)
+    rows = np.arange(n - offset)
+    return triangles[..., rows * n - rows * (rows - 1) // 2 + offset]
+
+
 def unpacked(triangles: Array) -> Array:
     """Return the symmetric matrices, (…, n, n), of upper triangles, (…, n (n + 1) / 2)."""
-    n = int((np.sqrt(8 * triangles.shape[-1] + 1) - 1) / 2)
+    n = _side(triangles)
     rows, columns = np.triu_indices(n)
     matrices = np.empty((*triangles.shape[:-1], n, n), triangles.dtype)
     matrices[..., rows, columns] = triangles
     matrices[..., columns, rows] = triangles
     return matrices
+
+
+def _side(triangles: Array) -> int:
+    return int((np.sqrt(8 * triangles.shape[-1] + 1) - 1) / 2)
 
 
 def one_by_one(pieces: Pieces, of_piece: Callable[[Pieces], Mapping[str, Any]]) -> dict[str, Array]:

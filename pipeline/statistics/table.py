@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.statistics.digest import Digest
+from pipeline.statistics.exponents import Exponents
 from pipeline.statistics.gram import Gram
 from pipeline.statistics.non_finite import NonFinite
-from pipeline.statistics.rounding import Rounding
 from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.sparsity import Sparsity
 from pipeline.statistics.statistic import Statistic, TabledStatistic
 from pipeline.statistics.values import Values
 
-ALWAYS: tuple[Statistic, ...] = (Gram(), NonFinite(), Digest(), Rounding())
+ALWAYS: tuple[Statistic, ...] = (Gram(), NonFinite(), Digest(), Exponents())
 """What the figures are made of. The Gram matrix comes first: it shows which values are finite."""
 
 ON_REQUEST: tuple[TabledStatistic, ...] = (Values(), Sparsity())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.statistics.exponents import FLOAT32_BIAS, LEAST_EXPONENT, NUM_EXPONENTS
 from pipeline.statistics.gram import is_in_float32
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
@@ -18,9 +19,6 @@ from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
 if TYPE_CHECKING:
     from pipeline.statistics.piece import Pieces
 
-LEAST_EXPONENT, MOST_EXPONENT = -40, 15
-"""Exponents of sizes are clamped to these: trained weights lie far inside (docs/method-2.md, §6.2)."""
-NUM_EXPONENTS = MOST_EXPONENT - LEAST_EXPONENT + 1
 BINS_OF_AN_EXPONENT = 8
 """By three bits of fraction: the middle of a bin is within 1/16 of all in it."""
 NUM_BINS = NUM_EXPONENTS * BINS_OF_AN_EXPONENT
@@ -33,8 +31,6 @@ QUANTILES = {
     "size_p99": 0.99,
     "size_p999": 0.999,
 }
-
-_FLOAT32_BIAS = 127
 
 
 class Values:
@@ -136,16 +132,11 @@ def size_histogram(sample: Any) -> NDArray[np.uint32]:
 
     rows = len(sample)
     bins = (sample.float().contiguous().view(torch.int32) & 0x7FFF_FFFF) >> 20
-    bins -= (LEAST_EXPONENT + _FLOAT32_BIAS) * BINS_OF_AN_EXPONENT
+    bins -= (LEAST_EXPONENT + FLOAT32_BIAS) * BINS_OF_AN_EXPONENT
     bins.clamp_(0, NUM_BINS - 1)
     bins += NUM_BINS * torch.arange(rows, dtype=bins.dtype)[:, None]
     counts = torch.bincount(bins.reshape(-1), minlength=rows * NUM_BINS)
     return counts.reshape(rows, NUM_BINS).numpy().astype(np.uint32)
-
-
-def exponents(histogram: NDArray[Any]) -> NDArray[Any]:
-    """Return (…, NUM_EXPONENTS) counts by exponent of (…, NUM_BINS) counts."""
-    return histogram.reshape(*histogram.shape[:-1], NUM_EXPONENTS, BINS_OF_AN_EXPONENT).sum(-1)
 
 
 def quantiles(histogram: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

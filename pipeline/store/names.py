@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, quoted
+from pipeline.planning.options import Windows
 from pipeline.planning.plan import Plan
 from pipeline.store.attempts import counting, row_path
 from pipeline.store.folder import Folder
@@ -48,8 +49,18 @@ def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
 def stored_spectra(folder: Folder, plan: Plan) -> int:
     """Return of how many checkpoints the store has spectra, of what this plan reads."""
     row = _row(folder, plan.run, ("plan", "spectra")) or {}
-    same = str(row.get("plan", "")).partition("-")[0] == plan.content.partition("-")[0]
-    return int(row.get("spectra") or 0) if same else 0
+    same = str(row.get("plan", "")).partition("-")[0] == plan.content
+    count = row.get("spectra")
+    return count if same and isinstance(count, int) and count > 1 else 0
+
+
+def stored_windows(folder: Folder, plan: Plan) -> Windows | None:
+    """Return the windows that the store has of this very plan, if it has the run."""
+    row = _row(folder, plan.run, ("plan", "windows")) or {}
+    try:
+        return Windows.of(row["windows"]) if row.get("plan") == plan.digest else None
+    except (TypeError, ValueError):  # what somebody else has written
+        return None
 
 
 def _row(

@@ -327,6 +327,71 @@ class Store:
         steps, names = zip(*checkpoints, strict=True)
         return TrajectoryMap(square, run, steps, names, relative)
 
+    def along(
+        self,
+        run: str,
+        i: int,
+        j: int,
+        scope: str = "model",
+        *,
+        layer: int | None = None,
+        component: str | None = None,
+        tensor: str | None = None,
+    ) -> duckdb.DuckDBPyRelation:
+        """Return the parts of every displacement along the direction from i to j and across it, as rows.
+
+        They are in lengths of the direction. In a run of several sources i and j may be of any of them.
+
+        Args:
+            scope: of the groups, as are the keys that follow: those that all of them fit.
+
+        Raises:
+            QueryError: there is no such run or checkpoint.
+        """
+        return self._called("along", run, (i, j), scope, layer, component, tensor)
+
+    def average(
+        self,
+        run: str,
+        weights: str | Sequence[float],
+        scope: str = "model",
+        *,
+        layer: int | None = None,
+        component: str | None = None,
+        tensor: str | None = None,
+    ) -> duckdb.DuckDBPyRelation:
+        """Return the norm of a combination of checkpoints and its distance and angle from each, as rows.
+
+        Args:
+            weights: one for each checkpoint, adding up to 1; or `last:M`, `ema:DECAY`, `warmdown:M`.
+            scope: of the groups, as are the keys that follow: those that all of them fit.
+
+        Raises:
+            QueryError: there is no such run, or the weights are none.
+        """
+        words = weights if isinstance(weights, str) else [float(weight) for weight in weights]
+        return self._called("average", run, (words,), scope, layer, component, tensor)
+
+    def _called(
+        self,
+        function: str,
+        run: str,
+        arguments: Sequence[Any],
+        scope: str,
+        layer: int | None,
+        component: str | None,
+        tensor: str | None,
+    ) -> duckdb.DuckDBPyRelation:
+        """Return what a function of the views gives, in order; what it refuses is told at once."""
+        places = ", ".join("?" for _ in (run, *arguments))
+        keys = "scope := ?, layer := ?, component := ?, tensor := ?"
+        rows = self.table(
+            f"FROM {function}({places}, {keys})"
+            " ORDER BY stack, layer, component, tensor, head, expert, k",
+            [run, *arguments, scope, layer, component, tensor],
+        )
+        return self._connection.from_arrow(rows)
+
 
 class Rows(Iterator[tuple[Any, ...]]):
     """The rows of an answer, as they come.

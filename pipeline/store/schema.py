@@ -8,6 +8,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.numerics.matrices import RANKS
+from pipeline.numerics.path import COLUMNS
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
@@ -15,6 +16,13 @@ _common = [("attempt", _key)]
 _file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
 _matrix = [("tensor", _key), ("expert", pa.int32()), ("k", pa.int32()), ("of", _key)]
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
+_of_parts = [
+    ("k_first", pa.int32()),
+    ("k_last", pa.int32()),
+    ("indicator", _key),
+    ("value", pa.float64()),
+    ("null_value", pa.float64()),
+]
 
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(
@@ -39,6 +47,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("selection", pa.string()),
             ("statistics", pa.list_(pa.string())),
             ("spectra", pa.int32()),
+            ("windows", pa.list_(pa.string())),
             ("files", pa.list_(_file)),
             ("digest", pa.string()),
         ]
@@ -86,6 +95,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("head", pa.int32()),
             ("expert", pa.int32()),
             ("parameters", pa.int64()),
+            ("increments_kept", pa.bool_()),
         ]
     ),
     "similarity": pa.schema(
@@ -98,29 +108,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cosine_stderr", pa.float64()),
             ("relative_cosine_stderr", pa.float64()),
             ("squared_distance", pa.float64()),
-            ("increment_dot", pa.float64()),  # NULL but of groups.INCREMENTS_KEPT
+            ("increment_dot", pa.float64()),  # NULL but of groups whose increments are kept
         ]
     ),
     "path": pa.schema(
         [
             *_grouped,
             ("k", pa.int32()),
-            *[
-                (name, pa.float64())
-                for name in (
-                    "norm",
-                    "displacement",
-                    "increment",
-                    "path_length",
-                    "update_angle_deg",
-                    "update_angle_stderr_deg",
-                    "angle_to_first_deg",
-                    "angle_to_last_deg",
-                    "apex_angle_next_deg",
-                    "apex_angle_last_deg",
-                    "noise_floor_deg",
-                )
-            ],
+            *[(name, pa.float64()) for name in COLUMNS],
         ]
     ),
     "indicators": pa.schema(
@@ -133,6 +128,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("differs_from_null", pa.bool_()),
         ]
     ),
+    "windows": pa.schema(
+        [*_grouped, ("w", pa.int32()), *_of_parts],
+    ),
+    "stages": pa.schema([*_grouped, *_of_parts]),
+    "phases": pa.schema([*_grouped, ("phase", pa.int32()), ("jump", pa.float64()), *_of_parts]),
     "spectrum": pa.schema(
         [
             *_grouped,

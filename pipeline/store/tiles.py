@@ -51,7 +51,8 @@ class TileFolder:
             kept_in: the folder of the store for them; what is in `_tiles` goes once the run is complete.
         """
         self._folder, self._specs = folder, tuple(specs)
-        self._prefix = f"{kept_in}/run={run}/{plan_digest}"
+        self._of_run = f"{kept_in}/run={run}"
+        self._prefix = f"{self._of_run}/{plan_digest}"
         self._markers = f"_tiles/run={run}/seen/"
         self._marker = ""
 
@@ -116,6 +117,11 @@ class TileFolder:
         """Return the names of the tiles that have a result."""
         paths = self._folder.list(self._prefix)
         return {path.rpartition("/")[2].removesuffix(".safetensors") for path in paths}
+
+    def remove_others(self) -> None:
+        """Remove the results of other plans of this run."""
+        paths = self._folder.list(self._of_run)
+        self._folder.delete([path for path in paths if not path.startswith(self._prefix + "/")])
 
     def _path(self, tile_name: str) -> str:
         return f"{self._prefix}/{tile_name}.safetensors"

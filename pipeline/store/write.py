@@ -22,12 +22,15 @@ from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.matrices import RANKS
+from pipeline.numerics.phases import LEAST_WEIGHTS
+from pipeline.numerics.windows import offered
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
-from pipeline.reduce.groups import INCREMENTS_KEPT, Key
+from pipeline.reduce.groups import Grouping, Key
 from pipeline.reduce.matrices import MatrixFigures
 from pipeline.reduce.memory import MOST_FILE
 from pipeline.reduce.rows import TableRows
+from pipeline.reduce.sub_paths import PathParts, SubPaths
 from pipeline.statistics.matrices import OF
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
@@ -48,16 +51,15 @@ class RunWriter:
         self._tables = {table: self._table(table) for table in SCHEMAS if table != "runs"}
         self._row = b""
 
-    def add(self, batch: FigureBatch, parameters: Sequence[int]) -> None:
-        """Add all figures of some groups.
-
-        Args:
-            parameters: how many weights each group has, by its number.
-        """
+    def add(self, batch: FigureBatch, grouped: Grouping) -> None:
+        """Add all figures of some groups of those that there are."""
         numbers = batch.numbers
         keys = {name: [getattr(key, name) for key in batch.keys] for name in Key.__slots__}
-        weights = [parameters[number] for number in numbers]
-        self._tables["groups"].add({"group_id": numbers, **keys, "parameters": weights})
+        weights = [grouped.parameters[number] for number in numbers]
+        kept = np.array([grouped.increments_kept[number] for number in numbers])
+        self._tables["groups"].add(
+            {"group_id": numbers, **keys, "parameters": weights, "increments_kept": kept}
+        )
         figures, rows = batch.figures, batch.rows_or_all
         count = figures.projection.shape[1]
         i, j, places = _pairs(count)
@@ -70,7 +72,6 @@ class RunWriter:
             "relative_cosine_stderr": figures.relative_cosine_errors,
         }
         upper = {name: _upper(values, places)[rows] for name, values in matrices.items()}
-        kept = np.array([key.scope in INCREMENTS_KEPT for key in batch.keys])
         upper["increment_dot"][~kept] = np.nan
         self._add("similarity", numbers, {"i": i, "j": j}, upper)
         checkpoints = {"k": np.arange(count)}
@@ -88,6 +89,10 @@ class RunWriter:
         }
         self._add("indicators", numbers, {"indicator": _words(INDICATORS)}, values)
         self._add_spectrum(numbers, batch)
+        self._add_parts(numbers[kept], [figures.parts[row] for row in batch.rows[kept]])
+        judged = kept & (np.array(weights) >= LEAST_WEIGHTS)
+        for number, row in zip(numbers[judged], batch.rows[judged], strict=True):
+            self._add_phases(number, figures.parts[row].phases, figures.jumps[row])
 
     def _add_spectrum(self, numbers: NDArray[np.int32], batch: FigureBatch) -> None:
         """Add eigenvalues; checkpoints that are absent, and bases that are not known, have none."""
@@ -101,6 +106,29 @@ class RunWriter:
         }
         columns = {"eigenvalue": values, "share": shares}
         self._add("spectrum", numbers, ranked, columns, ~np.isnan(values))
+
+    def _add_parts(self, numbers: NDArray[np.int32], parts: Sequence[PathParts]) -> None:
+        """Add what is said of the windows and stages of some groups, a row for each indicator."""
+        of_groups = list(zip(numbers, parts, strict=True))
+        for width in dict.fromkeys(width for each in parts for width in each.windows):
+            windows = [(n, each.windows[width]) for n, each in of_groups if width in each.windows]
+            rows = _of_sub_paths(windows, offered(width))
+            width_of_rows = np.full(len(rows["value"]), width, np.int32)
+            self._tables["windows"].add(rows | {"w": width_of_rows})
+        stages = [(n, each.stages) for n, each in of_groups if each.stages is not None]
+        if stages:
+            self._tables["stages"].add(_of_sub_paths(stages, INDICATORS))
+
+    def _add_phases(
+        self, number: np.int32, phases: SubPaths | None, jumps: NDArray[np.float64]
+    ) -> None:
+        """Add what is said of the phases of one group; there are none where none could be told."""
+        if phases is None:
+            return
+        each = len(INDICATORS)
+        columns = {"phase": np.arange(len(phases.first)), "jump": jumps[phases.first]}
+        tiled = {name: np.tile(values, each) for name, values in columns.items()}
+        self._tables["phases"].add(_of_sub_paths([(number, phases)], INDICATORS) | tiled)
 
     def add_statistic(
         self, groups: Sequence[int], statistic: str, columns: Mapping[str, NDArray[Any]]
@@ -237,6 +265,23 @@ def _tiled(
 def _upper(matrices: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the upper triangles, (G, P), by their places in the matrices."""
     return np.take(matrices.reshape(len(matrices), -1), places, axis=1)
+
+
+def _of_sub_paths(
+    groups: Sequence[tuple[np.int32, SubPaths]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the columns of parts of paths: of each group one indicator after the other."""
+    counts = [len(parts.first) for _, parts in groups]
+    rows = np.multiply(counts, len(names))
+    indicator = [np.repeat(np.arange(len(names), dtype=np.int32), count) for count in counts]
+    return {
+        "group_id": np.repeat(np.array([number for number, _ in groups], np.int32), rows),
+        "k_first": np.concatenate([np.tile(parts.first, len(names)) for _, parts in groups]),
+        "k_last": np.concatenate([np.tile(parts.last, len(names)) for _, parts in groups]),
+        "indicator": pa.DictionaryArray.from_arrays(np.concatenate(indicator), list(names)),
+        "value": np.concatenate([parts.values.T.reshape(-1) for _, parts in groups]),
+        "null_value": np.concatenate([parts.null_values.T.reshape(-1) for _, parts in groups]),
+    }
 
 
 def _words(words: Sequence[str]) -> pa.DictionaryArray:

@@ -18,7 +18,7 @@ from tests.numerics.test_trajectory import repeatable, small_weights, trajectory
 from tests.reference import Matrix
 
 NAN = math.nan
-EQUAL = ("rank_95", "rank_99", "saturation_step", "settled_step")
+EQUAL = ("rank_95", "rank_99", "saturation_step", "settled_step", "decay_start_step")
 RELATIVE = ("path_length", "displacement", "norm_ratio")
 
 
@@ -89,8 +89,9 @@ def test_absent_checkpoints(name: str, absent: tuple[int, ...]) -> None:
 
 def test_known_eigenvalues_give_the_same() -> None:
     trajectory, times = trajectory_of(EXAMPLES["spiral"]()), schedule(40)
-    centered = spectrum(trajectory).eigenvalues["centered"]
-    shared = indicators(trajectory, *times, centered=centered)
+    known = spectrum(trajectory).eigenvalues
+    centered, relative = known["centered"], known["relative"]
+    shared = indicators(trajectory, *times, centered=centered, relative=relative)
     assert shared == pytest.approx(indicators(trajectory, *times), rel=1e-9, nan_ok=True)
     assert indicators(trajectory, *times, centered=np.eye(40)[:1])["stable_rank"] == 1.0
 
@@ -113,16 +114,23 @@ def test_a_straight_path_has_its_known_values() -> None:
     [
         (1, {"mds_offdiagonal", "relative_mds", "mds_time_weighted", "straightness",
              "cone_angle_deg", "pca_share_1", "effective_rank", "rank_95", "predictability_1",
-             "lookahead_share", "saturation_step", "norm_growth_exponent", "diffusion_exponent"}),
+             "lookahead_share", "saturation_step", "norm_growth_exponent", "diffusion_exponent",
+             "mean_turn_2_deg", "linearity_time", "relative_share_1", "norm_balance"}),
         (2, {"mean_update_angle_deg", "mean_apex_angle_next_deg", "cone_angle_deg",
-             "predictability_1", "lookahead_share", "norm_growth_exponent", "diffusion_exponent"}),
-        (3, {"diffusion_exponent"}),
-        (4, set[str]()),
+             "predictability_1", "lookahead_share", "norm_growth_exponent", "diffusion_exponent",
+             "mean_turn_2_deg", "linearity_time"}),
+        (3, {"diffusion_exponent", "mean_turn_2_deg"}),
+        (4, {"mean_turn_2_deg"}),
+        (5, {"mean_turn_4_deg"}),
+        (9, {"mean_turn_8_deg"}),
+        (32, {"mean_turn_16_deg"}),
+        (33, set[str]()),
     ],
 )  # fmt: skip
 def test_what_needs_more_checkpoints_is_undefined(count: int, undefined: set[str]) -> None:
     values = indicators(trajectory_of(spiral(count, 0.1)), *schedule(count))
     also = {name for name, value in values.items() if math.isnan(value)}
+    also.remove("decay_start_step")  # needs 21 checkpoints, and a decay
     implied = {
         "relative_mds": {"relative_mds_time_weighted"},
         "saturation_step": {"settled_step"},
@@ -133,6 +141,12 @@ def test_what_needs_more_checkpoints_is_undefined(count: int, undefined: set[str
         "mean_apex_angle_next_deg": {"mean_apex_angle_last_deg"},
         "straightness": {"mean_update_angle_deg", "mean_apex_angle_next_deg",
                          "mean_apex_angle_last_deg"},
+        "mean_turn_2_deg": {"mean_turn_4_deg", "mean_turn_8_deg", "mean_turn_16_deg"},
+        "mean_turn_4_deg": {"mean_turn_8_deg", "mean_turn_16_deg"},
+        "mean_turn_8_deg": {"mean_turn_16_deg"},
+        "linearity_time": {"linearity_index"},
+        "relative_share_1": {"backbone_share"},
+        "norm_balance": {"radial_share"},
     }  # fmt: skip
     assert also == undefined.union(*(implied.get(name, set()) for name in undefined))
 
@@ -159,12 +173,15 @@ def test_one_unknown_time_leaves_what_needs_time_undefined(unknown: int) -> None
     elapsed[unknown] = NAN
     values = indicators(trajectory_of(walk(6, 0.1)), elapsed, steps, numbers)
     timed = {"mds_time_weighted", "relative_mds_time_weighted", "norm_growth_exponent"}
+    timed |= {"linearity_time", "mean_turn_4_deg", "mean_turn_8_deg", "mean_turn_16_deg"}
+    timed.add("decay_start_step")  # which needs 21 checkpoints, and a decay
     assert {name for name, value in values.items() if math.isnan(value)} == timed
 
 
 def test_equal_times_leave_no_weight() -> None:
     values = indicators(trajectory_of(walk(6, 0.1)), np.ones(6), np.ones(6), np.arange(6.0))
-    assert math.isnan(values["mds_time_weighted"]) and math.isnan(values["norm_growth_exponent"])
+    timed = ("mds_time_weighted", "norm_growth_exponent", "linearity_time")
+    assert all(math.isnan(values[name]) for name in timed)
 
 
 def test_unknown_steps_are_given_by_number() -> None:

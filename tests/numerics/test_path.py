@@ -17,23 +17,39 @@ from tests.reference import Matrix
 COLUMNS = [
     "norm", "displacement", "increment", "path_length", "update_angle_deg",
     "angle_to_first_deg", "angle_to_last_deg", "apex_angle_next_deg", "apex_angle_last_deg",
-    "noise_floor_deg",
+    "noise_floor_deg", "turn_2_deg", "turn_4_deg", "turn_8_deg", "turn_16_deg",
+    "radial_increment", "angular_speed_deg", "remaining", "along_end", "off_end",
 ]  # fmt: skip
+
+
+def times(count: int) -> np.ndarray:
+    """Uneven, two of them equal, one unknown."""
+    elapsed = np.arange(float(count)) ** 1.5
+    elapsed[3:4], elapsed[7:8] = elapsed[2:3], math.nan
+    return elapsed
 
 
 def path(trajectory: Trajectory, rounding: np.ndarray) -> dict[str, np.ndarray]:
     """The columns of the only group of a stack."""
-    return {name: column for name, (column,) in paths(trajectory, rounding[np.newaxis]).items()}
+    columns = paths(trajectory, times(rounding.size), rounding[np.newaxis])
+    return {name: column for name, (column,) in columns.items()}
 
 
 def assert_columns(found: dict[str, np.ndarray], weights: Matrix, rounding: np.ndarray) -> None:
-    expected = reference.path(weights, rounding)
+    expected = reference.path(weights, times(len(weights)), rounding)
     assert list(found) == COLUMNS
+    fold = reference.fold(weights)[0, -1]
     for name, values in expected.items():
         match name:
             case "angle_to_first_deg" | "angle_to_last_deg":
                 tolerance = {"rtol": 1e-5, "atol": 1e-9}
-            case "update_angle_deg" | "apex_angle_next_deg" | "apex_angle_last_deg":
+            case "angular_speed_deg":
+                tolerance = {"rtol": 1e-5, "atol": 1e-9}
+            case "remaining" | "along_end" | "off_end":
+                tolerance = {"rtol": 0, "atol": 1e-6 * fold}
+            case "radial_increment":
+                tolerance = {"rtol": 0, "atol": 1e-9 * np.nanmax(expected["norm"])}
+            case name if name.endswith("_deg") and name != "noise_floor_deg":
                 tolerance = {"rtol": 0, "atol": 1e-3}
             case "noise_floor_deg":
                 tolerance = {"rtol": 1e-6, "atol": 0}
@@ -106,11 +122,20 @@ def test_absent_checkpoints_are_gaps() -> None:
         "apex_angle_next_deg": [2, 5, 6],
         "apex_angle_last_deg": [2, 3, 5, 6],
         "noise_floor_deg": [2, 6],
+        "turn_2_deg": [],
+        "turn_4_deg": [],
+        "turn_8_deg": [],
+        "turn_16_deg": [],
+        "radial_increment": [2, 3, 6, 7],
+        "angular_speed_deg": [2, 3, 6, 7],
+        "remaining": present,
+        "along_end": present,
+        "off_end": present,
     }
     assert spread["norm"][5] == columns["norm"][3]
 
 
 def test_without_absences_columns_stay_as_they_are() -> None:
-    columns = paths(trajectory_of(walk(5, 0.1), walk(5, 0.2)), np.zeros((2, 5)))
+    columns = paths(trajectory_of(walk(5, 0.1), walk(5, 0.2)), times(5), np.zeros((2, 5)))
     for name, values in with_absent(columns, np.zeros(5, dtype=bool)).items():
         np.testing.assert_array_equal(values, columns[name])

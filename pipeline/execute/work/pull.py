@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.execute.work.byte_ranges import byte_ranges
 from pipeline.execute.work.unpack import unpack
+from pipeline.planning.align import AlignedTensor
 from pipeline.planning.blocks import BlockLayout
-from pipeline.planning.plan import Plan
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader
 
@@ -61,10 +61,17 @@ class Counters:
             setattr(self, name, getattr(self, name) + number)
 
 
+class Tensors(Protocol):
+    """A plan as far as blocks are filled by it."""
+
+    @property
+    def tensors(self) -> Sequence[AlignedTensor]: ...
+
+
 class Puller:
     """Fills blocks. Safe in threads."""
 
-    def __init__(self, plan: Plan, reader: Reader[int]) -> None:
+    def __init__(self, plan: Tensors, reader: Reader[int]) -> None:
         self._plan, self.reader = plan, reader
         self.threads = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
 

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pipeline.errors import HallmarksError, ReadError
-from pipeline.planning.plan import Plan
-from pipeline.sources.base import Source
+from pipeline.sources.base import File, Source
 from pipeline.transport.access import Access, for_workers
 from pipeline.transport.waiting import announce
 
@@ -79,10 +78,17 @@ Notice = HostPaused | LongWait | TileBegun | BlockReleased
 """What is not answered."""
 
 
+class Files(Protocol):
+    """A plan as far as its files are read."""
+
+    @property
+    def files(self) -> Sequence[File]: ...
+
+
 class UrlBroker:
     """Gives access to a plan's files: to readers in this process, and in answer to requests."""
 
-    def __init__(self, plan: Plan, source: Source, keep: bool = False) -> None:
+    def __init__(self, plan: Files, source: Source, keep: bool = False) -> None:
         """`keep`: keep files in the Hub cache."""
         self._plan, self._source, self._keep = plan, source, keep
         self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="urls")

@@ -31,7 +31,7 @@ SEMI JOIN attempts USING (run, attempt);
 -- What a group_id stands for: the key columns of the views below.
 CREATE OR REPLACE VIEW groups AS
 SELECT t.run, t.attempt, t.group_id, t.scope, t.stack, t.layer, t.component, t.tensor, t.head,
-    t.expert, t.parameters
+    t.expert, t.parameters, t.increments_kept
 FROM stored_groups t
 SEMI JOIN attempts USING (run, attempt);
 
@@ -40,7 +40,12 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     p.norm, p.displacement, p.increment,
     p.increment / nullif(lag(p.norm IGNORE NULLS) OVER before, 0) AS relative_increment,
     p.path_length, p.update_angle_deg, p.update_angle_stderr_deg, p.angle_to_first_deg,
-    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg, p.noise_floor_deg
+    p.angle_to_last_deg, p.apex_angle_next_deg, p.apex_angle_last_deg,
+    p.straight_turn_1_deg AS noise_floor_deg,
+    p.turn_2_deg, p.turn_4_deg, p.turn_8_deg, p.turn_16_deg,
+    p.straight_turn_1_deg, p.straight_turn_2_deg, p.straight_turn_4_deg, p.straight_turn_8_deg,
+    p.straight_turn_16_deg,
+    p.radial_increment, p.angular_speed_deg, p.remaining, p.along_end, p.off_end
 FROM stored_path p
 JOIN groups g USING (run, attempt, group_id)
 JOIN checkpoints c USING (run, k)
@@ -131,13 +136,41 @@ JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j
-WHERE s.i > 0 AND g.scope IN ('model', 'body', 'layer', 'component');
+WHERE s.i > 0 AND g.increments_kept;
 
 CREATE OR REPLACE VIEW indicators AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, n.indicator,
     n.value, n.stderr, n.null_value, n.differs_from_null
 FROM stored_indicators n
 JOIN groups g USING (run, attempt, group_id);
+
+-- Parts of paths, each with the null values of its own checkpoints, of groups whose increments are kept.
+-- What the training log says beside: FROM windows w ASOF JOIN … ON w.run = t.run AND w.step_last >= t.step
+CREATE OR REPLACE VIEW windows AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, w.w, w.k_first,
+    w.k_last, a.step AS step_first, b.step AS step_last, w.indicator, w.value, w.null_value
+FROM stored_windows w
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = w.run AND a.k = w.k_first
+JOIN checkpoints b ON b.run = w.run AND b.k = w.k_last;
+
+CREATE OR REPLACE VIEW stages AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, a.stage, s.k_first,
+    s.k_last, a.step AS step_first, b.step AS step_last, s.indicator, s.value, s.null_value
+FROM stored_stages s
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = s.run AND a.k = s.k_first
+JOIN checkpoints b ON b.run = s.run AND b.k = s.k_last;
+
+-- Phases lie between changes of the size of the increments; a phase ends where the next one begins. None of
+-- groups of fewer than 1,000 weights, nor where no six increments over equal times follow each other.
+CREATE OR REPLACE VIEW phases AS
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.phase, p.k_first,
+    p.k_last, a.step AS step_first, b.step AS step_last, p.jump, p.indicator, p.value, p.null_value
+FROM stored_phases p
+JOIN groups g USING (run, attempt, group_id)
+JOIN checkpoints a ON a.run = p.run AND a.k = p.k_first
+JOIN checkpoints b ON b.run = p.run AND b.k = p.k_last;
 
 CREATE OR REPLACE VIEW spectrum AS
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.basis, s.rank,
@@ -264,6 +297,162 @@ LEFT JOIN displacements d ON w.stack IS NOT DISTINCT FROM d.stack
     AND w.layer IS NOT DISTINCT FROM d.layer AND w.component IS NOT DISTINCT FROM d.component
     AND w.tensor IS NOT DISTINCT FROM d.tensor AND w.head IS NOT DISTINCT FROM d.head
     AND w.expert IS NOT DISTINCT FROM d.expert;
+
+-- The part of every displacement along the direction from checkpoint i to checkpoint j, and the part across
+-- it, in lengths of that direction. A run of several sources has the checkpoints of all of them: the
+-- direction may be of one, or lead from one to another. From squared distances alone, which every scope
+-- has: doubles that one S gave, so that what cancels is 1e-16 (displacement / direction)².
+CREATE OR REPLACE MACRO along(
+    run, i, j, scope := 'model', layer := NULL, component := NULL, tensor := NULL
+) AS TABLE
+WITH asked AS (
+    SELECT CASE WHEN count(*) = 0 THEN error(concat('along: no run ', coalesce(run::VARCHAR, 'NULL')))
+        WHEN count_if(c.k = coalesce(i, -1)) = 0 OR count_if(c.k = coalesce(j, -1)) = 0 THEN error(concat(
+            'along: expected checkpoints from 0 to ', max(c.k), ', found ',
+            coalesce(i::VARCHAR, 'NULL'), ' and ', coalesce(j::VARCHAR, 'NULL')))
+        ELSE max(c.k) FILTER (c.k = coalesce(i, -1)) END AS i, max(c.k) FILTER (c.k = coalesce(j, -1)) AS j
+    FROM checkpoints c
+    WHERE c.run = coalesce(run, '')
+), pairs AS (
+    SELECT s.group_id, s.i, s.j, s.squared_distance AS squared
+    FROM stored_similarity s
+    JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
+    WHERE g.run = coalesce(run, '') AND g.scope = scope AND (layer IS NULL OR g.layer = layer)
+        AND (component IS NULL OR g.component = component) AND (tensor IS NULL OR g.tensor = tensor)
+), spans AS (
+    SELECT p.group_id, p.i AS a, p.j AS b, p.squared FROM pairs p
+    UNION ALL
+    SELECT p.group_id, p.j, p.i, p.squared FROM pairs p WHERE p.i < p.j
+), starts AS (
+    SELECT s.group_id, s.a AS k, c.step, c.source,
+        min(CASE WHEN s.squared IS NOT NULL THEN s.a END) OVER (
+            PARTITION BY s.group_id, c.source
+        ) AS first
+    FROM spans s
+    JOIN checkpoints c ON c.k = s.a
+    WHERE s.a = s.b AND c.run = coalesce(run, '')
+), parts AS (
+    SELECT o.*, d.squared / nullif(v.squared, 0) AS squared_length,
+        (k_i.squared - k_j.squared - first_i.squared + first_j.squared) / (2 * nullif(v.squared, 0))
+            AS along
+    FROM starts o
+    CROSS JOIN asked e
+    JOIN spans v ON v.group_id = o.group_id AND v.a = e.i AND v.b = e.j
+    JOIN spans d ON d.group_id = o.group_id AND d.a = o.first AND d.b = o.k
+    JOIN spans k_i ON k_i.group_id = o.group_id AND k_i.a = o.k AND k_i.b = e.i
+    JOIN spans k_j ON k_j.group_id = o.group_id AND k_j.a = o.k AND k_j.b = e.j
+    JOIN spans first_i ON first_i.group_id = o.group_id AND first_i.a = o.first AND first_i.b = e.i
+    JOIN spans first_j ON first_j.group_id = o.group_id AND first_j.a = o.first AND first_j.b = e.j
+)
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.k, p.step, p.source,
+    p.along, CASE WHEN p.along IS NOT NULL AND p.squared_length IS NOT NULL
+        THEN sqrt(greatest(0.0, p.squared_length - p.along * p.along)) END AS off
+FROM parts p
+JOIN groups g ON g.run = coalesce(run, '') AND g.group_id = p.group_id;
+
+-- How much each checkpoint counts in a combination of them, adding up to 1: a list with a number for each,
+-- or in the words of `hallmarks average`. 'last:8': the mean of the last 8. 'ema:0.95': 0.95 times as much
+-- with each checkpoint further back. 'warmdown:8': what a linear fall of the learning rate to 0 over the
+-- last 8 increments would have made of them, the mean over that time (arXiv 2507.17634: an increment
+-- counts with the weights of all checkpoints from it on).
+CREATE OR REPLACE MACRO average_weights(run, weights) AS TABLE
+WITH asked AS (
+    SELECT weights::VARCHAR AS words, split_part(words, ':', 1) AS kind,
+        try_cast(split_part(words, ':', 2) AS DOUBLE) AS number, try_cast(words AS DOUBLE[]) AS listed,
+        kind IN ('last', 'ema', 'warmdown') AND words LIKE '%:%' AS is_named
+), numbered AS (
+    SELECT c.run, c.k, c.name, c.step, count(*) OVER () - 1 - c.k AS ahead,
+        CASE WHEN count(c.elapsed) OVER () = count(*) OVER () THEN c.elapsed ELSE c.k END AS time
+    FROM checkpoints c
+    WHERE c.run = coalesce(run, '')
+), checked AS (
+    SELECT a.*, CASE WHEN p.count = 0
+            THEN error(concat('average: no run ', coalesce(run::VARCHAR, 'NULL')))
+        WHEN a.is_named AND p.sources > 1 THEN error(concat('average: ', a.kind,
+            ' is of one source, the run has ', p.sources, ': expected a list of ', p.count, ' weights'))
+        WHEN a.kind = 'ema' AND a.is_named THEN CASE WHEN coalesce(a.number >= 0 AND a.number < 1, false)
+            THEN true ELSE error(concat('average: expected ema:DECAY, from 0 to below 1, found ',
+                left(a.words, 60))) END
+        WHEN a.is_named THEN CASE WHEN coalesce(a.number = floor(a.number)
+                AND a.number BETWEEN 1 AND p.count - (a.kind = 'warmdown')::INT, false)
+            THEN true ELSE error(concat('average: expected ', a.kind, ':M, M from 1 to ',
+                p.count - (a.kind = 'warmdown')::INT, ', found ', left(a.words, 60))) END
+        WHEN a.listed IS NULL THEN error(concat('average: expected last:M, ema:DECAY, warmdown:M or a list'
+            ' of numbers, found ', coalesce(left(a.words, 60), 'NULL')))
+        WHEN len(a.listed) <> p.count THEN error(concat('average: expected ', p.count,
+            ' weights, one for each checkpoint, found ', len(a.listed)))
+        WHEN NOT coalesce(list_bool_and(list_transform(a.listed,
+                lambda x: coalesce(isfinite(x), false))), false)
+            THEN error('average: expected numbers as weights, found NULL, NaN or infinity')
+        WHEN abs(list_sum(a.listed) - 1) > 1e-6
+            THEN error(concat('average: expected weights that add up to 1, found ', list_sum(a.listed)))
+        ELSE true END AS sound
+    FROM asked a, (
+        SELECT count(*) AS count, count(DISTINCT c.source) AS sources FROM checkpoints c WHERE c.run = coalesce(run, '')
+    ) p
+), shares AS (
+    SELECT p.run, p.k, p.step, p.name, CASE WHEN NOT a.is_named THEN a.listed[p.k + 1]
+        WHEN a.kind = 'ema' THEN pow(a.number, p.ahead)
+        WHEN a.kind = 'last' THEN (p.ahead < a.number)::INT
+        WHEN p.ahead <= a.number THEN lead(p.time, 1, p.time) OVER in_order
+            - CASE WHEN p.ahead = a.number THEN p.time ELSE lag(p.time) OVER in_order END
+        ELSE 0 END AS share
+    FROM numbered p
+    JOIN checked a ON a.sound
+    WINDOW in_order AS (ORDER BY p.k)
+)
+SELECT s.run, s.k, s.step, s.name, s.share / sum(s.share) OVER () AS weight
+FROM shares s;
+
+-- Norm of a combination of checkpoints, and its distance and angle from every checkpoint. It says where
+-- an average lies, not how good it is: for that its loss has to be measured.
+CREATE OR REPLACE MACRO average(
+    run, weights, scope := 'model', layer := NULL, component := NULL, tensor := NULL
+) AS TABLE
+WITH chosen AS MATERIALIZED (
+    SELECT w.k, w.weight FROM average_weights(run, weights) w
+), pairs AS (
+    SELECT s.group_id, s.i, s.j, s.dot, s.squared_distance AS squared
+    FROM stored_similarity s
+    JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
+    WHERE g.run = coalesce(run, '') AND g.scope = scope AND (layer IS NULL OR g.layer = layer)
+        AND (component IS NULL OR g.component = component) AND (tensor IS NULL OR g.tensor = tensor)
+), spans AS (
+    SELECT p.group_id, p.i AS a, p.j AS b, p.dot, p.squared FROM pairs p
+    UNION ALL
+    SELECT p.group_id, p.j, p.i, p.dot, p.squared FROM pairs p WHERE p.i < p.j
+), means AS (
+    SELECT s.group_id, s.b AS k,
+        CASE WHEN count(s.dot) = count(*) THEN sum(c.weight * s.dot) END AS dot,
+        CASE WHEN count(s.squared) = count(*) THEN sum(c.weight * s.squared) END AS squared
+    FROM spans s
+    JOIN chosen c ON c.k = s.a
+    WHERE c.weight <> 0
+    GROUP BY s.group_id, s.b
+), spread AS (
+    SELECT m.group_id,
+        CASE WHEN count(m.dot) = count(*) THEN sqrt(greatest(0.0, sum(c.weight * m.dot))) END AS norm,
+        CASE WHEN count(m.squared) = count(*) THEN sum(c.weight * m.squared) / 2 END AS squared
+    FROM means m
+    JOIN chosen c ON c.k = m.k
+    WHERE c.weight <> 0
+    GROUP BY m.group_id
+), lengths AS (
+    SELECT m.group_id, m.k, o.norm, p.norm AS norm_k, CASE WHEN m.squared - o.squared IS NOT NULL
+        THEN sqrt(greatest(0.0, m.squared - o.squared)) END AS distance
+    FROM means m
+    JOIN spread o ON o.group_id = m.group_id
+    JOIN groups g ON g.run = coalesce(run, '') AND g.group_id = m.group_id
+    JOIN stored_path p ON p.run = g.run AND p.attempt = g.attempt AND p.group_id = g.group_id AND p.k = m.k
+)
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, l.k, n.step, c.weight,
+    l.norm, l.distance, CASE WHEN l.distance IS NOT NULL AND l.norm * l.norm_k > 0 THEN degrees(2 * atan2(
+        sqrt(greatest(0.0, l.distance ** 2 - (l.norm - l.norm_k) ** 2)),
+        sqrt(greatest(0.0, (l.norm + l.norm_k) ** 2 - l.distance ** 2)))) END AS angle_deg
+FROM lengths l
+JOIN groups g ON g.run = coalesce(run, '') AND g.group_id = l.group_id
+JOIN chosen c ON c.k = l.k
+JOIN checkpoints n ON n.run = g.run AND n.k = l.k;
 
 -- From which checkpoint on no more than this share of the whole displacement is left, for good.
 CREATE OR REPLACE MACRO settled(run, threshold, scope := 'layer_component') AS TABLE

@@ -1,0 +1,1 @@
+"""Combinations of checkpoints, written as a checkpoint."""
