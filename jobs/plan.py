@@ -219,8 +219,7 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         f"{show_size(memory.projected)} per worker, beside the {show_size(IDLE_BYTES)} of an idle"
         f" process; budget {show_size(memory.budget)}, minimum {show_size(memory.least, up=True)}",
     )
-    if made.spectra:
-        described = _spectra(made)
+    if described := _spectra(made):
         names = described["checkpoints"]
         say(
             "spectra",
