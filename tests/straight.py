@@ -14,7 +14,14 @@ import numpy as np
 import torch
 
 FRACTION_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
-LEAST_EXPONENT = {"F64": -1022, "F32": -126, "F16": -14, "BF16": -126, "F8_E4M3": -6, "F8_E5M2": -14}
+LEAST_EXPONENT = {
+    "F64": -1022,
+    "F32": -126,
+    "F16": -14,
+    "BF16": -126,
+    "F8_E4M3": -6,
+    "F8_E5M2": -14,
+}
 SPANS = (1, 2, 4, 8, 16)
 
 MIDPOINTS = torch.special.ndtri(0.5 + (torch.arange(24, dtype=torch.float64) + 0.5) / 48).numpy()
@@ -66,9 +73,7 @@ def equal_steps(spacings: np.ndarray, squared_length: float) -> Expected:
     return Expected(mean(ulps**2 * (x**2 - f * (1 - f) + g * (1 - g) / 2)), mean(p), mean(p**2))
 
 
-def straight_turns(
-    parts: Sequence[tuple[np.ndarray, Sequence[str]]], span: int
-) -> np.ndarray:
+def straight_turns(parts: Sequence[tuple[np.ndarray, Sequence[str]]], span: int) -> np.ndarray:
     """(K,) angles that rounding alone makes of a straight path, degrees; NaN at the ends and beside no movement.
 
     Args:

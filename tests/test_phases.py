@@ -133,7 +133,9 @@ def test_a_decay_in_every_scope(tmp_path: Path) -> None:
     assert all(abs(row["value"] - STEPS[-10]) <= 100 for row in found)
     assert all(row["null_value"] is row["differs_from_null"] is None for row in found)
     assert changed_at(store) == []
-    assert store.sql("SELECT count(*) FROM findings WHERE kind = 'phase_change'").fetchall() == [(0,)]
+    assert store.sql("SELECT count(*) FROM findings WHERE kind = 'phase_change'").fetchall() == [
+        (0,)
+    ]
 
 
 def test_nothing_is_judged_of_a_logarithmic_schedule(tmp_path: Path) -> None:

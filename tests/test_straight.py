@@ -19,7 +19,11 @@ from tests.straight import SPANS, straight_turns
 from tests.suites import TORCH
 
 Q, V = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qv")
-UP, NORM, EMBED = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
+UP, NORM, EMBED = (
+    "model.layers.1.mlp.up_proj.weight",
+    "model.norm.weight",
+    "model.embed_tokens.weight",
+)
 FUSED = "h.0.attn.c_attn.weight"
 Formats = Mapping[str, Sequence[str]]
 Stored = dict[str, np.ndarray]
@@ -29,7 +33,9 @@ def written(folder: Path, paths: Mapping[str, np.ndarray], formats: Formats) -> 
     """Write (K, *shape) paths as checkpoints; return the values as stored, (K, p) float64."""
     stored: dict[str, list[np.ndarray]] = {name: [] for name in paths}
     for k in range(len(next(iter(paths.values())))):
-        tensors = {n: torch.from_numpy(rows[k]).to(TORCH[formats[n][k]]) for n, rows in paths.items()}
+        tensors = {
+            n: torch.from_numpy(rows[k]).to(TORCH[formats[n][k]]) for n, rows in paths.items()
+        }
         (folder / f"step{k}").mkdir(parents=True)
         save_file(tensors, folder / f"step{k}" / "model.safetensors")
         for name, values in tensors.items():
@@ -45,7 +51,9 @@ def analysed(source: Path, store: Path, **options: Any) -> Store:
 def found(store: Store, where: str) -> np.ndarray:
     """(K, spans), NaN for NULL."""
     columns = ", ".join(f"straight_turn_{h}_deg" for h in SPANS)
-    rows = store.sql(f"SELECT {columns}, noise_floor_deg FROM path WHERE {where} ORDER BY k").fetchall()
+    rows = store.sql(
+        f"SELECT {columns}, noise_floor_deg FROM path WHERE {where} ORDER BY k"
+    ).fetchall()
     values = np.array(rows, float)
     np.testing.assert_array_equal(values[:, 0], values[:, -1])
     return values[:, :-1]
@@ -80,7 +88,9 @@ def test_paths_that_are_really_rounded(tmp_path: Path) -> None:
         f"model.layers.{n}.mlp.up_proj.weight": (dtype, step)
         for n, (dtype, step) in enumerate((d, s) for d, of_d in SEEN.items() for s in of_d)
     }
-    paths = {n: straight(shape, step, count, seed) for seed, (n, (_, step)) in enumerate(names.items())}
+    paths = {
+        n: straight(shape, step, count, seed) for seed, (n, (_, step)) in enumerate(names.items())
+    }
     formats = {name: [dtype] * count for name, (dtype, _) in names.items()}
     stored = written(tmp_path / "run", paths, formats)
     store = analysed(tmp_path / "run", tmp_path / "store")
@@ -107,7 +117,9 @@ def test_all_groups_of_several_tensors(tmp_path: Path) -> None:
     }
     paths[V][:] = paths[V][:1]  # never moves
     paths[UP][12:16] = paths[UP][12]  # stands still
-    formats = in_all("BF16", [Q, V], count) | in_all("F16", [UP], count) | in_all("F32", [NORM], count)
+    formats = (
+        in_all("BF16", [Q, V], count) | in_all("F16", [UP], count) | in_all("F32", [NORM], count)
+    )
     stored = written(tmp_path / "run", paths, formats)
     store = analysed(tmp_path / "run", tmp_path / "store")
     for where, names in {
@@ -120,7 +132,9 @@ def test_all_groups_of_several_tensors(tmp_path: Path) -> None:
         angles = found(store, where)
         for column, h in enumerate(SPANS):
             expected = straight_turns([(stored[n], formats[n]) for n in names], h)
-            np.testing.assert_allclose(angles[:, column], expected, rtol=0, atol=1e-3, err_msg=where)
+            np.testing.assert_allclose(
+                angles[:, column], expected, rtol=0, atol=1e-3, err_msg=where
+            )
             assert np.isnan(expected).all() == (names == [V])
 
 
@@ -196,7 +210,9 @@ def test_codes_with_one_scale(scale: float, tmp_path: Path) -> None:
         save_file(tensors, tmp_path / "run" / f"step{k}" / "model.safetensors")
         stored.append(code.double().numpy().reshape(-1))
     angles = found(analysed(tmp_path / "run", tmp_path / "store"), "scope = 'model'")
-    expected = straight_turns([(np.stack(stored), ["F8_E4M3"] * count)], 1)  # the same with any scale
+    expected = straight_turns(
+        [(np.stack(stored), ["F8_E4M3"] * count)], 1
+    )  # the same with any scale
     np.testing.assert_allclose(angles[:, 0], expected, rtol=0, atol=1e-3)
 
 
@@ -215,7 +231,10 @@ def test_values_held_in_a_finer_format(tmp_path: Path) -> None:
 def test_turns_are_null_beside_equal_and_absent_checkpoints(tmp_path: Path) -> None:
     """And defined wherever the turn is; the rest of the figures is that of the values that there are."""
     count = 9
-    paths = {Q: straight((30, 40), 3e-3, count, 1, wobble=1.0), UP: straight((30, 40), 3e-3, count, 2)}
+    paths = {
+        Q: straight((30, 40), 3e-3, count, 1, wobble=1.0),
+        UP: straight((30, 40), 3e-3, count, 2),
+    }
     for path in paths.values():
         path[6] = path[5]
     paths[UP][2, 3, 4] = np.nan

@@ -93,9 +93,7 @@ _Z_IN_FLOAT32 = _Z[:, None].astype(np.float32)
 class _Steps:
     """Steps of some weights each, of the sizes that their squared lengths tell; no row depends on another one."""
 
-    def __init__(
-        self, counts: FloatArray, ulps: FloatArray, squared_lengths: FloatArray
-    ) -> None:
+    def __init__(self, counts: FloatArray, ulps: FloatArray, squared_lengths: FloatArray) -> None:
         self._numbers, squares = counts.sum(axis=1), counts * ulps**2
         matter = squares > _NEGLIGIBLE * squared_lengths[:, None]
         self._row, exponent = np.nonzero(matter)

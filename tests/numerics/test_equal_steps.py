@@ -70,7 +70,9 @@ def test_no_step_depends_on_others() -> None:
     """To the bit: not on those worked on with it, nor on how many these are."""
     weights = [drawn(kind) for kind in ("normal", "sparse", "wide")]
     ulps = np.unique(straight.spacing(np.concatenate(weights), "BF16"))
-    counts = np.array([(straight.spacing(each, "BF16")[:, None] == ulps).sum(0) for each in weights])
+    counts = np.array(
+        [(straight.spacing(each, "BF16")[:, None] == ulps).sum(0) for each in weights]
+    )
     rng = np.random.default_rng(0)
     which = rng.integers(3, size=1000)
     lengths = 10.0 ** rng.uniform(-8, 3, 1000)
@@ -79,7 +81,10 @@ def test_no_step_depends_on_others() -> None:
     assert not together[::7].any() and np.all(together[lengths > 0] >= 0)
     for n in range(0, 1000, 37):
         alone = turned_products(
-            counts[which[n] : which[n] + 1].astype(float), ulps, np.zeros(1, int), lengths[n : n + 1]
+            counts[which[n] : which[n] + 1].astype(float),
+            ulps,
+            np.zeros(1, int),
+            lengths[n : n + 1],
         )
         assert alone[0] == together[n]
 
