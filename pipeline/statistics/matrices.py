@@ -101,9 +101,9 @@ class MatrixAccumulator:
             matrices = self._held.pop(key).reshape(self._count, *shape)
             for k, matrix in enumerate(matrices):
                 displacement = spectrum(matrix, matrices[0]) if k else UNDEFINED
-                for number, found in enumerate((spectrum(matrix), displacement)):
-                    arrays["matrices.sigma"][row, k, number] = found.sigma
-                    arrays["matrices.ranks"][row, k, number] = found.ranks
+                for number, figures in enumerate((spectrum(matrix), displacement)):
+                    arrays["matrices.sigma"][row, k, number] = figures.sigma
+                    arrays["matrices.ranks"][row, k, number] = figures.ranks
         return Sums(tuple(self._shapes), arrays, device)
 
     def _add(self, key: PartKey, values: NDArray[np.floating[Any]]) -> None:
