@@ -233,7 +233,7 @@ def _of_rows(plan: Plan, divided: Buffers) -> int:
     largest, total = max(numbers, default=0), sum(numbers)
     file = min(divided.file, _ROW[1] * total) * _ENCODED[0] // _ENCODED[1]
     of_one = _ROW[0] * largest + _WAITING * _ROW[0] * min(largest, ROW_GROUP) + file
-    return 3 * plan.rows.each * total + of_one * len(plan.firsts)
+    return 4 * plan.rows.each * total + of_one * len(plan.firsts)
 
 
 class Requested(NamedTuple):
