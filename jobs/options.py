@@ -223,6 +223,22 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_NOT_FOLLOWED = {"joint", "statistics", "fraction", "budget", "seed"}
+"""What takes several sources, or other checkpoints beside the one that is read, or not all of it."""
+
+
+def what_is_followed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add one SOURCE, and the options that say what of it is followed, and with how much memory."""
+    _, *selection = _SELECTION
+    memory, *_ = _RESOURCES
+    source = click.argument("source", metavar="SOURCE")
+    for option in reversed([source, *selection, memory, *_OUTPUT]):
+        command = option(command)
+    parameters: list[click.Parameter] = vars(command)["__click_params__"]
+    parameters[:] = [each for each in parameters if each.name not in _NOT_FOLLOWED]
+    return command
+
+
 def checkpoints_of_a_source(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add a SOURCE, which may be left out, and the options that say which of its checkpoints count."""
     sources = click.argument("sources", metavar="[SOURCE...]", nargs=-1)

@@ -29,6 +29,7 @@ def status(store: str, as_json: bool, debug: bool) -> int:
     del debug
     folder = Folder(store)
     finished, ended = _finished(store)
+    states = {name: state.partition(",")[0] for name, state in finished.items()}
     under_way = {
         record.run: record
         for record in records(folder)
@@ -37,7 +38,7 @@ def status(store: str, as_json: bool, debug: bool) -> int:
     if not under_way and not finished:
         Store(store)  # says what it is that is missing
     if as_json:
-        runs = [{"run": name, "state": state} for name, state in finished.items()]
+        runs = [{"run": name, "state": state} for name, state in states.items()]
         runs = [entry for entry in runs if entry["run"] not in under_way]
         Result().print_json({"runs": [*runs, *map(as_dict, under_way.values())]})
         return 0
@@ -53,13 +54,21 @@ def _finished(store: str) -> tuple[dict[str, str], dict[str, int]]:
     try:
         rows: list[tuple[Any, ...]] = (
             Store(store)
-            .sql("SELECT run, complete, final, attempt FROM attempts ORDER BY run")
+            .sql(
+                "SELECT run, complete, final, attempt, followed, checkpoints FROM attempts ORDER BY run"
+            )
             .fetchall()
         )
     except StoreUnusable:
         return {}, {}  # none is finished yet
-    states = {run: "complete" if complete else "incomplete" for run, complete, *_ in rows}
-    return states, {run: token_of(attempt) for run, _, final, attempt in rows if final}
+    states = {run: _state(complete, followed, k) for run, complete, _, _, followed, k in rows}
+    return states, {run: token_of(attempt) for run, _, final, attempt, *_ in rows if final}
+
+
+def _state(complete: bool, followed: bool | None, checkpoints: int) -> str:
+    if followed:
+        return f"followed, {checkpoints} checkpoints so far"
+    return "complete" if complete else "incomplete"
 
 
 def _told(record: Record) -> str:
@@ -67,12 +76,15 @@ def _told(record: Record) -> str:
     from pipeline.planning.memory import show_size
 
     age = max(0.0, time.time() - record.renewed)
-    silent = " (possibly dead)" if record.state == "reading" and age > LOST_TOUCH_S else ""
+    busy = record.state in ("reading", "following")
+    silent = " (possibly dead)" if busy and age > LOST_TOUCH_S else ""
+    heard = f"last heartbeat {age:.0f} s ago, process {record.pid} on {record.host}{silent}"
+    if record.state == "following":
+        return f"following, nothing new; {heard}"
     lost = f", {record.tiles_lost} tiles lost" if record.tiles_lost else ""
     return (
         f"{record.state}, {show_size(record.bytes_done)} of {show_size(record.bytes)},"
-        f" {record.tiles_done} of {record.tiles} tiles{lost}, {record.workers} workers;"
-        f" last heartbeat {age:.0f} s ago, process {record.pid} on {record.host}{silent}"
+        f" {record.tiles_done} of {record.tiles} tiles{lost}, {record.workers} workers; {heard}"
     )
 
 

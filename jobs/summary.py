@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from shlex import quote
+from typing import Any
 
 from rich.console import Console
 
 from jobs.audit import findings_of, folded, print_finding, told
 from jobs.console import console, say
+from jobs.progress import with_error
 from jobs.tables import table_lines
 from pipeline.job.summary import Summary
 from pipeline.numerics.straight_turns import DIFFERS_BY_DEG, SAYS_NOTHING_DEG
@@ -59,6 +61,8 @@ def print_summary(summary: Summary) -> None:
     say(screen, f"findings: {told(findings)}")
     for row in findings[:_FINDINGS_SHOWN]:
         print_finding(screen, row)
+    if summary.estimates is not None:
+        _say(screen, _off(summary.estimates))
     _say(screen, _times(summary))
     say(screen, f"results: {summary.store}")
     for words in _next_commands(summary, len(findings)):
@@ -180,8 +184,31 @@ def _training(store: Store, run: str) -> Iterator[str]:
         yield f"training: {', '.join(sorted(names)[:_METRICS_SHOWN])}{more}, {values:,} values"
 
 
+def _off(estimates: dict[str, Any]) -> str:
+    """Return how far what `follow` had estimated was off."""
+    said = [
+        f"{name.replace('_', ' ')}s by at most {off['largest']:.2g}"
+        + ("" if (by := off["largest_in_stderr"]) is None else f" ({by:.1f} standard errors)")
+        for name in ("cosine", "relative_cosine")
+        if (off := estimates[name]) is not None
+    ]
+    figure = estimates["indicators"].get("relative_mds")
+    if figure is not None:
+        was = with_error(figure["was"], figure["stderr"])
+        said.append(f"relative_mds, {was}, is {figure['is']:.6g}")
+    return (
+        f"estimates of {estimates['checkpoints']} checkpoints that were followed are replaced;"
+        f" they were off: {', '.join(said)}"
+    )
+
+
 def _times(summary: Summary) -> str:
     """Return where the time went, Ray's start apart."""
+    if summary.followed:
+        return (
+            "followed: figures between checkpoints are estimates; `hallmarks analyze` makes them exact"
+            " while the checkpoints are there"
+        )
     if summary.recomputed:
         return "figures recomputed from stored sums; nothing was read"
     if summary.already_complete:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import analyze, analyze_joint, average, open_store, plan
+    from pipeline.api import analyze, analyze_joint, average, open_store, plan, update
     from pipeline.averaging.average import AverageSummary
     from pipeline.errors import (
         DamagedRun,
@@ -28,20 +28,24 @@ if TYPE_CHECKING:
         StoreFailed,
         StoreUnusable,
     )
+    from pipeline.follow.python import follow_once
     from pipeline.job.summary import Summary
+    from pipeline.job.update import Updated
     from pipeline.planning.plan import Plan
     from pipeline.store.maps import TrajectoryMap
     from pipeline.store.query import Store
 
 _HOMES = {
-    "pipeline.api": ("analyze", "analyze_joint", "average", "open_store", "plan"),
+    "pipeline.api": ("analyze", "analyze_joint", "average", "open_store", "plan", "update"),
     "pipeline.averaging.average": ("AverageSummary",),
     "pipeline.errors": (
         *("DamagedRun", "FormatError", "HallmarksError", "NothingMatches", "PackageMissing"),
         *("PlanDoesNotFit", "QueryError", "ReadError", "RequestError", "SourceChanged"),
         *("SourceNotFound", "StoreFailed", "StoreUnusable"),
     ),
+    "pipeline.follow.python": ("follow_once",),
     "pipeline.job.summary": ("Summary",),
+    "pipeline.job.update": ("Updated",),
     "pipeline.planning.plan": ("Plan",),
     "pipeline.store.maps": ("TrajectoryMap",),
     "pipeline.store.query": ("Store",),
@@ -68,11 +72,14 @@ __all__ = [
     "StoreUnusable",
     "Summary",
     "TrajectoryMap",
+    "Updated",
     "analyze",
     "analyze_joint",
     "average",
+    "follow_once",
     "open_store",
     "plan",
+    "update",
 ]
 
 

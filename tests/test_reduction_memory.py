@@ -105,7 +105,7 @@ def test_tables_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:
         (column := group.column(number)).path_in_schema: column.total_compressed_size
         for number in range(group.num_columns)
     }
-    similarities, *_, windows, _ = encoded_tables(grouped, plan)
+    similarities, *_ = encoded_tables(grouped, plan)
     kept = kept_increments(grouped, count)
     assert similarities / 2 < sum(taken.values()) <= similarities
     assert kept / 2 < taken["increment_dot"] <= kept * 1.1

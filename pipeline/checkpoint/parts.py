@@ -27,6 +27,12 @@ class Part:
     expert: int | None = None
     """Number of the expert, where a part is one expert's."""
 
+    def below(self, stop: int) -> int:
+        """Return how many of the elements [0, stop) of its tensor belong to it."""
+        periods, rest = divmod(stop, self.period)
+        size = self.stop - self.start
+        return periods * size + min(max(rest - self.start, 0), size)
+
 
 @dataclass(frozen=True, slots=True)
 class Fused:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
+from pipeline.job.followed import Estimated, compared, estimated, refuse_to_lose
 from pipeline.job.memory import assure_room_for_figures, reduction_buffers
-from pipeline.job.outcome import Outcome
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
+from pipeline.job.recompute import recomputed
 from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
-from pipeline.job.spectra import Spectra, ready_spectra
+from pipeline.job.spectra import Spectra
 from pipeline.job.summary import Execution, Summary, stored_summary
-from pipeline.job.write import Written, write_runs
 from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import grouping
-from pipeline.reduce.reduce import group_sums
 from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
-from pipeline.store.attempts import final, has_superseded
+from pipeline.store.attempts import has_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.names import (
     refuse_to_replace,
@@ -34,6 +32,7 @@ from pipeline.store.names import (
     stored_statistics,
     stored_windows,
 )
+from pipeline.store.records import has_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_spectra, is_left
 from pipeline.store.training import keeping
@@ -99,26 +98,24 @@ def _analyze(
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))
+    plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
     if not fresh:
         plan = replace(plan, spectra=plan.spectra or stored_spectra(folder, plan))
-    plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:
         progress.note(note)
     if not may_replace:
         refuse_to_replace(folder, list(runs))
+    followed = {each.run: estimated(folder, each.run) for each in runs}
+    if not may_replace:
+        for each in runs:
+            refuse_to_lose(each, followed[each.run])
     buffers = reduction_buffers(plan, resources)
     sums = SumFolder(folder, plan.run, plan.digest, plan.specs, buffers.held)
-    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
     nothing = Execution(store, resources.executor, 0, started, buffers)
-    if resources.verify and plan.sampled:
-        raise RequestError(
-            "--verify needs whole files and cannot be combined with --fraction or --budget",
-            "drop one of them",
-        )
     done = _figures(
-        runs, source, folder, sums, tiles, resources, fresh, may_replace, nothing, progress
+        runs, source, folder, sums, resources, fresh, may_replace, followed, nothing, progress
     )
     return _with_spectra(plan, source, folder, sums, resources, nothing, progress, done)
 
@@ -128,15 +125,21 @@ def _figures(
     source: Source,
     folder: Folder,
     sums: SumFolder,
-    tiles: TileFolder,
     resources: Resources,
     fresh: bool,
     may_replace: bool,
+    followed: Mapping[str, Estimated | None],
     nothing: Execution,
     progress: Progress,
 ) -> list[Summary]:
     """Do what is left to do of a plan's tiles and tables."""
     plan = runs.whole
+    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
+    if resources.verify and plan.sampled:
+        raise RequestError(
+            "--verify needs whole files and cannot be combined with --fraction or --budget",
+            "drop one of them",
+        )
     if not fresh:
         if (done := _stored(runs, folder, nothing)) is not None:
             if resources.verify:
@@ -148,16 +151,11 @@ def _figures(
         if sums.complete:
             assure_room_for_figures(plan, resources)
             with Leases(folder, runs).held() as leases:
-                outcome = Outcome(
-                    done=frozenset(tile.index for tile in plan.tiles),
-                    devices=frozenset(sums.device.split(" + ")),
-                    already_complete=True,
-                    recomputed=True,
-                )
-                written = _recomputed(runs, leases, sums, folder, nothing, outcome, resources)
+                written = recomputed(plan, leases, sums, folder, nothing)
                 commit(written, Patience(progress.note))
+                summaries = _compared(written.summaries, followed, folder)
                 settle(runs, leases, folder, sums)
-                return written.summaries
+                return summaries
     with (
         executor(plan, source, resources) as chosen,
         Leases(folder, runs).held() as leases,
@@ -177,7 +175,7 @@ def _figures(
             start_seconds=time.monotonic() - nothing.started,
         )
         job = Job(runs, folder, tiles, sums, leases, execution, progress, resources)
-        return job.run(chosen)
+        return _compared(job.run(chosen), followed, folder)
 
 
 def _with_spectra(
@@ -191,19 +189,19 @@ def _with_spectra(
     done: list[Summary],
 ) -> list[Summary]:
     """Read the matrices that a complete run asks for, and write it again with their spectra."""
-    if not plan.spectra or not done[-1].complete:
+    if not plan.spectra:
         return done
-    spectra = Spectra(folder, settled(plan, sums.read), resources)
-    if not spectra.pending() and stored_spectra(folder, plan) == plan.spectra:
+    if not done[-1].complete:
+        progress.note("--spectra waits until the run is complete")
         return done
-    runs = Runs.of(plan)
-    with Leases(folder, runs).held() as leases:
-        read = spectra.read(source, progress, leases.assure)
-        before = done[-1]
+    spectra = Spectra(folder, settled(plan, sums.read))
+    if not spectra.pending(resources) and stored_spectra(folder, plan) == plan.spectra:
+        return done
+    before = done[-1]
+    with Leases(folder, Runs.of(plan)).held() as leases:
+        read = spectra.read(source, resources, progress, leases.assure)
         outcome = replace(
             read,
-            done=frozenset(tile.index for tile in plan.tiles),
-            devices=frozenset(sums.device.split(" + ")),
             resumed_tiles=before.resumed_tiles,
             bytes_read=before.bytes_read + read.bytes_read,
             work_seconds=before.work_seconds + read.work_seconds,
@@ -211,11 +209,23 @@ def _with_spectra(
             gram_seconds=before.gram_seconds + read.gram_seconds,
         )
         execution = replace(nothing, workers=before.workers, start_seconds=before.start_seconds)
-        written = _recomputed(runs, leases, sums, folder, execution, outcome, resources)
+        written = recomputed(plan, leases, sums, folder, execution, outcome)
         commit(written, Patience(progress.note))
-        settle(runs, leases, folder, sums)
+        settle(Runs.of(plan), leases, folder, sums)
         spectra.remove_others()
-        return written.summaries
+        return [replace(each, estimates=before.estimates) for each in written.summaries]
+
+
+def _compared(
+    summaries: Sequence[Summary], followed: Mapping[str, Estimated | None], folder: Folder
+) -> list[Summary]:
+    """Return summaries that say how far estimates were off where a run was followed before."""
+    return [
+        replace(summary, estimates=compared(before, folder, summary.run))
+        if (before := followed[summary.run]) is not None and summary.complete
+        else summary
+        for summary in summaries
+    ]
 
 
 def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | None:
@@ -224,40 +234,10 @@ def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | N
     return None if None in stored else [summary for summary in stored if summary is not None]
 
 
-def _recomputed(
-    runs: Runs,
-    leases: Leases,
-    sums: SumFolder,
-    folder: Folder,
-    execution: Execution,
-    outcome: Outcome,
-    resources: Resources,
-) -> Written:
-    """Write runs again from their stored sums, and the spectra that are there."""
-    plan = settled(runs.whole, sums.read)
-    spectra = ready_spectra(folder, plan, resources)
-    if spectra is None:
-        plan = replace(plan, spectra=0)
-    grouped = grouping(plan)
-    return write_runs(
-        Runs.of(plan),
-        [final(token) for token in leases.tokens],
-        grouped,
-        group_sums(plan, grouped, sums.read, execution.buffers.stack),
-        folder,
-        execution,
-        outcome,
-        rows=sums.rows(),
-        matrices=spectra.figures() if spectra else (),
-        final=True,
-        check=leases.assure,
-        ready=leases.assure,
-    )
-
-
 def _settle_for_another(runs: Runs, folder: Folder, sums: SumFolder) -> None:
     """Remove what the driver that completed these runs did not come to."""
-    if any(has_superseded(folder, plan.run) or is_left(folder, plan.run) for plan in runs):
+    left = (has_superseded, is_left, has_records)
+    if any(is_there(folder, plan.run) for plan in runs for is_there in left):
         # where another driver holds a lease it is busy with a run of this name, and cleans up
         with (
             contextlib.suppress(StoreUnusable, LeaseLost),

@@ -91,7 +91,8 @@ def matrix_room(budget: int) -> int:
 
 def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
     """Return what figures and tables are made with: of as much as a worker has for tiles."""
-    return buffers(plan, grouping(plan), driver_budget(resources), available_cores())
+    threads = resources.threads or available_cores()
+    return buffers(plan, grouping(plan), driver_budget(resources), threads)
 
 
 def assure_room_for_figures(plan: Plan, resources: Resources) -> None:

@@ -26,7 +26,7 @@ from pipeline.job.patience import Patience, store_in_use
 from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.snapshots import Snapshots
-from pipeline.job.spectra import ready_spectra
+from pipeline.job.spectra import Spectra
 from pipeline.job.summary import Execution, Summary
 from pipeline.job.write import Written, write_runs
 from pipeline.planning.memory import largest_result
@@ -39,7 +39,9 @@ from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import part_bytes
 from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
+from pipeline.store.plans import write_plan
 from pipeline.store.progress import ProgressFile, remove_record
+from pipeline.store.records import discard_records
 from pipeline.store.sums import SumFolder
 from pipeline.store.tiles import TileFolder, discard, discard_all
 
@@ -214,6 +216,7 @@ class Job:
         gone: set[int] = set()
         give_back()  # blocks of tiles: the reduction takes memory of its own
         self._sums.write(sums_of_parts(self._plan, self._results(gone)))
+        write_plan(self._folder, self._plan)
         if gone:
             self._do_again(gone)
             raise _Gone
@@ -229,9 +232,9 @@ class Job:
                 self._sums.seal()
 
         plan = settled(self._plan, self._sums.read, lost)
-        spectra = ready_spectra(self._folder, plan, self._resources)
-        if spectra is None:
-            plan = replace(plan, spectra=0)
+        spectra = Spectra(self._folder, plan) if plan.spectra else None
+        if spectra and spectra.pending(self._resources):
+            spectra, plan = None, replace(plan, spectra=0)  # until they have been read
         grouped = grouping(plan)
         return write_runs(
             Runs.of(plan),
@@ -295,4 +298,5 @@ def settle(runs: Runs, leases: Leases, folder: Folder, sums: SumFolder | None) -
     else:
         sums.remove_others()
         for plan in runs:
+            discard_records(folder, plan.run)
             discard_all(folder, plan.run)  # last: it shows that there is something left to do

@@ -55,7 +55,7 @@ class Pace:
 class Snapshots:
     """Estimates from the tiles read so far, made now and then beside the work, as tables too.
 
-    A finished run of the same name is never replaced by one. Whatever fails in one, the work goes on.
+    A finished run of the same name is never replaced by one, nor what was followed. Whatever fails in one, the work goes on.
     """
 
     def __init__(
@@ -195,5 +195,5 @@ def _is_complete(folder: Folder, store: str, run: str) -> bool:
     if not counting(folder, run):
         return False
     return (True,) in Store(store).sql(
-        "SELECT complete FROM attempts WHERE run = ?", [run]
+        "SELECT complete OR followed FROM runs WHERE run = ?", [run]
     ).fetchall()

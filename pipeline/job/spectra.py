@@ -23,20 +23,11 @@ from pipeline.store.tiles import SPECTRA, TileFolder
 class Spectra:
     """What a run has of them, and what is left to do."""
 
-    def __init__(self, folder: Folder, plan: Plan, resources: Resources) -> None:
+    def __init__(self, folder: Folder, plan: Plan) -> None:
         """`plan`: whose ties are settled."""
-        budget = driver_budget(resources)
-        # the same budget wherever workers run, and whole matrices on the processor alone
-        self._resources = replace(resources, memory=budget, device="cpu", pull="auto", verify=False)
         self.made: MatrixPlan = matrix_plan(plan)
-        self._too_large = self.made.too_large(matrix_room(budget))
         specs = matrix_specs(len(self.made.checkpoints))
         self._tiles = TileFolder(folder, plan.run, self.made.plan.content, specs, SPECTRA)
-
-    def pending(self) -> list[int]:
-        """Return the matrices without a result for which there is memory, as tiles of the second read."""
-        lacking = self._lacking()
-        return [number for number in lacking if number not in self._too_large]
 
     def figures(self) -> Iterator[MatrixFigures]:
         """Yield the figures of every matrix that has a result."""
@@ -45,15 +36,14 @@ class Spectra:
             if result is not None:
                 yield from matrix_figures(self.made, tile.index, result)
 
-    def remove_others(self) -> None:
-        """Remove results of other checkpoints, or of what the source held before."""
-        self._tiles.remove_others()
+    def pending(self, resources: Resources) -> list[int]:
+        """Return the matrices without a result for which there is memory, as tiles of the second read."""
+        too_large = self.made.too_large(matrix_room(driver_budget(resources)))
+        return [number for number in self._lacking() if number not in too_large]
 
-    def _lacking(self) -> list[int]:
-        finished = self._tiles.finished()
-        return [tile.index for tile in self.made.plan.tiles if tile.name not in finished]
-
-    def read(self, source: Source, progress: Progress, check: Callable[[], None]) -> Outcome:
+    def read(
+        self, source: Source, resources: Resources, progress: Progress, check: Callable[[], None]
+    ) -> Outcome:
         """Compute what has no result yet.
 
         Args:
@@ -62,16 +52,18 @@ class Spectra:
         Raises:
             HallmarksError: a matrix cannot be read; what was computed is kept.
         """
-        pending, plan = self.pending(), self.made.plan
-        too_large = [self._too_large[n] for n in self._lacking() if n in self._too_large]
-        for entry in (*self.made.left_out, *too_large):
+        budget, plan = driver_budget(resources), self.made.plan
+        too_large, lacking = self.made.too_large(matrix_room(budget)), self._lacking()
+        for entry in (*self.made.left_out, *(too_large[n] for n in lacking if n in too_large)):
             progress.note(f"--spectra leaves out {entry.name}: {entry.reason}")
-        if not pending:
-            return Outcome()
-        done = sum(tile.bytes for tile in plan.tiles if tile.index not in set(pending))
-        progress.planned(plan, done)
+        pending = [number for number in lacking if number not in too_large]
         account = Account()
-        with executor(plan, source, self._resources) as chosen:
+        if not pending:
+            return account.outcome()
+        progress.planned(plan, sum(t.bytes for t in plan.tiles if t.index not in {*pending}))
+        # the same budget wherever workers run, and whole matrices on the processor alone
+        anywhere = replace(resources, memory=budget, device="cpu", pull="auto", verify=False)
+        with executor(plan, source, anywhere) as chosen:
             for outcome in chosen.work(pending, self._tiles):
                 check()
                 if isinstance(outcome, Lost):
@@ -80,10 +72,10 @@ class Spectra:
                 progress.tile_done(outcome.bytes)
         return account.outcome()
 
+    def remove_others(self) -> None:
+        """Remove results of other checkpoints, or of what the source held before."""
+        self._tiles.remove_others()
 
-def ready_spectra(folder: Folder, plan: Plan, resources: Resources) -> Spectra | None:
-    """Return the spectra that a plan asks for if all of them are in the store."""
-    if not plan.spectra:
-        return None
-    spectra = Spectra(folder, plan, resources)
-    return None if spectra.pending() else spectra
+    def _lacking(self) -> list[int]:
+        finished = self._tiles.finished()
+        return [tile.index for tile in self.made.plan.tiles if tile.name not in finished]

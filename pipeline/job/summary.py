@@ -57,6 +57,8 @@ class Summary:
     findings: dict[str, int]
     """Counts by severity."""
     complete: bool
+    followed: bool
+    """The figures are estimates from what was kept of each checkpoint (docs/method-2.md, §7)."""
     resumed_tiles: int
     """Tiles that an earlier attempt had finished."""
     already_complete: bool = False
@@ -65,6 +67,8 @@ class Summary:
     """The figures were made again from stored sums."""
     lost: list[str] = field(default_factory=list)
     """Why tiles failed for good."""
+    estimates: dict[str, Any] | None = None
+    """Of a run that was followed before: how far its figures were off (`followed.compared`)."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,6 +129,7 @@ def summary(
         relative_mds_stderr=_number(errors.get("relative_mds")),
         findings=counts(findings),
         complete=outcome.complete,
+        followed=plan.sketch is not None,
         resumed_tiles=outcome.resumed_tiles,
         already_complete=outcome.already_complete,
         recomputed=outcome.recomputed,
@@ -142,7 +147,9 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     stored, run = Store(execution.store), [plan.run]
     columns = "fraction, device, tensors, parameters, plan, complete, figures, windows"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
-    if not rows or rows[0][4:] != (plan.digest, True, FIGURES_FORMAT, plan.windows.words):
+    whole = plan.sketch is None  # a run that is followed never is
+    asked = (plan.digest, whole, FIGURES_FORMAT, plan.windows.words)
+    if not rows or rows[0][4:] != asked:
         return None
     if stored.trouble(plan.run) is not None:
         return None
@@ -160,7 +167,7 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
         "SELECT severity, count(*) FROM findings WHERE run = ? GROUP BY ALL", run
     ).fetchall()
     fraction, device, tensors, parameters = rows[0][:4]
-    outcome = Outcome(devices=frozenset({device}), already_complete=True)
+    outcome = Outcome(devices=frozenset({device}), complete=whole, already_complete=True)
     without_figures = summary(plan, execution, outcome, fraction)
     return replace(
         without_figures,

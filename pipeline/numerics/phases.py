@@ -176,9 +176,9 @@ def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatA
 
 def _beside(y: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
     """(G, B, count) each, the nearest on both sides of each boundary."""
-    windows = sliding_window_view(y, count, axis=1)
+    neighbours = sliding_window_view(y, count, axis=1)
     boundaries = y.shape[1] - 2 * LEAST_IN_PHASE + 1
-    return windows[:, LEAST_IN_PHASE - count :][:, :boundaries], windows[:, LEAST_IN_PHASE:][
+    return neighbours[:, LEAST_IN_PHASE - count :][:, :boundaries], neighbours[:, LEAST_IN_PHASE:][
         :, :boundaries
     ]
 
@@ -210,8 +210,8 @@ def _shifts(u: FloatArray) -> FloatArray:
     """(G, B) by how much the median of the up to three nearest cosines changes, the one across left out."""
     boundaries = u.shape[1] - 2 * LEAST_IN_PHASE + 2
     padded = np.pad(u, ((0, 0), (1, 1)), constant_values=np.nan)
-    windows = np.nanmedian(sliding_window_view(padded, LEAST_IN_PHASE, axis=1), axis=2)
-    return windows[:, LEAST_IN_PHASE + 1 :][:, :boundaries] - windows[:, :boundaries]
+    neighbours = np.nanmedian(sliding_window_view(padded, LEAST_IN_PHASE, axis=1), axis=2)
+    return neighbours[:, LEAST_IN_PHASE + 1 :][:, :boundaries] - neighbours[:, :boundaries]
 
 
 def _scatter(values: FloatArray) -> FloatArray:

@@ -35,7 +35,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 
-RESULT_FORMAT = 7
+RESULT_FORMAT = 8
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -95,7 +95,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
             PlannedPath(
                 run_name(request, source),
                 source.label,
-                _selection(source, request),
+                selection_text(source, request),
                 len(checkpoints),
                 selection.left_out,
                 selection.gaps,
@@ -118,6 +118,17 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
 
 
+def make_plan_of_one(source: Source, selected: Selected, request: Request, run: str) -> Plan:
+    """Return the plan of a single checkpoint, which says nothing of the training.
+
+    Raises:
+        FormatError: the checkpoint cannot be read, or not yet.
+        NothingMatches: no tensor of it is asked for.
+    """
+    alone = Selection((selected,), ())
+    return _planned(run, source, alone, Account(), [source.label], (), request)[0]
+
+
 def _made(
     run: str,
     source: Source,
@@ -129,6 +140,30 @@ def _made(
     least_tile_bytes: int | None = None,
 ) -> Plan:
     """Return the plan of a selection; `labels` name the source of each checkpoint."""
+    plan, checkpoints, contents = _planned(
+        run, source, selection, account, labels, paths, request, least_tile_bytes
+    )
+    bounds = pairwise((*plan.firsts, len(checkpoints)))
+    accounts = [path.account for path in plan.paths] or [plan.account]
+    return plan.knowing(
+        [
+            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
+            for (a, b), each in zip(bounds, accounts, strict=True)
+        ]
+    )
+
+
+def _planned(
+    run: str,
+    source: Source,
+    selection: Selection,
+    account: Account,
+    labels: Sequence[str],
+    paths: tuple[PlannedPath, ...],
+    request: Request,
+    least_tile_bytes: int | None = None,
+) -> tuple[Plan, tuple[Selected, ...], list[Contents]]:
+    """Return the plan, without what is known of the training, its checkpoints and what they store."""
     contents, lacking = _contents(
         source, selection.checkpoints, [path.first for path in paths] or [0], request
     )
@@ -159,8 +194,9 @@ def _made(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
+        network=alignment.network,
         content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
-        selection=_selection(source, request),
+        selection=selection_text(source, request),
         paths=paths,
         draws=draws,
         seed=request.seed,
@@ -168,14 +204,7 @@ def _made(
         spectra=request.spectra or 0,
         windows_asked=request.windows,
     )
-    bounds = pairwise((*firsts, len(checkpoints)))
-    accounts = [path.account for path in paths] or [account]
-    return plan.knowing(
-        [
-            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
-            for (a, b), each in zip(bounds, accounts, strict=True)
-        ]
-    )
+    return plan, checkpoints, contents
 
 
 def _contents(
@@ -195,7 +224,9 @@ def _contents(
         of_path = [k for k in errors if first <= k < stop]
         if of_path and stop - first - len(of_path) < 2:
             raise errors[of_path[0]]
-    lacking = {k: _why(error, checkpoints[k].candidate.name) for k, error in errors.items()}
+    lacking = {
+        k: why_unreadable(error, checkpoints[k].candidate.name) for k, error in errors.items()
+    }
     readable = [k for k in range(len(read)) if k not in errors]
     contents = [each for each in read if isinstance(each, Contents)]
     starts = [sum(k < first for k in readable) for first in firsts]
@@ -204,7 +235,7 @@ def _contents(
     return [each for number, each in enumerate(contents) if number not in without], lacking
 
 
-def _why(error: FormatError, name: str) -> str:
+def why_unreadable(error: FormatError, name: str) -> str:
     """Return why a checkpoint cannot be read, without the way to its file."""
     place, _, what = error.message.partition(": ")
     file = place.rpartition("/")[2]
@@ -284,7 +315,8 @@ def check_distinct(names: Sequence[str]) -> None:
             )
 
 
-def _selection(source: Source, request: Request) -> str:
+def selection_text(source: Source, request: Request) -> str:
+    """Return which source and which of its weights are asked for, as JSON."""
     return json.dumps({"source": source.uri, **request.selection()}, sort_keys=True)
 
 

@@ -115,7 +115,7 @@ def windows(option: str, value: Any) -> Windows | None:
     if isinstance(value, Windows):
         return value
     several = [value] if isinstance(value, int | str) else value
-    if not isinstance(several, Iterable):
+    if not isinstance(several, Iterable) or isinstance(several, bytes):
         raise RequestError(f"{option}: expected a list such as 5,8,16, found {quoted(value)}")
     words = [word.strip() for each in several for word in str(each).split(",")]
     try:
@@ -269,6 +269,21 @@ def share(option: str, value: Any) -> float:
         raise RequestError(
             f"{option}: expected more than 0 and at most 1, found {quoted(value)}",
             f"for example {option} 0.01",
+        ) from None
+    return number
+
+
+def seconds(option: str, value: Any) -> float:
+    """Return a time, 0 or more."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | Real):
+            raise ValueError
+        number = float(value)
+        if not 0 <= number < math.inf:
+            raise ValueError
+    except ValueError:
+        raise RequestError(
+            f"{option}: expected seconds, found {quoted(value)}", f"for example {option} 60"
         ) from None
     return number
 

@@ -11,23 +11,28 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from pipeline.checkpoint.file_kinds import FileKind
+from pipeline.checkpoint.parts import Part
 from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
 from pipeline.planning.gaps import Gap
+from pipeline.planning.network import Network
 from pipeline.planning.options import Windows
 from pipeline.planning.row_tables import row_tables
 from pipeline.planning.sample import WHOLE, Draw
 from pipeline.planning.select import LeftOut
 from pipeline.planning.tiles import (
     Tile,
+    divide,
     elements,
     everything,
     range_bytes,
+    tile_bytes,
 )
 from pipeline.sources.base import File
 from pipeline.statistics.matrices import Shape
 from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.rows import NO_ROWS, Rows
+from pipeline.statistics.sketch import BUCKETS, Sketch
 from pipeline.statistics.statistic import ArraySpec, Statistic, specs
 from pipeline.statistics.table import NAMES, chosen
 from pipeline.training.metrics import Training, joined
@@ -80,6 +85,8 @@ class Plan:
     account: Account
     unread: tuple[Mapping[str, FileKind], ...] = field(repr=False)
     """The files of each checkpoint that are not read, by path, and what they are."""
+    network: Network = field(repr=False)
+    """What roles and parts of tensors are made from."""
     content: str
     """Digest of what is read, and how it is divided."""
     selection: str = field(repr=False)
@@ -101,6 +108,8 @@ class Plan:
     """Checkpoints of which spectra of matrices are computed, in a second read; 0: none are asked for."""
     matrices: tuple[tuple[Shape, ...], ...] = ()
     """Of that second read: the shapes of each tensor's parts, which are held whole."""
+    sketch: Sketch | None = None
+    """How every part is sketched, if it is: of a run that is followed (pipeline/follow)."""
     apart: Mapping[int, int] | None = None
     """Which tensors are not what they may be under a second name, and the first checkpoint where
     their values differ; None before that has been looked at."""
@@ -108,12 +117,28 @@ class Plan:
     @property
     def digest(self) -> str:
         """Of all that decides the figures; results are kept under it."""
-        return "-".join((self.content, *self.statistics_asked))
+        sketch = () if self.sketch is None else (self.sketch.label,)
+        return "-".join((self.content, *self.statistics_asked, *sketch))
 
     def having(self, names: Iterable[str]) -> Plan:
         """Return the same plan with these statistics besides those that it asks for."""
         asked = {*self.statistics_asked, *names}
         return replace(self, statistics_asked=tuple(name for name in NAMES if name in asked))
+
+    def sketched(self, buckets: int = BUCKETS, seed: int = 0) -> Plan:
+        """Return the same plan with sketches of all parts.
+
+        Tiles of many small parts are divided further: each part adds the columns of its sketch to a result.
+
+        Args:
+            buckets: of a part, a power of two, at most `sketch.MOST_BUCKETS`.
+        """
+        numels = [part.below(t.numel) for t in self.tensors for part in t.parts]
+        sketch = Sketch(buckets, seed, Sketch(buckets).columns_for(numels))
+        ranges = everything(self.tensors)
+        least = tile_bytes(len(self.checkpoints), range_bytes(ranges, self.tensors))
+        of_part = 8 * len(self.checkpoints) * max(sketch.columns, len(self.checkpoints))
+        return replace(self, sketch=sketch, tiles=divide(ranges, self.tensors, least, of_part))
 
     def knowing(self, known: Sequence[tuple[Settings, Training]]) -> Plan:
         """Return the same plan with what is known of the training of each path.
@@ -142,7 +167,8 @@ class Plan:
     @property
     def statistics(self) -> tuple[Statistic, ...]:
         """What is computed of every part while it is read."""
-        return chosen(self.statistics_asked)
+        sketch = () if self.sketch is None else (self.sketch,)
+        return (*chosen(self.statistics_asked), *sketch)
 
     @property
     def specs(self) -> tuple[ArraySpec, ...]:
@@ -207,6 +233,31 @@ class Plan:
                 )
             )
         return tuple(plans)
+
+    def renamed(self) -> Plan | None:
+        """Return the same plan with the roles that this version gives its tensors.
+
+        None where their parts are others then: sums of those there are not.
+
+        Raises:
+            RequestError: something of `--roles` fits no tensor.
+        """
+        known, parts_of = self.network.roles(), self.network.parts_of()
+        tensors: list[AlignedTensor] = []
+        for tensor in self.tensors:
+            role = known[tensor.name]
+            ways = (
+                parts_of(tensor.name, role, tensor.shape, tensor.numel, is_in_order)
+                for is_in_order in (True, False)
+            )
+            fitting = [
+                way for way in ways if list(map(_place, way)) == list(map(_place, tensor.parts))
+            ]
+            if not fitting:
+                return None
+            tensors.append(replace(tensor, role=role, parts=fitting[0]))
+        left_out = (replace(tensor, role=known[tensor.name]) for tensor in self.left_out_tensors)
+        return replace(self, tensors=tuple(tensors), left_out_tensors=tuple(left_out))
 
     def settled(self, apart: Mapping[int, int]) -> Plan:
         """Return the same plan with what the values say of tensors that may be tied."""
@@ -302,3 +353,8 @@ class Plan:
     def parameters(self) -> int:
         """Weights of one checkpoint that are analysed."""
         return sum(tensor.numel for _, tensor in self.counted)
+
+
+def _place(part: Part) -> Part:
+    """Return which elements of its tensor a part is, and of what."""
+    return replace(part, component="")

@@ -53,7 +53,10 @@ class Selection:
 
 
 def select(
-    candidates: Sequence[Candidate], request: Request, beside: Sequence[Beside] = ()
+    candidates: Sequence[Candidate],
+    request: Request,
+    beside: Sequence[Beside] = (),
+    least: int = 2,
 ) -> Selection:
     """Return the checkpoints that the request keeps, in order of stage, step and tokens.
 
@@ -62,9 +65,10 @@ def select(
 
     Args:
         beside: what lies beside the candidates: folders of the series without weights are named.
+        least: of checkpoints; of a run that has only begun there may be none.
 
     Raises:
-        NothingMatches: fewer than two are left, or they are of several runs.
+        NothingMatches: fewer are left, or they are of several runs.
     """
     written = [c for c in candidates if not is_being_written(c.name)]
     left_out = [
@@ -92,7 +96,7 @@ def select(
             kept.append(entry)
         else:
             left_out.append(LeftOut(entry.candidate.name, reason))
-    if len(kept) < 2:
+    if len(kept) < least:
         raise too_few(kept, left_out, candidates, request, beside)
     lacking = tuple(_lacking(beside, kept, request))
     return Selection(tuple(kept), tuple(left_out), gaps, ordering, lacking)

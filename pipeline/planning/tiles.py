@@ -28,7 +28,7 @@ TILES_AT_LEAST = 16
 which one core worked through while others had nothing to do."""
 
 MAX_RESULT_BYTES = 128 << 20
-"""Bound on the accumulators of a tile of many small tensors (8 n² bytes each)."""
+"""Bound on the accumulators of a tile of many small tensors (8 n² bytes each; of a sketch 8 m n)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,22 @@ def everything(tensors: Sequence[AlignedTensor]) -> tuple[TensorRange, ...]:
 
 
 def divide(
-    ranges: Sequence[TensorRange], tensors: Sequence[AlignedTensor], least_bytes: int
+    ranges: Sequence[TensorRange],
+    tensors: Sequence[AlignedTensor],
+    least_bytes: int,
+    part_bytes: int | None = None,
 ) -> tuple[Tile, ...]:
     """Return the tiles that cover every tensor range once, in order.
 
     Large ones are cut at multiples of CHUNK elements; small ones share a tile. Tensors that share
     bytes are cut alike, side by side, so that these are read once.
+
+    Args:
+        part_bytes: of the largest array of a part; default: of a Gram matrix.
     """
     if not tensors:
         return ()
-    most_results = max(1, MAX_RESULT_BYTES // (8 * len(tensors[0].dtypes) ** 2))
+    most_results = max(1, MAX_RESULT_BYTES // (part_bytes or 8 * len(tensors[0].dtypes) ** 2))
     tiles: list[tuple[TensorRange, ...]] = []
     current: list[TensorRange] = []
     keys: set[tuple[int, int, int]] = set()
@@ -153,13 +159,7 @@ def results(range_: TensorRange, tensors: Sequence[AlignedTensor]) -> Iterator[P
 
 def elements(part: Part, first: int, stop: int) -> int:
     """Return how many of the elements [first, stop) of its tensor belong to the part."""
-    block = part.stop - part.start
-
-    def below(end: int) -> int:
-        periods, rest = divmod(end, part.period)
-        return periods * block + min(max(rest - part.start, 0), block)
-
-    return below(stop) - below(first)
+    return part.below(stop) - part.below(first)
 
 
 def _tile(index: int, ranges: tuple[TensorRange, ...], tensors: Sequence[AlignedTensor]) -> Tile:

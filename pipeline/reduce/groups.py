@@ -61,7 +61,7 @@ def grouping(plan: Plan) -> Grouping:
     """Return the groups of a plan's parts."""
     parts = sorted(
         ((index, number) for index, tensor in plan.counted for number in range(len(tensor.parts))),
-        key=lambda part: _order(plan.tensors[part[0]], part[1]),
+        key=lambda part: order_of(plan.tensors[part[0]], part[1]),
     )
     rows: dict[tuple[Any, ...], int] = {}
     sizes: list[int] = []
@@ -95,7 +95,8 @@ def grouping(plan: Plan) -> Grouping:
     )
 
 
-def _order(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]:
+def order_of(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]:
+    """Return the place of a part of a tensor among all parts."""
     layer = -1 if tensor.role.layer is None else tensor.role.layer
     return (tensor.role.stack or "", layer, tensor.parts[number].component, tensor.name, number)
 

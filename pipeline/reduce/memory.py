@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.phases import LEAST_IN_PHASE
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.memory import largest_result, plan_bytes, rows_of_tile
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
@@ -117,7 +117,7 @@ def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
         min(divided.held, len(grouped.members) * of_part)
         + _STACKS * max(divided.stack, of_group)
         + _of_tables(plan, grouped, divided)
-        + _of_figures(plan, divided, JACKKNIFE_FOLDS if plan.sampled else 0)
+        + _of_figures(plan, divided, _folds(plan))
         + most_open(grouped) * of_group
         + _of_rows(plan, divided)
     )
@@ -196,8 +196,13 @@ def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
-    return straight + _matrix_bytes(plan) * (1 + (JACKKNIFE_FOLDS if plan.sampled else 0))
+    straight = 2 * 8 * len(SCALES) * len(plan.checkpoints)
+    return straight + _matrix_bytes(plan) * (1 + _folds(plan))
+
+
+def _folds(plan: Plan) -> int:
+    """Return how many changes a group has: where its sums are estimates, by sample or by sketch."""
+    return JACKKNIFE_FOLDS if plan.sampled or plan.sketch is not None else 0
 
 
 def _matrix_bytes(plan: Plan) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,8 @@ class File:
     identity: str
     """What a change of the contents would change. Of a commit the hash that its repository publishes,
     or repository, commit and path; of local files path, size and times; of a bucket URL and ETag."""
+    changed_at: float | None = field(default=None, compare=False)
+    """When it was last changed, in seconds since 1970 by the clock of its storage; None: it never changes."""
 
     @property
     def path_in_commit(self) -> str:

@@ -113,4 +113,5 @@ class Directory:
     def _file(self, candidate: Candidate, path: Path, name: str) -> File:
         state = FileState.of(path.stat())
         identity = f"{path} {'.'.join(map(str, state))}"
-        return File(candidate, name, str(path), state.size, identity)
+        changed_at = max(state.modified_ns, state.changed_ns) / 1e9  # a copy may keep the first
+        return File(candidate, name, str(path), state.size, identity, changed_at)

@@ -87,6 +87,7 @@ class ObjectStorage:
                 f"{self._url}/{entry['path']}",
                 entry["size"],
                 f"{self._url}/{entry['path']}\n{entry['e_tag']}",
+                entry["last_modified"].timestamp(),
             )
             for name, entry in files.items()
         ]

@@ -97,10 +97,14 @@ class TensorFacts:
         firsts: tuple[int, ...] = (0,),
         parents: NDArray[np.int64] | None = None,
         scales: Mapping[int, AlignedScales] | None = None,
+        name: str = "",
     ) -> None:
-        """`numel`, `dtypes` and `scales` are the tensor's; `firsts`: where each path begins."""
+        """`numel`, `dtypes` and `scales` are the tensor's; `firsts`: where each path begins.
+
+        `name`: of the part (`sketch.part_name`).
+        """
         self.part, self.dtypes, self.scales = part, dtypes, scales or {}
-        self.numel = numel
+        self.numel, self.name = numel, name
         self.part_numel = numel // part.period * (part.stop - part.start)
         # the format of all checkpoints, or None; (K,) bytes of an element of each
         self.stored, self.sizes = _of_formats(dtypes)

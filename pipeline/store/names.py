@@ -28,14 +28,38 @@ def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
     """
     for plan in plans:
         row = _row(folder, plan.run)
-        if row is None or row["plan"] == plan.digest:
-            continue
-        stored, asked = _selection(row["selection"]), _selection(plan.selection)
-        if different := "; ".join(_differences(stored, asked)):
-            raise RequestError(
-                f"run {plan.run} of this store was made from something else: {different}",
-                "keep both with --run NAME, or replace that one with --replace",
-            )
+        if row is not None and row["plan"] != plan.digest:
+            _refuse_another(plan.run, row, plan.selection)
+
+
+def refuse_to_follow(folder: Folder, run: str, selection: str) -> None:
+    """Refuse to write estimates in place of exact figures, or of a run of something else.
+
+    Args:
+        selection: which source and which of its weights are to be followed, as JSON.
+
+    Raises:
+        RequestError: the run of that name is one of the two.
+    """
+    row = _row(folder, run, None)
+    if row is None:
+        return
+    _refuse_another(run, row, selection)
+    if row["final"] and not row.get("followed"):
+        raise RequestError(
+            f"run {run} of this store was made by analyze: its figures are exact, and following would"
+            " put estimates in their place",
+            "keep both with --run NAME, or replace it with --replace; analyze reads what is new, too",
+        )
+
+
+def _refuse_another(run: str, row: Mapping[str, Any], selection: str) -> None:
+    stored, asked = _selection(row["selection"]), _selection(selection)
+    if different := "; ".join(_differences(stored, asked)):
+        raise RequestError(
+            f"run {run} of this store was made from something else: {different}",
+            "keep both with --run NAME, or replace that one with --replace",
+        )
 
 
 def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
@@ -64,13 +88,15 @@ def stored_windows(folder: Folder, plan: Plan) -> Windows | None:
 
 
 def _row(
-    folder: Folder, run: str, columns: Sequence[str] = ("plan", "selection")
+    folder: Folder, run: str, columns: Sequence[str] | None = ("plan", "selection")
 ) -> dict[str, Any] | None:
     """Return a run's row, if there is one that can be read; of the other runs nothing is asked."""
     attempt = counting(folder, run)
     data = folder.read(row_path(run, attempt)) if attempt else None
     try:
-        return pq.read_table(pa.BufferReader(data or b""), columns=list(columns)).to_pylist()[0]
+        return pq.read_table(
+            pa.BufferReader(data or b""), columns=columns and list(columns)
+        ).to_pylist()[0]
     except (pa.ArrowException, OSError, LookupError):
         return None
 

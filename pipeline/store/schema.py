@@ -43,6 +43,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("seconds", pa.float64()),
             ("device", pa.string()),
             ("complete", pa.bool_()),
+            ("followed", pa.bool_()),
             ("settings", pa.string()),
             ("selection", pa.string()),
             ("statistics", pa.list_(pa.string())),

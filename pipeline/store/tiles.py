@@ -27,7 +27,8 @@ from pipeline.statistics.rows import PRODUCTS, RowSums
 from pipeline.statistics.statistic import ArraySpec
 from pipeline.store.folder import Folder
 
-_ABOUT = "hallmarks"
+ABOUT = "hallmarks"
+"""The entry of a file's header that says what it holds."""
 _ROWS = "rows."
 SPECTRA = "_spectra"
 """The folder of the results of matrices: tables are made from them again."""
@@ -123,6 +124,10 @@ class TileFolder:
         paths = self._folder.list(self._of_run)
         self._folder.delete([path for path in paths if not path.startswith(self._prefix + "/")])
 
+    def remove(self) -> None:
+        """Remove the results of this plan, and no others."""
+        self._folder.delete(self._folder.list(self._prefix))
+
     def _path(self, tile_name: str) -> str:
         return f"{self._prefix}/{tile_name}.safetensors"
 
@@ -148,16 +153,18 @@ def discard_all(folder: Folder, run: str) -> None:
     folder.delete(folder.list(f"_tiles/run={run}"))
 
 
-def encode(sums: Sums) -> bytes:
-    """Return sums as the bytes of a safetensors file."""
+def encode(sums: Sums, text: str = "") -> bytes:
+    """Return sums, and a text about them, as the bytes of a safetensors file."""
     arrays: dict[str, NDArray[Any]] = {"keys": np.array(sums.keys, np.int64).reshape(-1, 3)}
     if sums.rows is not None:
         of_rows = {name: getattr(sums.rows, name) for name in RowSums.__slots__}
         arrays |= {f"{_ROWS}{name}": array for name, array in of_rows.items()}
     arrays |= {name: np.ascontiguousarray(array) for name, array in sums.arrays.items()}
-    about = {"device": sums.device, "checksum": _checksum(arrays, sums.device)}
+    about = {"device": sums.device, "checksum": _checksum(arrays, sums.device + text)}
+    if text:
+        about["text"] = text
     # one entry: the library writes several in no fixed order, and equal results shall be equal files
-    return save(arrays, {_ABOUT: json.dumps(about)})
+    return save(arrays, {ABOUT: json.dumps(about)})
 
 
 def decode(data: bytes, specs: Sequence[ArraySpec]) -> Sums:
@@ -172,9 +179,9 @@ def decode(data: bytes, specs: Sequence[ArraySpec]) -> Sums:
     try:
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][ABOUT])
         device = about["device"]
-        if not isinstance(device, str) or about["checksum"] != _checksum(arrays, device):
+        if about["checksum"] != _checksum(arrays, device + about.get("text", "")):
             raise ValueError("checksum")
         numbers = arrays.pop("keys")
         if numbers.dtype != np.int64 or numbers.ndim != 2 or numbers.shape[1] != 3:
@@ -218,9 +225,9 @@ def _row_sums(arrays: dict[str, NDArray[Any]]) -> RowSums | None:
     return RowSums(keys, products, last_moved)
 
 
-def _checksum(arrays: dict[str, NDArray[Any]], device: str) -> str:
+def _checksum(arrays: dict[str, NDArray[Any]], texts: str) -> str:
     """Return what tells damage: nothing here is defended against who can write to the store."""
-    digest = xxhash.xxh3_128(device.encode())
+    digest = xxhash.xxh3_128(texts.encode())
     for name in sorted(arrays):
         digest.update(f"\n{name} {arrays[name].shape} {arrays[name].dtype}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)

@@ -1,14 +1,14 @@
 """How a file is reached: plain values, which a `Reader` reads by.
 
-All of them can be pickled and sent to workers, except those that carry the user's credentials. No
-`repr` shows a secret.
+All of them can be pickled and sent to workers, except those that carry the user's credentials, and what
+lies in memory. No `repr` shows a secret.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -109,7 +109,20 @@ class ThroughDriver:
     is_remote: ClassVar[bool] = True
 
 
-Access = LocalPath | ObjectKey | Url | ThroughDriver
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """What this process holds, or makes when it is asked for. It does not leave the process."""
+
+    where: str
+    fill: Callable[[int, memoryview], None] = field(repr=False)
+    """Fills a buffer from a byte on. Safe in threads."""
+
+    is_remote: ClassVar[bool] = False
+    generation: ClassVar[int] = 1
+    good_for_s: ClassVar[float] = math.inf
+
+
+Access = LocalPath | ObjectKey | Url | ThroughDriver | InMemory
 
 
 def for_workers(access: Access) -> Access:
@@ -128,5 +141,5 @@ def good_for(access: Access, seconds: float) -> Access:
     match access:
         case Url() | ThroughDriver():
             return replace(access, good_for_s=seconds)
-        case LocalPath() | ObjectKey():
+        case LocalPath() | ObjectKey() | InMemory():
             return access

@@ -16,7 +16,15 @@ from typing import Generic, Protocol, TypeVar
 
 from pipeline.errors import AccessExpired, HallmarksError, Interrupted, ReadError
 from pipeline.transport import local
-from pipeline.transport.access import Access, LocalPath, ObjectKey, ThroughDriver, Url, good_for
+from pipeline.transport.access import (
+    Access,
+    InMemory,
+    LocalPath,
+    ObjectKey,
+    ThroughDriver,
+    Url,
+    good_for,
+)
 from pipeline.transport.connections import Connections, Count, Notices, uncounted
 from pipeline.transport.http import Download
 
@@ -123,6 +131,9 @@ class Reader(Generic[Key]):
             match access:
                 case LocalPath():  # opened once for all ranges that are left
                     return self._read_local(file, access, ranges[number:])
+                case InMemory():
+                    with self._counted(len(buffer)):
+                        access.fill(start, buffer)
                 case ObjectKey():
                     # the client is not on a bare machine with a GPU (`make gpu-check`)
                     from pipeline.transport import objects

@@ -28,6 +28,7 @@ from pipeline.statistics.matrices import MatrixAccumulator, Room, matrix_bytes
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import TensorFacts, one_thread_products
 from pipeline.statistics.rows import RowAccumulator
+from pipeline.statistics.sketch import part_name
 from pipeline.transport.access import Access
 from pipeline.transport.reader import Reader, UrlProvider
 
@@ -267,6 +268,7 @@ class Worker:
                 self._plan.firsts,
                 self._parents,
                 tensor.scales,
+                part_name(tensor.name, tensor.parts[key.part]),
             )
             self._known_facts[key[:2]] = facts
         return facts

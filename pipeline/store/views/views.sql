@@ -13,7 +13,7 @@ QUALIFY row_number() OVER (PARTITION BY r.run ORDER BY r.attempt DESC) = 1;
 CREATE OR REPLACE VIEW runs AS
 SELECT t.run, t.source, make_timestamp(epoch_us(t.created_at)) AS created_at, t.version,
     t.checkpoints, t.tensors, t.parameters, t.fraction, t.bytes_total, t.bytes_read, t.seconds,
-    t.device, t.complete, t.settings, t.plan
+    t.device, t.complete, coalesce(t.followed, false) AS followed, t.settings, t.plan
 FROM attempts t;
 
 CREATE OR REPLACE VIEW checkpoints AS
