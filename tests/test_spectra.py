@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.errors import ReadError, RequestError
+from pipeline.job.summary import FIGURES_FORMAT
 from pipeline.numerics.matrices import spectrum
 from pipeline.planning.matrices import chosen_checkpoints
 from pipeline.planning.request import Request
@@ -161,6 +163,25 @@ def test_a_finished_run_reads_matrices_alone_and_keeps_them(tmp_path: Path) -> N
     assert opened(store).sql("SELECT * FROM matrix_spectrum ORDER BY ALL").fetchall() == before
     analysed(source, store, spectra=COUNT)
     assert_spectra(opened(store), UP, [c[UP] for c in checkpoints])
+
+
+def test_figures_made_again_keep_rows_and_spectra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, store = written(tmp_path / "run", walk(SHAPES, "float32")), tmp_path / "store"
+    analysed(source, store, spectra=3, statistics="rows")
+    views = ("matrix_spectrum", "matrix_ranks", "rows")
+    before = [opened(store).sql(f"SELECT * FROM {view} ORDER BY ALL").fetchall() for view in views]
+    for module in ("summary", "update"):
+        monkeypatch.setattr(f"pipeline.job.{module}.FIGURES_FORMAT", FIGURES_FORMAT + 1)
+    shutil.rmtree(source)
+    done = hallmarks("update", "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    assert opened(store).sql("SELECT DISTINCT figures FROM attempts").fetchall() == [
+        (FIGURES_FORMAT + 1,)
+    ]
+    after = [opened(store).sql(f"SELECT * FROM {view} ORDER BY ALL").fetchall() for view in views]
+    assert all(before) and after == before
 
 
 def test_what_was_computed_is_kept_when_a_job_ends(
