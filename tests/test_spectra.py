@@ -279,7 +279,15 @@ def test_the_plan_says_what_the_second_read_takes(tmp_path: Path) -> None:
 def test_on_ray(tmp_path: Path) -> None:
     checkpoints = walk(SHAPES, "bfloat16")
     source = written(tmp_path / "run", checkpoints)
-    summary = analysed(source, tmp_path / "store", executor="ray", spectra=4)
-    assert summary.complete
+    options = {"spectra": 4, "statistics": "rows"}
+    summary = analysed(source, tmp_path / "store", executor="ray", **options)
+    assert summary.complete and summary.workers > 0
     ks = chosen_checkpoints([10.0 * k for k in range(COUNT)], 4)
     assert_spectra(opened(tmp_path / "store"), UP, [c[UP] for c in checkpoints], ks)
+    analysed(source, tmp_path / "here", **options)
+    for view in ("rows", "matrix_spectrum"):
+        local, ray = (
+            opened(tmp_path / name).sql(f"SELECT * FROM {view} ORDER BY ALL").fetchall()
+            for name in ("here", "store")
+        )
+        assert local and local == ray
