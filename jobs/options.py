@@ -109,6 +109,11 @@ _SELECTION = [
         + "".join(f"\n\n{name}: {meaning}" for name, meaning in SAID.items()),
     ),
     click.option(
+        "--spectra",
+        metavar="K",
+        help="Also compute singular values of whole matrices at K checkpoints, in a second read.",
+    ),
+    click.option(
         "--windows",
         multiple=True,
         metavar="LIST",

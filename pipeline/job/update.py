@@ -20,7 +20,7 @@ from pipeline.planning.request import Resources
 from pipeline.store.attempts import remove_superseded
 from pipeline.store.contents import contents
 from pipeline.store.folder import Folder
-from pipeline.store.names import stored_windows
+from pipeline.store.names import stored_spectra, stored_windows
 from pipeline.store.plans import kept_plans, read_plan
 from pipeline.store.query import Store
 from pipeline.store.sums import SumFolder
@@ -149,7 +149,11 @@ def _made_again(
     renamed = plan.renamed()
     if renamed is None:
         raise RequestError(f"this version divides its tensors into other parts: {_AGAIN}")
-    plan = replace(renamed, windows_asked=stored_windows(folder, renamed))
+    plan = replace(
+        renamed,
+        windows_asked=stored_windows(folder, renamed),
+        spectra=stored_spectra(folder, renamed),
+    )
     plan, resources = keeping(folder, plan), Resources(executor="local")
     assure_room_for_figures(plan, resources)
     buffers = reduction_buffers(plan, resources)
