@@ -21,12 +21,10 @@ from pipeline.store.attempts import remove_superseded
 from pipeline.store.contents import contents
 from pipeline.store.folder import Folder
 from pipeline.store.names import stored_spectra, stored_windows
-from pipeline.store.plans import kept_plans, read_plan
+from pipeline.store.plans import AGAIN, kept_plans, read_plan
 from pipeline.store.query import Store
 from pipeline.store.sums import SumFolder
 from pipeline.store.training import keeping
-
-_AGAIN = "`hallmarks analyze` with its SOURCE makes it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,8 @@ def update(
     progress = progress or Silent()
     folder, rows, states = Folder(store), *_stored(store)
     if run is not None and run not in {*rows, *states}:
-        there = ", ".join(sorted({*rows, *states}))
-        raise RequestError(f"no run {quoted(run)} in {store}", f"there are: {there}")
+        names = ", ".join(sorted({*rows, *states}))
+        raise RequestError(f"no run {quoted(run)} in {store}", f"there are: {names}")
     wanted = {*rows, *states} if run is None else {run}
     states |= {name: Updated(name, "current") for name, each in rows.items() if each.is_current}
     pending = wanted - states.keys()
@@ -88,25 +86,24 @@ def update(
         except Interrupted:
             raise
         except HallmarksError as error:
-            said = f"{error.message}; {error.hint}" if error.hint else error.message
-            states |= {name: Updated(name, "not updated", said) for name in made}
+            states |= {name: Updated(name, "not updated", _told(error)) for name in made}
         pending -= {*made}
     for name in pending - states.keys():
         why = "no sums of it are kept" if rows[name].complete else "it is not complete"
-        states[name] = Updated(name, "not updated", f"{why}: {_AGAIN}")
+        states[name] = Updated(name, "not updated", f"{why}; {AGAIN}")
     return [states[name] for name in sorted(wanted)]
 
 
 def _stored(store: str) -> tuple[dict[str, _Stored], dict[str, Updated]]:
     """Return what the store says of each run, and those of which it says nothing that can be read."""
-    opened, found = Store(store), contents(Folder(store))
+    opened, listed = Store(store), contents(Folder(store))
     columns = ("run", "plan", "complete", "final", "figures")
-    rows = zip(*(found.rows[name].to_pylist() for name in columns), strict=True)
+    rows = zip(*(listed.rows[name].to_pylist() for name in columns), strict=True)
     stored = {
         run: _Stored(plan, bool(complete and final), figures, opened.trouble(run))
         for run, plan, complete, final, figures in rows
     }
-    unread = {run: Updated(run, "not updated", why) for run, why in found.damaged.items()}
+    unread = {run: Updated(run, "not updated", why) for run, why in listed.damaged.items()}
     return stored, unread
 
 
@@ -121,10 +118,14 @@ def _plans(
             plan = read_plan(folder, owner, digest)
         except HallmarksError as error:
             if owner in pending and rows[owner].plan == digest:
-                states[owner] = Updated(owner, "not updated", f"{error.message}; {error.hint}")
+                states[owner] = Updated(owner, "not updated", _told(error))
             continue
         if pending & {*_made_by(plan, rows)}:
             yield plan
+
+
+def _told(error: HallmarksError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _made_by(plan: Plan, rows: dict[str, _Stored]) -> list[str]:
@@ -143,12 +144,14 @@ def _made_again(
     """
     for each in Runs.of(plan):
         if each.run not in _made_by(plan, rows):
-            raise RequestError(f"run {each.run} of the same read has been replaced: {_AGAIN}")
+            raise RequestError(f"run {each.run} of the same read has been replaced", AGAIN)
         if rows[each.run].figures > FIGURES_FORMAT:
-            raise RequestError(f"the figures of run {each.run} are of a later version")
+            raise RequestError(
+                f"the figures of run {each.run} are of a later version", "update hallmarks"
+            )
     renamed = plan.renamed()
     if renamed is None:
-        raise RequestError(f"this version divides its tensors into other parts: {_AGAIN}")
+        raise RequestError("this version divides its tensors into other parts", AGAIN)
     plan = replace(
         renamed,
         windows_asked=stored_windows(folder, renamed),
