@@ -262,7 +262,8 @@ def judged(weights: Array) -> Seen:
 class Tally:
     made: int = 0
     seen: int = 0
-    false: int = 0
+    false: tuple[int, ...] = ()
+    """Checkpoints at which nothing was changed."""
     decays: int = 0
     decays_seen: int = 0
     false_decays: int = 0
@@ -281,7 +282,7 @@ class Tally:
                 left.remove(best)
                 self.seen += 1
                 self.off += (round(best - at * last),)
-        self.false += len(left)
+        self.false += tuple(left)
         decayed = not math.isnan(seen.decay)
         if run.decay is None:
             self.false_decays += decayed
@@ -295,7 +296,7 @@ class Tally:
         changes = f"{self.seen} of {self.made}" if self.made else "–"
         decays = f"{self.decays_seen} of {self.decays}" if self.decays else "–"
         return [
-            changes, _range(self.off), self.false,
+            changes, _range(self.off), _places(self.false),
             decays, _range(self.off_decay), self.false_decays,
         ]  # fmt: skip
 
@@ -304,6 +305,11 @@ def _range(off: Sequence[int]) -> str:
     if not off:
         return "–"
     return "exact" if not any(off) else f"{min(off):+d}…{max(off):+d}"
+
+
+def _places(checkpoints: Sequence[int]) -> str:
+    said = ", ".join(map(str, sorted(set(checkpoints))))
+    return f"{len(checkpoints)} (k = {said})" if checkpoints else "0"
 
 
 HEADS = ["changes seen", "place", "false", "decays seen", "place", "false"]

@@ -14,6 +14,7 @@ from pipeline.version import VERSION
 COMMANDS = {
     "plan": "Show what analyze would read: checkpoints, tensors, bytes, memory.",
     "analyze": "Analyse the checkpoints of a source into a store.",
+    "update": "Make the figures of stored runs again with this version.",
     "follow": "Keep a run up to date with a source that still grows.",
     "status": "Show how far each run of a store is.",
     "audit": "Print the findings about the checkpoints of a run.",

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import analyze, analyze_joint, average, open_store, plan
+    from pipeline.api import analyze, analyze_joint, average, open_store, plan, update
     from pipeline.averaging.average import AverageSummary
     from pipeline.errors import (
         DamagedRun,
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     )
     from pipeline.follow.python import follow_once
     from pipeline.job.summary import Summary
+    from pipeline.job.update import Updated
     from pipeline.planning.plan import Plan
     from pipeline.store.maps import TrajectoryMap
     from pipeline.store.query import Store
 
 _HOMES = {
-    "pipeline.api": ("analyze", "analyze_joint", "average", "open_store", "plan"),
+    "pipeline.api": ("analyze", "analyze_joint", "average", "open_store", "plan", "update"),
     "pipeline.averaging.average": ("AverageSummary",),
     "pipeline.errors": (
         *("DamagedRun", "FormatError", "HallmarksError", "NothingMatches", "PackageMissing"),
@@ -44,6 +45,7 @@ _HOMES = {
     ),
     "pipeline.follow.python": ("follow_once",),
     "pipeline.job.summary": ("Summary",),
+    "pipeline.job.update": ("Updated",),
     "pipeline.planning.plan": ("Plan",),
     "pipeline.store.maps": ("TrajectoryMap",),
     "pipeline.store.query": ("Store",),
@@ -70,12 +72,14 @@ __all__ = [
     "StoreUnusable",
     "Summary",
     "TrajectoryMap",
+    "Updated",
     "analyze",
     "analyze_joint",
     "average",
     "follow_once",
     "open_store",
     "plan",
+    "update",
 ]
 
 

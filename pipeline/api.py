@@ -20,6 +20,7 @@ from pipeline.store.query import Store
 if TYPE_CHECKING:
     from pipeline.averaging.average import AverageSummary
     from pipeline.job.summary import Summary
+    from pipeline.job.update import Updated
 
 Location = str | PathLike[str]
 """A path or a URL."""
@@ -211,6 +212,23 @@ def analyze_joint(
     return run_analysis(requests, run, where, resources, fresh=fresh, replace=replace)
 
 
+def update(store: Location = "hallmarks-store", *, run: str | None = None) -> list[Updated]:
+    """Make the figures of stored runs again with this version; reads no weight and needs no source.
+
+    Runs that are current are left alone; one that cannot be made again stays as it is.
+
+    Args:
+        run: only this one, and those that were made in the same read; default: all.
+
+    Raises:
+        StoreUnusable: there is no store, or no run in it.
+        RequestError: there is no such run.
+    """
+    from pipeline.job.update import update as update_runs
+
+    return update_runs(path_text("--store", store), run)
+
+
 def average(
     source: Location,
     weights: Location | Sequence[float],
@@ -251,9 +269,8 @@ def average(
     options = locals()
     from pipeline.averaging.average import average as run_average  # brings torch
 
-    selection = {name: options[name] for name in SELECTION if name in options and name != "weights"}
-    replace = flag("--replace", replace)
-    request = Request(source, **selection)
+    selection = {name: value for name, value in options.items() if name != "weights"}
+    request, replace = _request(source, selection), flag("--replace", replace)
     return run_average(request, weights, out, dtype=dtype, memory=memory, replace=replace)
 
 

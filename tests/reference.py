@@ -104,8 +104,8 @@ def turn(weights: Matrix, k: int, scale: int) -> float:
     return angle(weights[k] - weights[k - scale], weights[k + scale] - weights[k])
 
 
-def path(weights: Matrix, elapsed: Vector, rounding: Vector) -> dict[str, Vector]:
-    """The columns of the view `path`."""
+def path(weights: Matrix, elapsed: Vector) -> dict[str, Vector]:
+    """The columns of the view `path`, but for what rounding makes of a straight path."""
     end = len(weights) - 1
     moves = [weights[0]] + [weights[k] - weights[k - 1] for k in range(1, end + 1)]
     columns: dict[str, list[float]] = {}
@@ -125,12 +125,6 @@ def path(weights: Matrix, elapsed: Vector, rounding: Vector) -> dict[str, Vector
         put("angle_to_last_deg", angle(weights[k], weights[end]))
         put("apex_angle_next_deg", angle(away, weights[k + 1] - weights[0]) if inside else NAN)
         put("apex_angle_last_deg", angle(away, weights[end] - weights[0]) if inside else NAN)
-        floor = NAN
-        if inside and moves[k].any() and moves[k + 1].any():
-            energy = rounding[k - 1] + 4 * rounding[k] + rounding[k + 1]
-            lost = 2e-7 + energy / (norm(moves[k]) * norm(moves[k + 1]))
-            floor = math.degrees(math.acos(max(0.0, 1 - lost)))
-        put("noise_floor_deg", floor)
         for scale in (2, 4, 8, 16):
             put(f"turn_{scale}_deg", turn(weights, k, scale))
         before, gap = weights[max(0, k - 1)], elapsed[k] - elapsed[max(0, k - 1)]
@@ -319,7 +313,7 @@ def indicators(
     away = weights - weights[0]
     moved = [row for row in away if row.any()]
     moves = [norm(weights[k] - weights[k - 1]) for k in range(1, len(weights))]
-    columns = path(weights, elapsed, np.zeros(len(weights)))
+    columns = path(weights, elapsed)
     pairs = [angle(a, b) for n, a in enumerate(moved) for b in moved[:n]]
     names = ["update_angle_deg", *(f"turn_{scale}_deg" for scale in (2, 4, 8, 16))]
     names += ["apex_angle_next_deg", "apex_angle_last_deg"]

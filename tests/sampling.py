@@ -18,6 +18,7 @@ from pipeline.checkpoint.parts import Part
 from pipeline.checkpoint.roles import role
 from pipeline.numerics import indicators as numerics
 from pipeline.numerics.basis import Basis
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.align import AlignedTensor
 from pipeline.planning.sample import JACKKNIFE_FOLDS, Draw, draw, segment_bounds
 from pipeline.reduce.estimate import Estimate, Stratum
@@ -86,7 +87,8 @@ def _times(count: int) -> Times:
 def _group_sums(total: NDArray, changes: dict[int, NDArray], folds: int) -> GroupSums:
     count = len(total)
     digests = np.arange(count, dtype=np.uint64)[:, np.newaxis]
-    return GroupSums(total, digests, np.zeros(count, bool), np.zeros(count), changes, True, folds)
+    straight = np.zeros((2, len(SCALES), count))
+    return GroupSums(total, digests, np.zeros(count, bool), straight, changes, True, folds)
 
 
 class Sampled:

@@ -58,8 +58,7 @@ def assert_group(store: Store, where: str, weights: Matrix, steps: list[int]) ->
 
 
 def assert_path(store: Store, where: str, weights: Matrix, steps: list[int], fold: Matrix) -> None:
-    expected = reference.path(weights, np.array(steps, float), np.zeros(len(weights)))
-    expected.pop("noise_floor_deg")
+    expected = reference.path(weights, np.array(steps, float))
     found = of_scope(store, "path", ", ".join(expected), where, "ORDER BY k")
     for column, name in enumerate(expected):
         values, truth = found[:, column], expected[name]
@@ -306,31 +305,6 @@ def test_unknown_steps_are_null(tmp_path: Path) -> None:
         "SELECT value FROM indicators WHERE scope = 'model' AND indicator = 'settled_step'"
     ).fetchall()[0]
     assert step == 3  # the number of the checkpoint instead
-
-
-QUICK_STEPS = {"F32": (1e-4,), "F16": (1e-2, 1e-3, 1e-4), "BF16": (1e-2, 3e-3, 1e-3)}
-
-
-@pytest.mark.parametrize(
-    ("step", "dtype"),
-    [
-        pytest.param(step, dtype, marks=[pytest.mark.slow] * (step not in quick))
-        for dtype, quick in QUICK_STEPS.items()
-        for step in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-    ],
-)
-def test_noise_floor_bounds_what_rounding_does_to_a_straight_path(
-    step: float, dtype: str, tmp_path: Path
-) -> None:
-    """By at most twice what it does, wherever that is half a degree or more."""
-    rng = np.random.default_rng(0)
-    start, direction = 0.02 * rng.standard_normal((2, LEAST_IN_FLOAT32))
-    rows = start + np.arange(5)[:, None] * step * direction
-    store = analysed(write_suite(tmp_path / "suite", {"w": rows}, dtype), tmp_path / "store")
-    columns = "update_angle_deg, noise_floor_deg"
-    angle, floor = of_scope(store, "path", columns, "scope = 'model'", "ORDER BY k")[1:-1].T
-    assert np.all(angle <= floor)
-    assert np.all((floor <= 2 * angle) | (angle < 0.5))
 
 
 def test_views_in_a_plain_duckdb_session(

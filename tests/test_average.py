@@ -106,7 +106,7 @@ def nearest(values: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
     above = np.searchsorted(sizes, np.abs(values)).clip(1, len(sizes) - 1)
     up, down = sizes[above] - np.abs(values), np.abs(values) - sizes[above - 1]
     code = np.where((up < down) | ((up == down) & (above % 2 == 0)), above, above - 1)
-    return torch.from_numpy(np.copysign(sizes[code], values)).to(dtype)
+    return torch.from_numpy(np.asarray(np.copysign(sizes[code], values))).to(dtype)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "safetensors sharded", "bin", "bin sharded"])
@@ -192,10 +192,9 @@ def test_rounding_is_done_once(dtype: str) -> None:
         twice = torch.from_numpy(values).float().to(format)
         assert not torch.equal(twice.double(), expected.double())
     assert found.dtype == format and torch.equal(found.double(), expected.double())
-    with pytest.raises(OverflowError):
-        rounded(
-            torch.tensor([1e300 if dtype != "F64" else math.inf]).double(), dtype
-        ) if dtype != "F64" else (_ for _ in ()).throw(OverflowError)
+    if dtype != "F64":
+        with pytest.raises(OverflowError):
+            rounded(torch.tensor([1.0, -1e300], dtype=torch.float64), dtype)
 
 
 def test_formats(tmp_path: Path) -> None:
@@ -286,9 +285,9 @@ def test_weights_are_those_of_the_views(small: Path, tmp_path: Path) -> None:
             weights_of(words, checkpoints), [row[0] for row in rows], rtol=0, atol=1e-15
         )
     table = tmp_path / "w.csv"
-    store.sql("SELECT k, step, name, weight FROM average_weights('a', 'ema:0.5')").to_csv(
-        str(table)
-    )
+    rows = store.sql("SELECT k, step, name, weight FROM average_weights('a', 'ema:0.5')").fetchall()
+    lines = [",".join(map(str, row)) for row in rows]
+    table.write_text("\n".join(["k,step,name,weight", *lines]))
     assert np.allclose(
         weights_of(str(table), checkpoints), weights_of("ema:0.5", checkpoints), atol=1e-15
     )
@@ -305,7 +304,7 @@ def test_weights_are_those_of_the_views(small: Path, tmp_path: Path) -> None:
         ("step,weight\n11,1\n", "line 2: no checkpoint with step '11'"),
         ("k,name,weight\n0,step10,1\n", "line 2: no checkpoint with name 'step10', k '0'"),
         ("step,weight\n10,nan\n", "line 2: expected a number as weight, found 'nan'"),
-        ("step,weight\n10\n", "line 2: expected a number as weight, found None"),
+        ("step,weight\n10\n", "line 2: expected a number as weight, found 'None'"),
         ("step,w\n10,1\n", "expected the columns weight and name, step or k"),
         ("", "expected the columns weight and name, step or k"),
         ("step,weight\n", "expected the columns weight and name, step or k"),
@@ -456,11 +455,11 @@ def start(run: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of 48 MiB, in two shards."""
+    """Checkpoints of 24 MiB, in two shards."""
     folder = tmp_path_factory.mktemp("large") / "run"
     for step in (1, 2, 3):
         numbers = torch.Generator().manual_seed(step)
-        weights = {f"layers.{n}.w": torch.randn(1 << 20, generator=numbers) for n in range(12)}
+        weights = {f"layers.{n}.w": torch.randn(1 << 20, generator=numbers) for n in range(6)}
         write(folder / f"step{step}", weights, "safetensors sharded")
     return folder
 
@@ -475,7 +474,7 @@ def test_memory_stays_within_the_budget(large: Path, tmp_path: Path) -> None:
         code = (
             "import resource, sys, torch, pipeline\n"
             "try:\n"
-            f"    pipeline.average({str(large)!r}, {weights!r}, {str(tmp_path / 'out')!r}, memory='16MiB')\n"
+            f"    pipeline.average({str(large)!r}, {weights!r}, {str(tmp_path / 'out')!r}, memory='8MiB')\n"
             "except pipeline.RequestError as error:\n"
             "    assert 'none.csv' in error.message, error.message\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
@@ -489,7 +488,7 @@ def test_memory_stays_within_the_budget(large: Path, tmp_path: Path) -> None:
         )
         peaks.append(1024 * int(done.stdout))
     assert (tmp_path / "out" / "average.json").exists()
-    assert peaks[1] - peaks[0] < 16 << 20, peaks
+    assert peaks[1] - peaks[0] < 8 << 20, peaks
     with pytest.raises(pipeline.PlanDoesNotFit, match="3 checkpoints with a piece of each"):
         pipeline.average(large, "last:3", tmp_path / "other", memory="1MiB")
 
@@ -512,7 +511,7 @@ def test_killed_half_way_it_goes_on(large: Path, tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL and not out.exists()
     partial = tmp_path / "out.partial"
     written = (partial / ".average" / "digests").stat().st_size // 8
-    assert 20 < written < 12 * 64
+    assert 20 < written < 6 * 64
     with pytest.raises(RequestError, match=r"out\.partial' is of another request"):
         pipeline.average(large, "last:2", out)
     with (partial / ".average" / "lock").open("w") as lock:
@@ -522,7 +521,7 @@ def test_killed_half_way_it_goes_on(large: Path, tmp_path: Path) -> None:
     with (partial / ".average" / "digests").open("ab") as torn:
         torn.write(b"abc")
     summary = pipeline.average(large, "last:3", out, memory="8MiB")
-    assert summary.bytes_read == (12 * 64 - written) * 3 * 4 * 16384
+    assert summary.bytes_read == (6 * 64 - written) * 3 * 4 * 16384
     assert not partial.exists() and not (out / ".average").exists()
     pipeline.average(large, "last:3", tmp_path / "whole")
     for file in out.iterdir():
@@ -558,7 +557,7 @@ def test_interrupted_it_says_how_to_go_on(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(large, out, "--memory", "4MiB")
     digests = tmp_path / "out.partial" / ".average" / "digests"
-    while not (digests.exists() and digests.stat().st_size):
+    while process.poll() is None and not (digests.exists() and digests.stat().st_size):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()

@@ -56,7 +56,7 @@ from pipeline.statistics.piece import (
     TensorFacts,
     one_thread_products,
 )
-from pipeline.statistics.pieces import PIECE
+from pipeline.statistics.pieces import PIECE, splitmix64
 from pipeline.statistics.statistic import unpacked
 from tests.reference import increment_gram
 from tests.suites import trajectory
@@ -255,15 +255,36 @@ def assert_true_sums(suite: Suite, kept: Kept) -> None:
             assert_true_part(suite, number, which, {n: a[row] for n, a in sums.arrays.items()})
 
 
+def sampled_places(elements: np.ndarray) -> np.ndarray:
+    """Return which of a part's elements, by their places in the tensor, stand for all (docs/method-2.md, §6.2)."""
+    if len(elements) < PIECE:  # as MIN_SAMPLED is here
+        return np.arange(len(elements))
+    piece, place = np.divmod(elements, PIECE)
+    taken = [
+        {(10_125 * j + splitmix64(b)) % PIECE for j in range(1024)} for b in range(piece[-1] + 1)
+    ]
+    return np.array(
+        [n for n, (b, at) in enumerate(zip(piece, place, strict=True)) if at in taken[b]]
+    )
+
+
 def assert_true_part(suite: Suite, number: int, which: int, found: dict[str, Any]) -> None:
     tensor = suite.plan.tensors[number]
     part = tensor.parts[which]
     places = np.arange(tensor.numel) % part.period
-    rows = suite.stored[tensor.name][:, (places >= part.start) & (places < part.stop)]
-    assert found["rounding.numel"] == rows.shape[1]
+    places_of_part = (places >= part.start) & (places < part.stop)
+    rows = suite.stored[tensor.name][:, places_of_part]
+    assert found["exponents.numel"] == rows.shape[1]
     assert found["non_finite.count"].tolist() == (~np.isfinite(rows)).sum(axis=1).tolist()
     if not np.isfinite(rows).all():
         return  # where a checkpoint is absent by pieces: tests/test_accuracy.py
+    sampled = rows[:, sampled_places(np.flatnonzero(places_of_part))].astype(np.float32)
+    assert found["exponents.sampled"] == sampled.shape[1]
+    exponents = np.frexp(np.abs(sampled))[1] - 1
+    exponents[sampled == 0] = -40
+    for k, of_checkpoint in enumerate(np.clip(exponents, -40, 15) + 40):
+        counts = np.bincount(of_checkpoint, minlength=56)
+        assert found["exponents.counts"][k].tolist() == counts.tolist()
     truth = increment_gram(rows)
     lengths = np.sqrt(np.diagonal(truth))
     # 3e-7 to 6.2e-7 were seen, by processor and kernel of the BLAS

@@ -1,4 +1,4 @@
-"""Figures of many groups at once are, to the bit, those of each alone."""
+"""Figures of many groups at once are, to the bit, those of each alone; so are those of parts of paths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.numerics.basis import Basis
+from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.straight_turns import SCALES
+from pipeline.numerics.windows import offered
 from pipeline.reduce.batches import FigureBatch, figure_batches
 from pipeline.reduce.figures import STACK_BYTES, Figures, GroupSums, Times, figures
 from pipeline.reduce.groups import Key
+from pipeline.reduce.sub_paths import Parts, PathParts, SubPaths
 from tests import reference
 from tests.numerics.examples import oscillating, spiral, standing, walk, with_copies
 
@@ -35,7 +39,7 @@ def sums_of(
         increments=basis @ basis.T,
         digests=digests,
         absent=np.isin(np.arange(COUNT), list(absent)),
-        rounding=rng.uniform(size=COUNT) * 1e-6,
+        straight=np.sort(rng.uniform(size=(2, len(SCALES), COUNT)), axis=0),
         changes=changes,
         errors_known=seed != 7,
         folds=folds,
@@ -70,7 +74,7 @@ def arrays(found: Figures) -> Iterator[tuple[str, NDArray[Any]]]:
                 yield from ((f"{number}.{inner}", array) for inner, array in arrays(path))
         elif isinstance(value, dict):
             yield from ((f"{name}.{inner}", array) for inner, array in value.items())
-        else:
+        elif name != "parts":
             yield name, value
 
 
@@ -99,6 +103,87 @@ def test_what_is_not_known_is_undefined(basis: Basis) -> None:
         if values.dtype == np.float64:
             assert np.isnan(values).all(), name
     assert found.absent.all()
+
+
+STAGES = (0, 0, 1, 1, 1, 1, 1, 1, 1, None, None, 2)
+PARTS = Parts((5, 8), STAGES)
+
+
+def said(parts: PathParts) -> dict[str, SubPaths]:
+    """What is said of the parts of a path, by their kind."""
+    kinds = {f"{width}": windows for width, windows in parts.windows.items()}
+    kinds |= {"stages": parts.stages, "phases": parts.phases}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def assert_same(found: PathParts, expected: PathParts, after: int = 0) -> None:
+    """The same of the same kinds, but for where the path begins."""
+    assert said(found).keys() == said(expected).keys()
+    for kind, parts in said(found).items():
+        moved = said(expected)[kind].after(after)
+        for name in SubPaths.__slots__:
+            np.testing.assert_array_equal(getattr(parts, name), getattr(moved, name), kind)
+
+
+@pytest.mark.parametrize("basis", BASES, ids=lambda basis: f"{len(basis.paths)} paths")
+def test_parts_of_paths_in_a_stack_are_each_alone(basis: Basis) -> None:
+    """And of a group that is not looked at there are none."""
+    looked_at = [number % 4 != 3 for number in range(len(GROUPS))]
+    order = np.random.default_rng(2).permutation(len(GROUPS))
+    sums = list(GROUPS.values())
+    shuffled = [sums[n] for n in order]
+    together = figures(shuffled, TIMES, basis, PARTS, [looked_at[n] for n in order])
+    for number, found in zip(order, together.parts, strict=True):
+        alone = figures([sums[number]], TIMES, basis, PARTS, [True]).parts[0]
+        assert_same(found, alone if looked_at[number] else PathParts())
+
+
+@pytest.mark.parametrize("basis", BASES[1:], ids=lambda basis: f"{len(basis.paths)} paths")
+def test_parts_of_several_paths_lie_within_each(basis: Basis) -> None:
+    found = figures(list(GROUPS.values()), TIMES, basis, PARTS, [True] * len(GROUPS))
+    for number in range(len(GROUPS)):
+        for path, alone in zip(basis.paths, found.paths, strict=True):
+            for kind, parts in said(found.parts[number]).items():
+                within = (parts.first >= path.start) & (parts.last < path.stop)
+                of_path = said(alone.parts[number]).get(kind)
+                assert within.sum() == (0 if of_path is None else len(of_path.first))
+                if of_path is not None:
+                    np.testing.assert_array_equal(parts.values[within], of_path.values)
+                    np.testing.assert_array_equal(parts.first[within], of_path.first + path.start)
+
+
+def test_which_parts_there_are_of_a_path() -> None:
+    """Windows are of checkpoints that are present; stages are where they are in the run."""
+    names = list(GROUPS)
+    parts = figures(list(GROUPS.values()), TIMES, BASES[0], PARTS, [True] * len(names)).parts
+    whole, absent, lost, nothing = (
+        said(parts[names.index(name)]) for name in ("walk", "absent", "lost", "all absent")
+    )
+    assert whole["8"].first.tolist() == [0, 1, 2, 3, 4] == lost["8"].first.tolist()
+    assert absent["8"].first.tolist() == [1, 2] and absent["8"].last.tolist() == [10, 11]
+    assert "8" not in nothing
+    assert np.isnan(lost["5"].values).all() and np.isnan(lost["5"].null_values).all()
+    for each in (whole, absent, lost, nothing):
+        assert each["stages"].first.tolist() == [0, 2, 11]
+        assert each["stages"].last.tolist() == [1, 8, 11]
+        assert np.isnan(each["stages"].values[[0, 2]]).all()  # of 2 checkpoints, and of 1
+    assert not np.isnan(whole["stages"].values[1, INDICATORS.index("mds")])
+    for each in (absent, lost, nothing):  # five are present, or none
+        assert np.isnan(each["stages"].values).all()
+
+
+@pytest.mark.parametrize("name", ["walk", "copies", "absent", "sampled", "sampled, too little"])
+def test_a_part_that_is_all_of_a_path_has_its_figures(name: str) -> None:
+    """Less their bias in a sample, as far as it is known."""
+    present = np.flatnonzero(~GROUPS[name].absent) if GROUPS[name] else np.arange(0)
+    parts = Parts((present.size,), (7,) * COUNT)
+    found = figures([GROUPS[name]], TIMES, BASES[0], parts, [True])
+    (window,), (stage,) = found.parts[0].windows.values(), [found.parts[0].stages]
+    assert stage is not None and (window.first[0], window.last[0]) == (present[0], present[-1])
+    np.testing.assert_allclose(stage.values, found.indicators, rtol=1e-12)
+    np.testing.assert_allclose(stage.null_values, found.null_values, rtol=1e-12)
+    chosen = [INDICATORS.index(name) for name in offered(present.size)]
+    np.testing.assert_allclose(window.values, found.indicators[:, chosen], rtol=1e-9)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -167,6 +167,16 @@ def test_an_absent_checkpoint_divides_what_can_be_judged(tmp_path: Path) -> None
         assert last == T
 
 
+def test_a_wrong_checkpoint_is_no_change(tmp_path: Path) -> None:
+    """What another finding explains is not told twice."""
+    tensors = {"w.weight": path_of(np.ones(T), weights=1200)}
+    tensors["w.weight"][20] = tensors["w.weight"][35]
+    store = analysed(write_suite(tmp_path / "suite", tensors, steps=STEPS), tmp_path / "store")
+    kinds = [kind for (kind,) in store.sql("SELECT kind FROM findings").fetchall()]
+    assert "identical_checkpoints" in kinds and "phase_change" not in kinds
+    assert changed_at(store) == [21]  # of the lengths alone, there is one
+
+
 def test_unknown_steps(tmp_path: Path) -> None:
     """Checkpoints of a table without steps lie equally far apart; a finding calls them by their names."""
     source = suite(tmp_path / "suite", np.where(K < 14, 1.0, 0.1))

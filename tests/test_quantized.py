@@ -273,7 +273,7 @@ def test_what_is_not_decoded_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_changes_that_are_expected_are_those_of_scaled_codes(tmp_path: Path) -> None:
-    """Within a factor of 2: spacing is counted by its power of two."""
+    """Spacing is counted by its power of two, beside what scales have beyond it in the mean."""
     generator = torch.Generator().manual_seed(0)
     weights, scales = 0.02 * torch.randn(300, 320, generator=generator), torch.full((300, 1), 6e-4)
     for k in range(3):
@@ -286,4 +286,4 @@ def test_the_changes_that_are_expected_are_those_of_scaled_codes(tmp_path: Path)
     )
     query = "SELECT changed, changed_expected FROM sparsity WHERE scope = 'model' AND k > 0"
     for changed, expected in pipeline.open_store(tmp_path / "store").sql(query).fetchall():
-        assert 0.1 < changed < expected < 2 * changed
+        assert changed > 0.1 and abs(expected / changed - 1) < 0.02

@@ -17,6 +17,7 @@ from pipeline.job import memory
 from pipeline.job.analyze import analyze
 from pipeline.job.memory import reduction_buffers, worker_memory
 from pipeline.numerics.basis import Basis
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.make import make_plan
 from pipeline.planning.options import parse_size
 from pipeline.planning.request import Request, Resources
@@ -105,7 +106,7 @@ def test_tables_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:
         (column := group.column(number)).path_in_schema: column.total_compressed_size
         for number in range(group.num_columns)
     }
-    similarities, *_, windows, _ = encoded_tables(grouped, plan)
+    similarities, *_ = encoded_tables(grouped, plan)
     kept = kept_increments(grouped, count)
     assert similarities / 2 < sum(taken.values()) <= similarities
     assert kept / 2 < taken["increment_dot"] <= kept * 1.1
@@ -187,7 +188,7 @@ def test_findings_keep_no_matrix_of_a_tensor(tmp_path: Path) -> None:
         np.eye(count),
         np.arange(count, dtype=np.uint64)[:, None],
         np.zeros(count, bool),
-        np.zeros(count),
+        np.zeros((2, len(SCALES), count)),
     )
     made = figures(
         [sums], Times(np.arange(count, dtype=float), np.full(count, np.nan)), Basis((0,), count)

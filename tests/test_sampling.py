@@ -374,7 +374,12 @@ def test_the_summary_says_what_a_figure_is_worth(
     assert "as a random walk" in output and "std. error" not in output
     still = {"w.weight": trajectory("smooth", 12, 40_000, 1e-4).reshape(12, 200, 200)}
     output = told(write_suite(tmp_path / "still", still, "BF16"))
-    assert "10 of 10 update angles are below the noise floor" in output
-    assert "below the noise floor" in output and "below_noise_floor" in output
+    assert "10 of 10 update angles say nothing: rounding alone makes a straight path turn" in output
+    assert "says nothing: below the noise floor" in output and "below_noise_floor" in output
+    straight = 0.02 * np.random.default_rng(0).standard_normal((2, 200, 200))
+    rows = straight[0] + 3e-3 * np.arange(12)[:, None, None] * straight[1]
+    output = told(write_suite(tmp_path / "straight", {"w.weight": rows}, "BF16"))
+    assert "10 of 10 update angles do not differ from those of a straight path, rounded" in output
+    assert "as a straight path, rounded" in output and "below_noise_floor" not in output
     told(suite, "--fraction", "0.05", "--json")
     assert json.loads(capfd.readouterr().out)["already_complete"]

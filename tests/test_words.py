@@ -19,8 +19,6 @@ GIVEN_UP = {
     "slice": "block, or its layout (BlockLayout)",
     "slices": "blocks, or their layouts",
     "placed": "PlacedRange, `ranges`",
-    "window": "transfer",
-    "windows": "transfers",
     "cell": "segment",
     "cells": "segments",
     "card": "GPU",
@@ -47,11 +45,6 @@ GIVEN_UP = {
 """Old word → what to say instead. Compared with whole names of variables, functions, classes, modules."""
 
 OTHER_SUBJECTS = {
-    # of numbers: increments ahead of a step; of an account: what the Hub counts requests in
-    ("window", "pipeline/transport/limits.py"),
-    ("windows", "pipeline/transport/limits.py"),
-    ("windows", "pipeline/numerics/predictability.py"),
-    ("window", "jobs/language_model.py"),
     # of a table that is printed
     ("cell", "jobs/tables.py"),
     ("cells", "jobs/tables.py"),

@@ -19,8 +19,8 @@ from pipeline.errors import RequestError, quoted
 from pipeline.planning.blocks import PlacedRange
 from pipeline.statistics.pieces import PIECE, bounds
 
-AT_ONCE = 4 * PIECE
-"""Elements that are added up at once: their float64 sum, 512 KiB, and what it becomes stay in the cache."""
+AT_ONCE = 2 * PIECE
+"""Elements that are added up at once: their float64 sum, 256 KiB, and what it becomes stay in the cache."""
 SCRATCH_BYTES = 8 * 8 * AT_ONCE
 """What that takes: the sum, a row, four arrays of rounding, and the result."""
 

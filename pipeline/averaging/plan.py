@@ -196,6 +196,7 @@ def _planned(
 ) -> AveragePlan:
     names = [checkpoint.candidate.name for checkpoint in checkpoints]
     last = contents[-1]
+    _refuse_codes(contents, names)
     _refuse_missing(contents, names, request)
     files, numbers = distinct_files(contents)
     paths: dict[str, list[tuple[str, AlignedTensor, bool]]] = {}
@@ -263,6 +264,18 @@ def _refuse_missing(contents: Sequence[Contents], names: Sequence[str], request:
                 )
 
 
+def _refuse_codes(contents: Sequence[Contents], names: Sequence[str]) -> None:
+    """Refuse codes that are weights only with their scales: sums of them are none of their codes."""
+    for each, checkpoint in zip(contents, names, strict=True):
+        for name, (_, place) in each.tensors.items():
+            if place.scales or place.lost:
+                raise RequestError(
+                    f"{checkpoint}: tensor {quoted(name)} is quantized, or stored in a form that is not"
+                    " averaged",
+                    "average the checkpoints that it was made from",
+                )
+
+
 def _kept(name: str, place: StoredTensor, request: Request) -> str | None:
     """Return why a tensor is not averaged, or None if it is."""
     return reason_to_leave_out(name, place.dtype, place.shape) or unwanted(name, request)
@@ -276,11 +289,6 @@ def _refuse(
     name: str, place: StoredTensor, last: StoredTensor, checkpoint: str, is_copied: bool
 ) -> None:
     where = f"{checkpoint}: tensor {quoted(name)}"
-    if place.scales or (place.lost and place.unreadable):
-        raise RequestError(
-            f"{where} is quantized, and rounding its sums to codes is not averaging",
-            "average the checkpoints that it was made from",
-        )
     if place.unreadable:
         raise RequestError(f"{where} cannot be read: {place.unreadable}")
     if place.order:

@@ -1,4 +1,4 @@
-"""Findings about what there is and what is not: the start, gaps, tensors left out, frozen ones, phases.
+"""Findings about what there is and what is not: the start, gaps, tensors left out, frozen ones.
 
 Nothing here explains a checkpoint away, so the order does not matter.
 """
@@ -15,7 +15,6 @@ from pipeline.checkpoint.names import unplaced
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import Observations
-from pipeline.findings.phases import phase_changes
 from pipeline.findings.start import starts_late
 from pipeline.findings.untrained import untrained_rows
 from pipeline.numerics.straight_turns import SAYS_NOTHING_DEG
@@ -50,7 +49,6 @@ def inventory(plan: Plan, seen: Observations) -> list[Finding]:
         *_frozen(seen),
         *untrained_rows(plan, seen),
         *_below_noise_floor(plan, seen),
-        *phase_changes(plan, seen),
         *_left_out(plan, "tied_weights"),
         *_left_out(plan, "excluded_tensor"),
     ]

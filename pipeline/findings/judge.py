@@ -19,6 +19,7 @@ from pipeline.findings.finding import Finding
 from pipeline.findings.inventory import inventory
 from pipeline.findings.naming import label, labels, name, some
 from pipeline.findings.observe import LAGS, Observations, Seen, SeenModel, misfit
+from pipeline.findings.phases import phase_changes
 from pipeline.numerics.stack import first_equal
 from pipeline.numerics.straight_turns import SAYS_NOTHING_DEG
 from pipeline.planning.plan import Plan
@@ -52,7 +53,11 @@ def findings(plan: Plan, seen: Observations, fraction: float) -> list[Finding]:
     judge.foreign_tensors()
     judge.off_trajectory()
     judge.discontinuity()
-    return [*judge.findings, *inventory(plan, seen)]
+    return [
+        *judge.findings,
+        *inventory(plan, seen),
+        *phase_changes(plan, seen.model, judge.explained),
+    ]
 
 
 class _Judge:
@@ -64,6 +69,11 @@ class _Judge:
             f" (in the {fraction:.3%} of the weights that was read)" if self._partial else ""
         )
         self.findings: list[Finding] = []
+
+    @property
+    def explained(self) -> frozenset[int]:
+        """Checkpoints that are known to be wrong, or to be copies."""
+        return frozenset(self._explained)
 
     # ---- values that are not finite
 

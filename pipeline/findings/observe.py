@@ -260,7 +260,7 @@ def _model(figures: Figures, row: int) -> SeenModel:
         labels=figures.labels[row].copy(),
         absent=figures.absent[row].copy(),
         squared_distances=figures.squared_distances[row].copy(),
-        noise_floors=figures.path[straight_turns.COLUMNS[0]][row].copy(),
+        noise_floors=figures.path[straight_turns.COLUMNS[1]][row].copy(),
         jumps=figures.jumps[row].copy(),
         indicators=dict(zip(INDICATORS, figures.indicators[row].tolist(), strict=True)),
         indicator_errors=dict(zip(INDICATORS, figures.indicator_errors[row].tolist(), strict=True)),

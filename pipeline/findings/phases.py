@@ -6,23 +6,30 @@ It says that and no more: a new rate, new data and a new optimizer look alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from pipeline.findings.finding import Finding
 from pipeline.findings.naming import label
-from pipeline.findings.observe import Observations
-from pipeline.numerics.phases import LEAST_WEIGHTS
+from pipeline.findings.observe import SeenModel
+from pipeline.numerics.phases import LEAST_IN_PHASE, LEAST_WEIGHTS
 from pipeline.planning.plan import Plan
 
 
-def phase_changes(plan: Plan, seen: Observations) -> Iterator[Finding]:
-    """Yield a finding for each."""
-    if seen.model is None or plan.parameters < LEAST_WEIGHTS:
+def phase_changes(plan: Plan, model: SeenModel, explained: Collection[int]) -> Iterator[Finding]:
+    """Yield a finding for each that no other test explains.
+
+    Args:
+        explained: checkpoints that others have: none of the increments that are compared begins or
+            ends at one.
+    """
+    if plan.parameters < LEAST_WEIGHTS:
         return
-    jumps = np.nan_to_num(seen.model.jumps)
+    jumps = np.nan_to_num(model.jumps)
     for k in np.flatnonzero(jumps).tolist():
+        if any(abs(k - other) <= LEAST_IN_PHASE for other in explained):
+            continue
         jump = float(jumps[k])
         yield Finding(
             "info",

@@ -12,21 +12,17 @@ from pipeline.execute.work.verify import published
 from pipeline.job.executor import executor
 from pipeline.job.followed import Estimated, compared, estimated, refuse_to_lose
 from pipeline.job.memory import assure_room_for_figures, reduction_buffers
-from pipeline.job.outcome import Outcome
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
+from pipeline.job.recompute import recomputed
 from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.summary import Execution, Summary, stored_summary
-from pipeline.job.write import Written, write_runs
 from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
-from pipeline.reduce.groups import grouping
-from pipeline.reduce.reduce import group_sums
-from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
-from pipeline.store.attempts import final, has_superseded
+from pipeline.store.attempts import has_superseded
 from pipeline.store.folder import Folder
 from pipeline.store.names import refuse_to_replace, stored_statistics, stored_windows
 from pipeline.store.records import has_records
@@ -126,7 +122,7 @@ def _analyze(
         if sums.complete:
             assure_room_for_figures(plan, resources)
             with Leases(folder, runs).held() as leases:
-                written = _recomputed(runs, leases, sums, folder, nothing)
+                written = recomputed(plan, leases, sums, folder, nothing)
                 commit(written, Patience(progress.note))
                 summaries = _compared(written.summaries, followed, folder)
                 settle(runs, leases, folder, sums)
@@ -164,33 +160,6 @@ def _stored(runs: Runs, folder: Folder, nothing: Execution) -> list[Summary] | N
     """Return the summaries of the runs if the store has all of them."""
     stored = [stored_summary(folder, plan, nothing) for plan in runs]
     return None if None in stored else [summary for summary in stored if summary is not None]
-
-
-def _recomputed(
-    runs: Runs, leases: Leases, sums: SumFolder, folder: Folder, nothing: Execution
-) -> Written:
-    """Write runs again from their stored sums."""
-    plan = settled(runs.whole, sums.read)
-    grouped = grouping(plan)
-    outcome = Outcome(
-        done=frozenset(tile.index for tile in plan.tiles),
-        devices=frozenset(sums.device.split(" + ")),
-        already_complete=True,
-        recomputed=True,
-    )
-    return write_runs(
-        Runs.of(plan),
-        [final(token) for token in leases.tokens],
-        grouped,
-        group_sums(plan, grouped, sums.read, nothing.buffers.stack),
-        folder,
-        nothing,
-        outcome,
-        rows=sums.rows(),
-        final=True,
-        check=leases.assure,
-        ready=leases.assure,
-    )
 
 
 def _settle_for_another(runs: Runs, folder: Folder, sums: SumFolder) -> None:

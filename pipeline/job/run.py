@@ -37,6 +37,7 @@ from pipeline.statistics.parts import Sums
 from pipeline.statistics.statistic import part_bytes
 from pipeline.store.attempts import final, remove_superseded
 from pipeline.store.folder import Folder
+from pipeline.store.plans import write_plan
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.records import discard_records
 from pipeline.store.sums import SumFolder
@@ -212,6 +213,7 @@ class Job:
         gone: set[int] = set()
         give_back()  # blocks of tiles: the reduction takes memory of its own
         self._sums.write(sums_of_parts(self._plan, self._results(gone)))
+        write_plan(self._folder, self._plan)
         if gone:
             self._do_again(gone)
             raise _Gone

@@ -139,10 +139,11 @@ class _Steps:
         added, slopes = x * (_MEAN_Z - x), _MEAN_Z - 2.0 * x  # less than an ulp, whatever z
         among = np.flatnonzero(x * _Z[-1] > 1.0)
         added[among], slopes[among] = _means(x[among])
-        return (
-            np.bincount(row, squares * added, len(sizes)) + self._others,
-            np.bincount(row, squares / ulps * slopes, len(sizes)),
+        total, slope = (
+            np.bincount(row, values, len(sizes)).astype(np.float64, copy=False)
+            for values in (squares * added, squares / ulps * slopes)
         )
+        return total + self._others, slope
 
 
 def _means(x: FloatArray) -> tuple[FloatArray, FloatArray]:

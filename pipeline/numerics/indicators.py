@@ -101,13 +101,13 @@ def indicators(
     return in_order(
         {
             **_directional_similarities(cosine, relative_cosine, elapsed),
-            **_lengths(trajectory),
+            **lengths(trajectory),
             **_angles(trajectory, relative_cosine),
             **principal_figures(centered),
             "relative_share_1": share_1,
             "backbone_share": backbone_share(relative_cosine),
             **_linearities(trajectory, centered, elapsed, numbers),
-            "diffusion_exponent": _diffusion_exponent(trajectory.squared_distances),
+            "diffusion_exponent": diffusion_exponent(trajectory.squared_distances),
             "norm_growth_exponent": norm_growth_exponent(diagonal(trajectory.dots), elapsed),
             **balance_figures(trajectory),
             **predictabilities(trajectory.increments[:, 1:, 1:]),
@@ -228,8 +228,8 @@ def _directional_similarities(
     cosine: FloatArray, relative_cosine: FloatArray, elapsed: FloatArray
 ) -> dict[str, FloatArray]:
     weights = time_weights(elapsed)
-    mean, off_diagonal, in_time = _mean_cosines(cosine, weights)
-    relative_mean, _, relative_in_time = _mean_cosines(relative_cosine, weights)
+    mean, off_diagonal, in_time = mean_cosines(cosine, weights)
+    relative_mean, _, relative_in_time = mean_cosines(relative_cosine, weights)
     return {
         "mds": mean,
         "mds_offdiagonal": off_diagonal,
@@ -239,7 +239,7 @@ def _directional_similarities(
     }
 
 
-def _mean_cosines(
+def mean_cosines(
     cosine: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Means over ordered pairs of defined rows: of all, of two different ones, and weighted; (G,)."""
@@ -261,7 +261,8 @@ def _mean_cosines(
     return mean, off_diagonal, weighted
 
 
-def _lengths(trajectory: Trajectory) -> dict[str, FloatArray]:
+def lengths(trajectory: Trajectory) -> dict[str, FloatArray]:
+    """Lengths of the path, of its displacement and of its ends, and their ratios, (G,) each."""
     norms = np.sqrt(diagonal(trajectory.dots)[:, [0, -1]])
     path_length = np.sqrt(diagonal(trajectory.increments)[:, 1:]).sum(axis=1)
     displacement = np.sqrt(trajectory.relative_dots[:, -1, -1])
@@ -313,7 +314,7 @@ def _linearities(
     }
 
 
-def _diffusion_exponent(squared_distances: FloatArray) -> FloatArray:
+def diffusion_exponent(squared_distances: FloatArray) -> FloatArray:
     """(G,) slope of the log mean squared distance over log lag, lags 1 ... K // 2."""
     groups, count, _ = squared_distances.shape
     if count < MIN_CHECKPOINTS_FOR_DIFFUSION:

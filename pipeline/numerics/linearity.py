@@ -24,9 +24,11 @@ def linearity(increments: FloatArray, total: FloatArray, x: FloatArray) -> Float
     Args:
         increments: (G, K - 1, K - 1), Gram matrices of the increments, k >= 1.
         total: (G,), traces of the centered Gram matrices.
-        x: (K,), NaN where unknown.
+        x: (K,), or (G, K) where they differ; NaN where unknown.
     """
-    return _explained(lambda y: np.sum((increments @ y) * y, axis=1), total, x)
+    return _explained(
+        lambda y: np.sum((increments @ y[..., np.newaxis])[..., 0] * y, axis=1), total, x
+    )
 
 
 def walk_linearity(squared_steps: FloatArray, total: FloatArray, x: FloatArray) -> FloatArray:
@@ -43,9 +45,10 @@ def _explained(
     squared: Callable[[FloatArray], FloatArray], total: FloatArray, x: FloatArray
 ) -> FloatArray:
     """(G,) R²; `squared` gives the squared lengths of sums of increments with these weights."""
-    x = x - x.mean()
-    variation = np.sum(x * x)
-    if x.size < MIN_CHECKPOINTS or not variation > 0:
+    x = x - x.mean(axis=-1, keepdims=True)
+    variation = np.sum(x * x, axis=-1)
+    if x.shape[-1] < MIN_CHECKPOINTS:
         return np.full(len(total), np.nan)
-    onward = np.cumsum(x[::-1])[-2::-1]  # of increment j: the sum of all x_k that it is a part of
+    # of increment j: the sum of all x_k that it is a part of
+    onward = np.cumsum(x[..., ::-1], axis=-1)[..., -2::-1]
     return np.clip(ratio(squared(onward), variation * total), 0.0, 1.0)

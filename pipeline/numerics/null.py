@@ -59,7 +59,7 @@ def random_walk(
     widest = _angle(*(np.take_along_axis(sums, first, axis=1)[:, 0] for sums in (gone, left)))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine_to_end = gone / np.sqrt(gone * gone[:, -1:])
-    spectrum = eigenvalues(centered(np.minimum(gone[:, :, np.newaxis], gone[:, np.newaxis])))
+    spectrum = eigenvalues(_walk(gone))
     total, (relative_share, backbone_share) = spectrum.sum(axis=1), walk_shares(gone)
     return in_order(
         {
@@ -90,6 +90,28 @@ def random_walk(
             "decay_start_step": np.full(len(end), np.nan),
         }
     )
+
+
+def walk_in_windows(squared_lengths: FloatArray, elapsed: FloatArray) -> dict[str, FloatArray]:
+    """What is said of windows (windows.py), by name, (G,) each, of random walks.
+
+    Args:
+        squared_lengths: (G, K), as for `random_walk`.
+        elapsed: (G, K).
+    """
+    squared_steps = squared_lengths[:, 1:]
+    gone = _sums(squared_steps)
+    spectrum = eigenvalues(_walk(gone))
+    moving = (gone > 0).astype(float)
+    return {
+        **_lengths(squared_lengths, np.sqrt(gone[:, -1]), gone[:, -1]),
+        "relative_mds": _mean(_walk_pairs(gone), moving),
+        **_mean_turns(squared_steps, 90.0),
+        **principal_figures(spectrum),
+        "linearity_time": walk_linearity(squared_steps, spectrum.sum(axis=1), elapsed),
+        "diffusion_exponent": _walk_diffusion_exponent(gone),
+        **_predictabilities(squared_steps, 0.0),
+    }
 
 
 def straight_line(
@@ -136,6 +158,11 @@ def _sums(steps: FloatArray) -> FloatArray:
     sums = np.zeros((len(steps), steps.shape[1] + 1))
     np.cumsum(steps, axis=1, out=sums[:, 1:])
     return sums
+
+
+def _walk(gone: FloatArray) -> FloatArray:
+    """(G, K, K) centered Gram matrices of walks by their squared displacements, (G, K)."""
+    return centered(np.minimum(gone[:, :, np.newaxis], gone[:, np.newaxis]))
 
 
 def _angle(apex: FloatArray, aside: FloatArray) -> FloatArray:

@@ -22,7 +22,7 @@ COLUMNS = (
     *("angle_to_first_deg", "angle_to_last_deg"),
     *("apex_angle_next_deg", "apex_angle_last_deg"),
     *(f"turn_{scale}_deg" for scale in SCALES),
-    *straight_turns.COLUMNS,
+    *straight_turns.COLUMNS.values(),
     *("radial_increment", "angular_speed_deg", "remaining", "along_end", "off_end"),
 )
 """Those of the view; the standard error comes from replicates."""
@@ -31,7 +31,7 @@ _NEIGHBOURS = {
     **dict.fromkeys(("increment", "radial_increment", "angular_speed_deg"), (1, 0)),
     **dict.fromkeys(("update_angle_deg", "update_angle_stderr_deg"), (1, 1)),
     **{f"turn_{scale}_deg": (scale, scale) for scale in SCALES},
-    **{f"straight_turn_{span}_deg": (span, span) for span in straight_turns.SPANS},
+    **{name: (scale, scale) for scale, name in straight_turns.COLUMNS.items()},
     "apex_angle_next_deg": (0, 1),
 }
 """How many checkpoints before and after k a column needs, none of which may be absent."""
@@ -51,19 +51,20 @@ def path(
     increment = np.sqrt(diagonal(trajectory.increments))
     increment[:, :1] = 0.0
     path_length = np.cumsum(increment, axis=1)
+    update_angle, of_scales = update_angles(trajectory), turns(trajectory)
     increment[:, :1] = np.nan
     return {
         "norm": np.sqrt(diagonal(trajectory.dots)),
         "displacement": np.sqrt(diagonal(trajectory.relative_dots)),
         "increment": increment,
         "path_length": path_length,
-        "update_angle_deg": update_angles(trajectory),
+        "update_angle_deg": update_angle,
         "angle_to_first_deg": angles_between(trajectory, np.zeros_like(k), k),
         "angle_to_last_deg": angles_between(trajectory, k, np.full_like(k, k.size - 1)),
         "apex_angle_next_deg": apex_angles_next(trajectory),
         "apex_angle_last_deg": apex_angles_last(trajectory),
-        **{f"turn_{scale}_deg": angles for scale, angles in turns(trajectory).items()},
-        **straight_turns.straight_turns(trajectory, straight),
+        **{f"turn_{scale}_deg": angles for scale, angles in of_scales.items()},
+        **straight_turns.straight_turns({1: update_angle, **of_scales}, straight),
         "radial_increment": _of_increments(radial_increments(trajectory)),
         "angular_speed_deg": _of_increments(_angular_speeds(trajectory, elapsed)),
         **chord_columns(trajectory),

@@ -154,7 +154,7 @@ def _changes(y: FloatArray, u: FloatArray) -> Iterator[tuple[IntArray, int, Floa
 
 def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatArray) -> FloatArray:
     """(G, B) the signed excess at each boundary of a segment that is a change, 0 at the others."""
-    left, right = _beside(y, LEAST_IN_PHASE)
+    left, right = _beside(y)
     step = np.median(right, axis=2) - np.median(left, axis=2)
     before, bend_before, left_over_before, count_before = _lines(y)
     after, bend_after, left_over_after, count_after = (
@@ -174,13 +174,10 @@ def _judged(y: FloatArray, u: FloatArray, scatter: FloatArray, scatter_u: FloatA
     return np.where(change, np.copysign(excess, jump), 0.0)
 
 
-def _beside(y: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
-    """(G, B, count) each, the nearest on both sides of each boundary."""
-    windows = sliding_window_view(y, count, axis=1)
-    boundaries = y.shape[1] - 2 * LEAST_IN_PHASE + 1
-    return windows[:, LEAST_IN_PHASE - count :][:, :boundaries], windows[:, LEAST_IN_PHASE:][
-        :, :boundaries
-    ]
+def _beside(y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(G, B, 3) each, the three nearest on both sides of each boundary."""
+    threes = sliding_window_view(y, LEAST_IN_PHASE, axis=1)
+    return threes[:, :-LEAST_IN_PHASE], threes[:, LEAST_IN_PHASE:]
 
 
 def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
@@ -208,10 +205,10 @@ def _lines(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]
 
 def _shifts(u: FloatArray) -> FloatArray:
     """(G, B) by how much the median of the up to three nearest cosines changes, the one across left out."""
-    boundaries = u.shape[1] - 2 * LEAST_IN_PHASE + 2
     padded = np.pad(u, ((0, 0), (1, 1)), constant_values=np.nan)
-    windows = np.nanmedian(sliding_window_view(padded, LEAST_IN_PHASE, axis=1), axis=2)
-    return windows[:, LEAST_IN_PHASE + 1 :][:, :boundaries] - windows[:, :boundaries]
+    medians = np.nanmedian(sliding_window_view(padded, LEAST_IN_PHASE, axis=1), axis=2)
+    apart = LEAST_IN_PHASE + 1
+    return medians[:, apart:] - medians[:, :-apart]
 
 
 def _scatter(values: FloatArray) -> FloatArray:

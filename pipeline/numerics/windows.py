@@ -10,16 +10,29 @@ of a path, I = indicators.
 Source: docs/method-2.md, section 5.4.
 """
 
-from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.numerics.indicators import INDICATORS, indicators
-from pipeline.numerics.null import random_walk
+from pipeline.numerics.indicators import (
+    INDICATORS,
+    diffusion_exponent,
+    indicators,
+    lengths,
+    mean_cosines,
+    mean_of_defined,
+    principal_figures,
+)
+from pipeline.numerics.linearity import linearity
+from pipeline.numerics.null import random_walk, walk_in_windows
+from pipeline.numerics.path import update_angles
+from pipeline.numerics.predictability import predictabilities
+from pipeline.numerics.spectrum import centered_gram, eigenvalues
 from pipeline.numerics.stack import FloatArray, IntArray, diagonal
-from pipeline.numerics.trajectory import Trajectory
+from pipeline.numerics.trajectory import Trajectory, cosines
 
 LEAST_WIDTH = 5
 """Checkpoints of a window, at least: of fewer no indicator tells two phases apart."""
@@ -28,11 +41,11 @@ OFFERED = {
         *("path_length", "straightness", "relative_mds", "mean_update_angle_deg"),
         *("effective_rank", "predictability_1"),
     ),
-    12: ("diffusion_exponent", "pca_share_1"),
+    12: ("linearity_time", "diffusion_exponent", "pca_share_1"),
 }
 """Checkpoints that a window must have → what is said of it. A change of the data moves the first by 8 to
-25 times their scatter in windows of 8, but the exponent by 3.5, in windows of 12 by 6.5, and the share in
-either direction (docs/method-2.md, section 5.4)."""
+25 times their scatter in windows of 8, but linearity and exponent by 4, in windows of 12 by 7, and the
+share in either direction (docs/method-2.md, section 5.4)."""
 LEAST_CHECKPOINTS = 6
 """Of a stage or a phase: of fewer all indicators are NaN."""
 
@@ -68,19 +81,65 @@ def of_windows(
         width: W, at most K.
         groups: (G,)
     """
+    names = offered(width)
+    values, nulls = _of_each(
+        trajectory, width, groups, len(names), partial(_figures, when=when, names=names)
+    )
+    return values, nulls
+
+
+def predictability_of_windows(trajectory: Trajectory, width: int, groups: IntArray) -> FloatArray:
+    """`predictability_1` of every window of some groups, (G, F, 1): the only square that is offered.
+
+    Arguments are as for `of_windows`.
+    """
+
+    def figures(alone: Trajectory, firsts: IntArray) -> list[FloatArray]:
+        del firsts
+        return [predictabilities(alone.increments[:, 1:, 1:])["predictability_1"][:, np.newaxis]]
+
+    (values,) = _of_each(trajectory, width, groups, 1, figures)
+    return values
+
+
+def _of_each(
+    trajectory: Trajectory,
+    width: int,
+    groups: IntArray,
+    indicators: int,
+    figures: Callable[[Trajectory, IntArray], Sequence[FloatArray]],
+) -> list[FloatArray]:
+    """What `figures` gives of windows and their first checkpoints, (P, I) each, as (G, F, I) each."""
     count = trajectory.same.shape[1] - width + 1
-    chosen = [INDICATORS.index(name) for name in offered(width)]
-    made = np.empty((2, len(groups), count, len(chosen)))
+    rows, firsts = (index.reshape(-1) for index in np.indices((len(groups), count)))
     at_once = max(1, trajectory.increments.size // (_SHARE * width**2))
-    for firsts, elapsed in _alike(when.elapsed, width):
-        rows, windows = (index.reshape(-1) for index in np.indices((len(groups), len(firsts))))
-        for start in range(0, rows.size, at_once):
-            row, first = (index[start : start + at_once] for index in (rows, firsts[windows]))
-            alone = trajectory.sub_paths(groups[row], first, width)
-            times = elapsed, elapsed, elapsed  # no step is offered
-            made[0, row, first] = indicators(alone, *times)[:, chosen]
-            made[1, row, first] = random_walk(diagonal(alone.increments), *times)[:, chosen]
-    return made[0], made[1]
+    made = [
+        figures(trajectory.sub_paths(groups[rows[some]], firsts[some], width), firsts[some])
+        for start in range(0, rows.size, at_once)
+        for some in [slice(start, start + at_once)]
+    ]
+    several = zip(*made, strict=True)
+    return [np.concatenate(each).reshape(len(groups), count, indicators) for each in several]
+
+
+def _figures(
+    alone: Trajectory, firsts: IntArray, when: When, names: Sequence[str]
+) -> list[FloatArray]:
+    """Values and null values, (P, I) each, of windows and their first checkpoints."""
+    elapsed = sliding_window_view(when.elapsed, alone.same.shape[1])[firsts]
+    relative_mds, *_ = mean_cosines(cosines(alone.relative_dots), np.full_like(elapsed[0], np.nan))
+    spectrum, increments = eigenvalues(centered_gram(alone)), alone.increments[:, 1:, 1:]
+    values = {
+        **lengths(alone),
+        "relative_mds": relative_mds,
+        "mean_update_angle_deg": mean_of_defined(update_angles(alone)),
+        **principal_figures(spectrum),
+        "linearity_time": linearity(increments, spectrum.sum(axis=1), elapsed),
+        "diffusion_exponent": diffusion_exponent(alone.squared_distances),
+        **predictabilities(increments),
+    }
+    walked = walk_in_windows(diagonal(alone.increments), elapsed)
+    return [np.stack([of_kind[name] for name in names], axis=1) for of_kind in (values, walked)]
 
 
 def of_sub_path(
@@ -104,18 +163,3 @@ def of_sub_path(
     alone = trajectory.sub_paths(groups, np.full(len(groups), first), count)
     times = when.of(first, count)
     return indicators(alone, *times), random_walk(diagonal(alone.increments), *times)
-
-
-def _alike(elapsed: FloatArray, width: int) -> list[tuple[IntArray, FloatArray]]:
-    """First checkpoints of windows, and the times, (W,), that all of these have from there on.
-
-    With an even spacing all windows are alike, and are worked on together.
-    """
-    spans = sliding_window_view(elapsed, width)
-    if "linearity_time" not in offered(width) or np.isnan(elapsed).all():
-        return [(np.arange(len(spans)), np.full(width, np.nan))]
-    alike: dict[bytes, list[int]] = defaultdict(list)
-    spans = spans - spans[:, :1]
-    for first, span in enumerate(spans):
-        alike[span.tobytes()].append(first)
-    return [(np.array(firsts), spans[firsts[0]]) for firsts in alike.values()]

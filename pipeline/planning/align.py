@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import bisect
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.checkpoint.aligned_scales import AlignedScales, aligned_scales
-from pipeline.checkpoint.blocks import split
-from pipeline.checkpoint.components import has_heads
-from pipeline.checkpoint.config import of_part
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.file_kinds import FileKind
-from pipeline.checkpoint.parts import Part, by_head, parts
-from pipeline.checkpoint.roles import Role, reason_to_leave_out, roles
+from pipeline.checkpoint.parts import Part
+from pipeline.checkpoint.roles import Role, reason_to_leave_out
 from pipeline.checkpoint.stored import Extent, StoredTensor
 from pipeline.errors import NothingMatches, quoted
 from pipeline.planning.bridge import bridged
 from pipeline.planning.columns import in_one_order
 from pipeline.planning.contents import Contents, read_config
+from pipeline.planning.network import Network
 from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request
 from pipeline.planning.ties import Twin, one_place, twins
@@ -136,8 +135,10 @@ class Alignment:
     left_out: tuple[LeftOutTensor, ...]
     bytes: tuple[int, ...]
     """Size of all weight files of each checkpoint."""
-    unread: tuple[Mapping[str, FileKind], ...] = ()
+    unread: tuple[Mapping[str, FileKind], ...]
     """The files of each checkpoint that are not read, by path, and what they are."""
+    network: Network
+    """What roles and parts were made from."""
 
 
 def align(
@@ -169,9 +170,13 @@ def align(
     left_out: list[LeftOutTensor] = []
     names = _names_in_storage_order(contents)
     samples = {name: next(each[name][1] for each in tensors_of if name in each) for name in names}
-    known = roles({name: place.shape for name, place in samples.items()}, configs[0])
-    if request.roles:
-        known = request.roles.applied(known)
+    network = Network(
+        {name: place.shape for name, place in samples.items()},
+        tuple(map(json.dumps, configs)),
+        request.roles.text if request.roles else "",
+        request.by_head,
+    )
+    known, parts_of = network.roles(), network.parts_of()
     tied = one_place(tensors_of, names)
     single = [name for name in names if name not in tied and not unwanted(name, request)]
     may_be_tied = twins(tensors_of, single, known, configs)
@@ -201,7 +206,7 @@ def align(
                 shape=first.shape,
                 numel=first.numel,
                 role=known[name],
-                parts=_parts(name, known[name], first, configs, request),
+                parts=parts_of(name, known[name], first.shape, first.numel, first.is_in_order),
                 dtypes=tuple(place.dtype for _, place in present),
                 files=tuple(
                     files_of_one[file]
@@ -228,32 +233,8 @@ def align(
         raise _no_tensor(source, request, left_out, is_joint=len(firsts) > 1)
     sizes = tuple(sum(file.size for file in each.files) for each in contents)
     return Alignment(
-        files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents)
+        files, tuple(tensors), tuple(left_out), sizes, tuple(c.unread for c in contents), network
     )
-
-
-def _parts(
-    name: str,
-    role: Role,
-    place: StoredTensor,
-    configs: Sequence[dict[str, Any]],
-    request: Request,
-) -> tuple[Part, ...]:
-    fused = request.roles.fused(name) if request.roles else None
-
-    def by(config: Mapping[str, Any]) -> tuple[Part, ...]:
-        section = dict(of_part(config, role.stack))
-        whole = parts(name, role.component, place.shape, section, role.experts, fused)
-        if not request.by_head or not has_heads(split(name)):
-            return whole
-        return by_head(whole, place.numel, section)
-
-    ways = {by(config) for config in configs}
-    # A tensor stored transposed has its rows elsewhere than the layouts say; and two networks may
-    # lay out tensors of one name differently.
-    if len(ways) == 1 and place.is_in_order:
-        return ways.pop()
-    return parts(name, role.component, place.shape, {}, role.experts)
 
 
 def _rows(stored: Sequence[tuple[int, StoredTensor] | None]) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.joint import Joint
 from pipeline.statistics.pieces import CHUNK, PIECE
 
-RESULT_FORMAT = 7
+RESULT_FORMAT = 8
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
@@ -190,6 +190,7 @@ def _planned(
         tiles=tiles,
         account=account,
         unread=alignment.unread,
+        network=alignment.network,
         content=_digest(checkpoints, alignment, tiles, firsts, draws, request),
         selection=selection_text(source, request),
         paths=paths,

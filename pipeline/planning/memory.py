@@ -141,8 +141,8 @@ def scratch_bytes(
     """Values, their gathered part, increments and samples of a batch, and the products of its pieces."""
     num_checkpoints = len(tensors[0].dtypes)
     value = max(4, max(width(tensor) for tensor in tensors))
-    # values and gathered part as stored or in float32, increments in float32, what the rounding
-    # energy makes of a small part (powers of two, twice), the float64 route (two eighths of it)
+    # values and gathered part as stored or in float32, increments in float32, a small
+    # part rounded to other formats, the float64 route (two eighths of it)
     per_element = 2 * value + 4 + 2 * 4 + 2 + scratch_per_value(statistics)
     if any(tensor.scales for tensor in tensors):
         per_element += 3 * 4  # factors, what they make of codes, and how far apart these are

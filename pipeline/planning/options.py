@@ -115,7 +115,7 @@ def windows(option: str, value: Any) -> Windows | None:
     if isinstance(value, Windows):
         return value
     several = [value] if isinstance(value, int | str) else value
-    if not isinstance(several, Iterable):
+    if not isinstance(several, Iterable) or isinstance(several, bytes):
         raise RequestError(f"{option}: expected a list such as 5,8,16, found {quoted(value)}")
     words = [word.strip() for each in several for word in str(each).split(",")]
     try:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from pipeline.checkpoint.file_kinds import FileKind
+from pipeline.checkpoint.parts import Part
 from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
 from pipeline.planning.gaps import Gap
+from pipeline.planning.network import Network
 from pipeline.planning.options import Windows
 from pipeline.planning.row_tables import row_tables
 from pipeline.planning.sample import WHOLE, Draw
@@ -82,6 +84,8 @@ class Plan:
     account: Account
     unread: tuple[Mapping[str, FileKind], ...] = field(repr=False)
     """The files of each checkpoint that are not read, by path, and what they are."""
+    network: Network = field(repr=False)
+    """What roles and parts of tensors are made from."""
     content: str
     """Digest of what is read, and how it is divided."""
     selection: str = field(repr=False)
@@ -225,6 +229,31 @@ class Plan:
             )
         return tuple(plans)
 
+    def renamed(self) -> Plan | None:
+        """Return the same plan with the roles that this version gives its tensors.
+
+        None where their parts are others then: sums of those there are not.
+
+        Raises:
+            RequestError: something of `--roles` fits no tensor.
+        """
+        known, parts_of = self.network.roles(), self.network.parts_of()
+        tensors: list[AlignedTensor] = []
+        for tensor in self.tensors:
+            role = known[tensor.name]
+            ways = (
+                parts_of(tensor.name, role, tensor.shape, tensor.numel, is_in_order)
+                for is_in_order in (True, False)
+            )
+            fitting = [
+                way for way in ways if list(map(_place, way)) == list(map(_place, tensor.parts))
+            ]
+            if not fitting:
+                return None
+            tensors.append(replace(tensor, role=role, parts=fitting[0]))
+        left_out = (replace(tensor, role=known[tensor.name]) for tensor in self.left_out_tensors)
+        return replace(self, tensors=tuple(tensors), left_out_tensors=tuple(left_out))
+
     def settled(self, apart: Mapping[int, int]) -> Plan:
         """Return the same plan with what the values say of tensors that may be tied."""
         return replace(self, apart=apart)
@@ -319,3 +348,8 @@ class Plan:
     def parameters(self) -> int:
         """Weights of one checkpoint that are analysed."""
         return sum(tensor.numel for _, tensor in self.counted)
+
+
+def _place(part: Part) -> Part:
+    """Return which elements of its tensor a part is, and of what."""
+    return replace(part, component="")

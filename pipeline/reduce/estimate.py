@@ -13,7 +13,7 @@ would make, in a stratum of N units, n of them read and n_g of these in the grou
 with T the sum over the units read, T_g over those in the group, m independent draws, f = n / N and
 G groups. Source: docs/method.md, "Sampling".
 
-Letters: K checkpoints, H spans of turns.
+Letters: K checkpoints, H scales of turns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 
 Array = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class Estimate:
         self._strata, self.groups = strata, groups
         shape = (num_checkpoints, num_checkpoints)
         self._totals: dict[Hashable, Array] = {label: np.zeros(shape) for label in strata}
-        self.straight = np.zeros((2, len(SPANS), num_checkpoints))
+        self.straight = np.zeros((2, len(SCALES), num_checkpoints))
         self.errors_known = _errors_known(strata)
         self._changes: dict[int, Array] = {group: np.zeros(shape) for group in varying(strata)}
 

@@ -1,7 +1,7 @@
 """All figures of many groups at once, from the sums over their weights, with their standard errors.
 
 Shapes: G = groups, N = checkpoints of the run, K = those present in some groups, I = indicators,
-H = spans of turns.
+H = scales of turns.
 """
 
 from __future__ import annotations
@@ -251,13 +251,15 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
     columns = path(trajectory, when[0], sums.straight[..., present])
     known = (values, cosine, relative_cosine, columns["update_angle_deg"])
     spreads = [Jackknife(figure, sums.folds) for figure in known]
-    looked_at = np.flatnonzero(sums.in_parts)
-    of_parts = PartFigures(parts, trajectory, when, looked_at, sums.folds, changes)
+    squared_lengths = diagonal(trajectory.increments)
+    nulls = random_walk(squared_lengths, *when)
+    in_parts = np.flatnonzero(sums.in_parts)
+    of_parts = PartFigures(parts, trajectory, when, in_parts, sums.folds, changes, (values, nulls))
     for count, increments in sums.replicates():
         replicate = _trajectory(sums, increments)
-        of_parts.add(count, replicate)
         cosine, relative_cosine = cosines(replicate.dots), cosines(replicate.relative_dots)
         again = indicators(replicate, *when, cosine=cosine, relative_cosine=relative_cosine)
+        of_parts.add(count, replicate, again)
         replicated = (again, cosine, relative_cosine, update_angles(replicate))
         for spread, figure in zip(spreads, replicated, strict=True):
             spread.add(figure.reshape(count, -1, *figure.shape[1:]))
@@ -265,8 +267,6 @@ def _of_path(sums: _Sums, times: Times, parts: Parts) -> Figures:
     cosine_errors, relative_cosine_errors, angle_errors = (
         sums.scaled_by_what_is_known(spread.standard_errors()) for spread in spreads[1:]
     )
-    squared_lengths = diagonal(trajectory.increments)
-    nulls = random_walk(squared_lengths, *when)
     straight = straight_line(squared_lengths, *when)
     return Figures(
         increments=_spread(trajectory.increments, absent),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.phases import LEAST_IN_PHASE
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.memory import largest_result, plan_bytes, rows_of_tile
 from pipeline.planning.plan import Plan
 from pipeline.planning.sample import JACKKNIFE_FOLDS
@@ -52,7 +52,7 @@ _CHANGES = 4  # times the changes of a group: of batches that wait and the one i
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
 _WAITING = 2  # times the rows of a row group: as they came, and in one piece
 _ENCODED = 3, 2  # a file grows by doubling
-_PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (264, 140), (37, 11), (40, 12)
+_PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (368, 231), (37, 11), (40, 12)
 # bytes of a row of similarities, of all rows of a k, of a row of indicators and of one of a part of a path:
 # waiting, encoded (products of increments besides)
 _PART = 64  # bytes of a figure of a part of a path, from when it is made until it is among the rows
@@ -196,7 +196,7 @@ def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
 
 def group_bytes(plan: Plan) -> int:
     """Return the bytes of the sums of one group: of a sample a change for each fold, too."""
-    straight = 2 * 8 * len(SPANS) * len(plan.checkpoints)
+    straight = 2 * 8 * len(SCALES) * len(plan.checkpoints)
     return straight + _matrix_bytes(plan) * (1 + _folds(plan))
 
 
@@ -238,7 +238,7 @@ def _of_rows(plan: Plan, divided: Buffers) -> int:
     largest, total = max(numbers, default=0), sum(numbers)
     file = min(divided.file, _ROW[1] * total) * _ENCODED[0] // _ENCODED[1]
     of_one = _ROW[0] * largest + _WAITING * _ROW[0] * min(largest, ROW_GROUP) + file
-    return 3 * plan.rows.each * total + of_one * len(plan.firsts)
+    return 4 * plan.rows.each * total + of_one * len(plan.firsts)
 
 
 class Requested(NamedTuple):

@@ -7,10 +7,10 @@ F = parts of a path, I = indicators that are offered of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -20,7 +20,14 @@ from pipeline.numerics.indicators import INDICATORS, SQUARES
 from pipeline.numerics.jackknife import Jackknife
 from pipeline.numerics.phases import phases
 from pipeline.numerics.trajectory import Trajectory
-from pipeline.numerics.windows import When, of_sub_path, of_windows, offered
+from pipeline.numerics.windows import (
+    LEAST_CHECKPOINTS,
+    When,
+    of_sub_path,
+    of_windows,
+    offered,
+    predictability_of_windows,
+)
 from pipeline.planning.plan import Plan
 
 Array = NDArray[np.float64]
@@ -48,14 +55,14 @@ class Parts:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The first and the last checkpoint of each stage."""
-        spans: list[tuple[int, int]] = []
+        bounds: list[tuple[int, int]] = []
         first = 0
         for stage, checkpoints in groupby(self.stages):
             stop = first + len(list(checkpoints))
             if stage is not None:
-                spans.append((first, stop - 1))
+                bounds.append((first, stop - 1))
             first = stop
-        return spans
+        return bounds
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -140,6 +147,7 @@ class PartFigures:
         groups: Indices,
         folds: Indices,
         changes: Array,
+        known: tuple[Array, Array],
     ) -> None:
         """Make them.
 
@@ -149,36 +157,22 @@ class PartFigures:
             groups: (H,), those whose parts are looked at.
             folds: (G,), jackknife folds of each.
             changes: (G, K), of `phases.jumps`: where phases begin.
+            known: (G, I) each, every indicator of the whole paths, and its null value.
         """
         self._groups, self._stack = groups, len(trajectory.same)
         count = len(when.numbers) if len(groups) else 0
         numbers = when.numbers.astype(np.int64)
-        self._windows = {
-            width: _Kind(
-                partial(of_windows, when=when, width=width),
-                offered(width),
-                (numbers[: 1 - width], numbers[width - 1 :]),
-            )
-            for width in parts.widths
-            if width <= count
-        }
+        self._windows = {width: _Windows(when, width) for width in parts.widths if width <= count}
         bounds = parts.bounds if count else []
         within = [np.flatnonzero((numbers >= a) & (numbers <= b)) for a, b in bounds]
-        self._stages = _Kind(
-            partial(_of_stages, when=when, stages=within), INDICATORS, _columns(bounds)
-        )
+        self._stages = _Sections(when, within, _columns(bounds))
         self._phases: list[tuple[_Kind, Indices]] = []
         for bounds, alike in _with_the_same_phases(changes, groups):
             within = [np.arange(first, last + 1) for first, last in bounds]
             first, last = _columns(bounds)
-            kind = _Kind(
-                partial(_of_stages, when=when, stages=within),
-                INDICATORS,
-                (numbers[first], numbers[last]),
-            )
-            self._phases.append((kind, alike))
+            self._phases.append((_Sections(when, within, (numbers[first], numbers[last])), alike))
         for kind, members in self._kinds:
-            kind.begin(trajectory, members, folds[members])
+            kind.begin(trajectory, members, folds[members], known)
 
     @property
     def _kinds(self) -> list[tuple[_Kind, Indices]]:
@@ -186,11 +180,15 @@ class PartFigures:
         of_all = [(kind, self._groups) for kind in (*self._windows.values(), self._stages)]
         return of_all + self._phases
 
-    def add(self, count: int, replicates: Trajectory) -> None:
-        """Add those of `count` jackknife replicates, G groups of each."""
+    def add(self, count: int, replicates: Trajectory, known: Array) -> None:
+        """Add those of `count` jackknife replicates, G groups of each.
+
+        Args:
+            known: (count G, I), every indicator of the whole paths.
+        """
         offsets = self._stack * np.arange(count)
         for kind, members in self._kinds:
-            kind.add(replicates, (offsets[:, np.newaxis] + members).reshape(-1), count)
+            kind.add(replicates, (offsets[:, np.newaxis] + members).reshape(-1), known, count)
 
     def of_groups(self, errors_known: NDArray[np.bool_]) -> list[PathParts]:
         """Return them, less their bias where it is known, of each group of the stack."""
@@ -218,26 +216,32 @@ def undefined_parts(parts: Parts, kept: NDArray[np.bool_], present: Indices) -> 
     return [unknown if each else PathParts() for each in kept]
 
 
-class _Kind:
+class _Kind(ABC):
     """Parts of one kind of the paths of H groups."""
 
-    def __init__(
-        self,
-        figures: Callable[..., tuple[Array, Array]],
-        names: Sequence[str],
-        bounds: tuple[Indices, Indices],
-    ) -> None:
-        """`figures`: trajectory and groups → values and null values, (H, F, I) each."""
-        self._figures, self._bounds = figures, bounds
+    def __init__(self, names: Sequence[str], bounds: tuple[Indices, Indices]) -> None:
+        """`names`: of the I indicators; `bounds`: first and last checkpoints of the F parts."""
+        self._bounds = bounds
         self._squares = [number for number, name in enumerate(names) if name in SQUARES]
 
-    def begin(self, trajectory: Trajectory, groups: Indices, folds: Indices) -> None:
-        self._values, self._nulls = self._figures(trajectory, groups=groups)
+    @abstractmethod
+    def figures(
+        self, trajectory: Trajectory, groups: Indices, known: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """Return values and null values, (H, F, I) each; `known` are those of the whole paths, (G, I)."""
+
+    @abstractmethod
+    def squares(self, trajectory: Trajectory, groups: Indices, known: Array) -> Array:
+        """Return the values of `SQUARES` alone, (H, F, …); `known` are all of the whole paths, (G, I)."""
+
+    def begin(
+        self, trajectory: Trajectory, groups: Indices, folds: Indices, known: tuple[Array, Array]
+    ) -> None:
+        self._values, self._nulls = self.figures(trajectory, groups, known)
         self._spread = Jackknife(self._values[..., self._squares], folds)
 
-    def add(self, replicates: Trajectory, groups: Indices, count: int) -> None:
-        values, _ = self._figures(replicates, groups=groups)
-        squares = values[..., self._squares]
+    def add(self, replicates: Trajectory, groups: Indices, known: Array, count: int) -> None:
+        squares = self.squares(replicates, groups, known)
         self._spread.add(squares.reshape(count, len(groups) // count, *squares.shape[1:]))
 
     def result(self, errors_known: NDArray[np.bool_]) -> list[SubPaths]:
@@ -250,16 +254,53 @@ class _Kind:
         ]
 
 
-def _of_stages(
-    trajectory: Trajectory, when: When, stages: Sequence[Indices], groups: Indices
-) -> tuple[Array, Array]:
-    """Values and null values, (H, F, I) each, of stages by the checkpoints that are present in each."""
-    made = np.full((2, len(groups), len(stages), len(INDICATORS)), np.nan)
-    for number, present in enumerate(stages):
-        if present.size:
-            first, last = int(present[0]), int(present[-1])
-            made[:, :, number] = of_sub_path(trajectory, when, first, last, groups)
-    return made[0], made[1]
+class _Windows(_Kind):
+    """Windows of one width."""
+
+    def __init__(self, when: When, width: int) -> None:
+        numbers = when.numbers.astype(np.int64)
+        super().__init__(offered(width), (numbers[: 1 - width], numbers[width - 1 :]))
+        self._when, self._width = when, width
+
+    def figures(
+        self, trajectory: Trajectory, groups: Indices, known: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        del known
+        return of_windows(trajectory, self._when, self._width, groups)
+
+    def squares(self, trajectory: Trajectory, groups: Indices, known: Array) -> Array:
+        del known
+        return predictability_of_windows(trajectory, self._width, groups)
+
+
+class _Sections(_Kind):
+    """Stages or phases: of these all indicators are of interest."""
+
+    def __init__(
+        self, when: When, sections: Sequence[Indices], bounds: tuple[Indices, Indices]
+    ) -> None:
+        """`sections`: numbers among the present checkpoints of those that are in each."""
+        super().__init__(INDICATORS, bounds)
+        self._when, self._sections = when, sections
+
+    def figures(
+        self, trajectory: Trajectory, groups: Indices, known: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        shape = len(groups), len(self._sections), len(INDICATORS)
+        values, nulls = np.full(shape, np.nan), np.full(shape, np.nan)
+        for number, present in enumerate(self._sections):
+            if present.size == len(self._when.numbers) >= LEAST_CHECKPOINTS:  # made already
+                values[:, number], nulls[:, number] = known[0][groups], known[1][groups]
+            elif present.size:
+                first, last = int(present[0]), int(present[-1])
+                values[:, number], nulls[:, number] = of_sub_path(
+                    trajectory, self._when, first, last, groups
+                )
+        return values, nulls
+
+    def squares(self, trajectory: Trajectory, groups: Indices, known: Array) -> Array:
+        values, _ = self.figures(trajectory, groups, (known, known))
+        return values[..., self._squares]
 
 
 def _with_the_same_phases(

@@ -204,4 +204,4 @@ def spacing(
     below = least - LEAST_EXPONENT
     by_spacing = exponents[..., below:].astype(np.float64)
     by_spacing[..., 0] += exponents[..., :below].sum(axis=-1)
-    return by_spacing, 2.0 ** (np.arange(least, MOST_EXPONENT + 1) - form.fraction_bits)
+    return by_spacing, np.exp2(np.arange(least, MOST_EXPONENT + 1.0) - form.fraction_bits)

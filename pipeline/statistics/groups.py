@@ -68,7 +68,7 @@ class PartStack:
 
     def _spaced_alike(self) -> Iterator[SpacedAlike]:
         alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for part in np.flatnonzero(self.arrays["exponents.sampled"]):
+        for part in np.flatnonzero(self.arrays["exponents.sampled"]).tolist():
             alike[self.dtypes[part]].append(part)
         sampled = np.maximum(1, self.arrays["exponents.sampled"])[:, None]
         units = 2.0 ** (self.arrays["exponents.fractions"] / sampled)

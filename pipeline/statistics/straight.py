@@ -4,7 +4,7 @@ A turn of h at k is ∠(θ_k − θ_{k−h}, θ_{k+h} − θ_k). Of a part whose
 size such that the stored ones are as long as these two, the stored ones have the product Σ E ab, where rounding turned
 them. Both sums over parts are kept; with h they turn by arccos(Σ E ab / Σ E a²). Source: docs/method-2.md, §5.3.
 
-Letters: Q parts, K checkpoints, H spans.
+Letters: Q parts, K checkpoints, H scales.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.numerics.basis import Basis
 from pipeline.numerics.equal_steps import turned_products
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.statistic import beside_diagonal
 
@@ -30,19 +30,19 @@ def squared_spans(triangles: NDArray[Any], basis: Basis) -> NDArray[np.float64]:
         triangles: (Q, K (K + 1) / 2), of the increment basis.
     """
     count = basis.count
-    spans = np.zeros((len(triangles), len(SPANS), count))
+    spans = np.zeros((len(triangles), len(SCALES), count))
     path = np.searchsorted(basis.firsts, np.arange(count), side="right")
     squares = np.zeros((len(triangles), count))  # of the sums of h increments up to each
     ends = np.zeros_like(
         squares
     )  # products of the last of these with all of them, those before twice
-    for h in range(1, min(SPANS[-1], count - 1) + 1):
+    for h in range(1, min(SCALES[-1], count - 1) + 1):
         ends[:, h - 1 :] += beside_diagonal(triangles, h - 1) * (1.0 if h == 1 else 2.0)
         squares[:, 1:] = squares[:, :-1].copy()
         squares += ends
-        if h in SPANS:
+        if h in SCALES:
             behind = np.flatnonzero(path[h:] == path[:-h]) + h
-            spans[:, SPANS.index(h), behind] = np.maximum(squares[:, behind], 0.0)
+            spans[:, SCALES.index(h), behind] = np.maximum(squares[:, behind], 0.0)
     return spans
 
 
@@ -55,7 +55,7 @@ def straight_sums(stack: PartStack, spans: NDArray[np.float64]) -> NDArray[np.fl
         spans: (Q, H, K), over what was read of the parts.
     """
     lengths = np.zeros_like(spans)
-    for number, h in enumerate(SPANS):
+    for number, h in enumerate(SCALES):
         roots = np.sqrt(spans[:, number]) * np.sqrt(stack.weight)[:, None]
         lengths[:, number, :-h] = roots[:, :-h] * roots[:, h:]
     sums = np.zeros((len(spans), 2, *spans.shape[1:]))

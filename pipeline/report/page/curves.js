@@ -23,9 +23,9 @@ function curves() {
     id: "curves",
     title: "Along the path",
     meaning:
-      "Lengths and angles at each checkpoint. An update angle of 90° is a step at right angles to the one before; inside the shaded area, rounding of the stored weights alone could make the angle.",
+      "Lengths and angles at each checkpoint. An update angle of 90° is a step at right angles to the one before; the shaded area reaches up to what rounding of the stored weights alone makes of a straight path.",
     method:
-      "norm ‖θk‖; displacement ‖θk − θ0‖; increment ‖θk − θk−1‖; path length: the sum of the increments; update angle ∠(θk − θk−1, θk+1 − θk), whose noise floor follows from the rounding of the stored number format. Triangles mark findings. docs/method.md, section 2.",
+      "norm ‖θk‖; displacement ‖θk − θ0‖; increment ‖θk − θk−1‖; path length: the sum of the increments; update angle ∠(θk − θk−1, θk+1 − θk); its noise floor is the angle of a straight path of the same lengths, rounded to the stored number format. Triangles mark findings. docs/method.md, section 2; docs/method-2.md, section 5.3.",
     body: plot.outside,
     query: () => curvesQuery(shownRun(), shownGroup()),
     rows: async () => {
@@ -74,7 +74,7 @@ function curves() {
     };
   }
 
-  /** The area of angles that rounding alone could make. */
+  /** The area of angles up to those of a straight path, rounded. */
   function floor(x, y) {
     let path = "";
     series.noise_floor_deg.forEach((value, k) => {
