@@ -35,8 +35,8 @@ traceback. What nobody foresaw ends with the path of a log file, which is worth 
 `hallmarks status --store STORE` says how far every run is, and when its driver was last heard of, from any machine that sees the
 store. What is wrong with the checkpoints themselves is not an error but a [finding](schema.md#findings).
 
-`hallmarks average` writes to `DIR.partial`, which becomes DIR when all has been read back; killed, the same command goes on there. To
-give it up, remove `DIR.partial`.
+`hallmarks average` writes to `DIR.partial`, which becomes DIR when all has been read back; after a kill rerun the same command to
+resume. To give it up, remove `DIR.partial`.
 
 Beside a training that still runs: [following.md](following.md).
 

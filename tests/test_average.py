@@ -29,6 +29,7 @@ from pipeline.planning.choose import choose
 from pipeline.planning.request import Request
 from pipeline.sources import open_source
 from tests.commands import hallmarks
+from tests.hub import Hub
 from tests.suites import write_suite
 
 Weights = dict[str, torch.Tensor]
@@ -259,6 +260,41 @@ def test_names_that_share_a_tensor(tmp_path: Path) -> None:
     mean, found = by_hand(rows, [0.75, 0.25], torch.float32), read(tmp_path / "out")
     assert torch.equal(found["embed.weight"], mean) and torch.equal(found["head.weight"], mean)
     assert torch.equal(found["part"], mean[3:7])
+
+
+def test_other_sources_give_what_a_directory_gives(served_hub: Hub, tmp_path: Path) -> None:
+    """A repository with a branch for each checkpoint, a manifest, files that are a checkpoint each."""
+    run, flat = tmp_path / "run", tmp_path / "flat"
+    flat.mkdir()
+    repository = served_hub.repository("org/small")
+    for k, step in enumerate(STEPS[:3]):
+        write(run / f"step{step}", network(k, torch.bfloat16), "bin sharded")
+        repository.commit_folder(run / f"step{step}", branch=f"step{step}")
+        torch.save(network(k, torch.bfloat16), flat / f"step{step}.pt")
+    repository.branches["main"] = repository.branches["step20"]
+    rows = [f"{run / f'step{step}'},{step}" for step in STEPS[:3]]
+    (tmp_path / "manifest.csv").write_text("\n".join(["uri,step", *rows]))
+    pipeline.average(run, "ema:0.5", tmp_path / "mean")
+    expected = {file.name: file.read_bytes() for file in (tmp_path / "mean").iterdir()}
+    del expected["average.json"]
+    for source in ("org/small", tmp_path / "manifest.csv"):
+        out = tmp_path / Path(source).stem
+        pipeline.average(source, "ema:0.5", out)
+        for name, data in expected.items():
+            assert (out / name).read_bytes() == data, name
+    names = [
+        each["commit"]
+        for each in json.loads((tmp_path / "small/average.json").read_text())["checkpoints"]
+    ]
+    assert names == [repository.branches[f"step{step}"] for step in STEPS[:3]]
+    pipeline.average(flat, "ema:0.5", tmp_path / "of-files")
+    mean, found = read(tmp_path / "mean"), read(tmp_path / "of-files")
+    assert [file.name for file in (tmp_path / "of-files").glob("*.safetensors")] == [
+        "model.safetensors"
+    ]
+    assert mean.keys() == found.keys() and all(
+        torch.equal(mean[name], found[name]) for name in mean
+    )
 
 
 def selected(folder: Path) -> Any:

@@ -214,7 +214,8 @@ def _planned(
         for (_, each), checkpoint in zip(present, names, strict=True):
             _refuse(name, each, place, checkpoint, is_copied)
         read = _aligned(name, present, of, is_copied)
-        paths.setdefault(_path(last.files[file].path), []).append((name, read, is_copied))
+        path = _path(last.files[file].path, checkpoints[-1].candidate.is_file)
+        paths.setdefault(path, []).append((name, read, is_copied))
     written: list[Written] = []
     heads: list[bytes] = []
     for number, of_file in enumerate(paths.values()):
@@ -376,11 +377,14 @@ def _laid_out(
     return head, written
 
 
-def _path(path: str) -> str:
+def _path(path: str, is_alone: bool) -> str:
     """Return what a file of weights is called as safetensors: as it is, or as transformers would.
 
-    Those of formats that divide tensors among files become one.
+    One that is a checkpoint alone has the usual name; those of formats that divide tensors among files
+    become one.
     """
+    if is_alone:
+        return "model.safetensors"
     folder, slash, name = path.rpartition("/")
     suffix = weight_suffix(name)
     if suffix == ".safetensors":

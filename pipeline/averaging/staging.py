@@ -154,9 +154,9 @@ class Staging:
         old = self.target.with_name(self.target.name + ".replaced")
         with uninterrupted():
             if record is not None:
-                own = {RECORD, *record["files"]}
+                written = {RECORD, *record["files"]}
                 files = (p for p in self.target.rglob("*") if p.is_file())
-                others = [p for p in files if str(p.relative_to(self.target)) not in own]
+                others = [p for p in files if str(p.relative_to(self.target)) not in written]
                 if others:
                     raise RequestError(
                         f"{quoted(str(others[0]))} was not written by average", "move it away"

@@ -78,8 +78,8 @@ def _whole(kind: str, number: str, most: int) -> int:
     except ValueError:
         value = 0
     if not 1 <= value <= most:
-        found = quoted(f"{kind}:{number}")
-        raise RequestError(f"--weights: expected {kind}:M, M from 1 to {most}, found {found}")
+        words = quoted(f"{kind}:{number}")
+        raise RequestError(f"--weights: expected {kind}:M, M from 1 to {most}, found {words}")
     return value
 
 
@@ -96,8 +96,8 @@ def _ema(number: str, checkpoints: Sequence[Selected]) -> NDArray[np.float64]:
     except ValueError:
         decay = math.nan
     if not 0 <= decay < 1:
-        found = quoted(f"ema:{number}")
-        raise RequestError(f"--weights: expected ema:DECAY, from 0 to below 1, found {found}")
+        words = quoted(f"ema:{number}")
+        raise RequestError(f"--weights: expected ema:DECAY, from 0 to below 1, found {words}")
     numbers = decay ** np.arange(len(checkpoints) - 1.0, -1.0, -1.0)
     return numbers / numbers.sum()
 

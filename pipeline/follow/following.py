@@ -101,8 +101,8 @@ class Followed:
         of_tables = {"complete": False, "followed": True}
         if self.summary is not None:
             of_tables = self.summary.as_dict()
-        mine = {"run": self.run, "store": self.store, "checkpoints": self.checkpoints}
-        return of_tables | mine | {"checkpoints_read": self.read, "pending": pending}
+        about = {"run": self.run, "store": self.store, "checkpoints": self.checkpoints}
+        return of_tables | about | {"checkpoints_read": self.read, "pending": pending}
 
 
 class Listener(Protocol):
@@ -226,7 +226,7 @@ class Following:
         self._started = time.monotonic()
         self._summary: Summary | None = None
         self._written: str | None = None
-        """Digest of the plan that the tables are of; None: they have not been looked at."""
+        """Digest of what the tables are made from; None: they have not been looked at."""
         self._pending: list[LeftOut] = []
         self._said = ""
         self._failures: dict[Key, HallmarksError] = {}
@@ -391,10 +391,13 @@ class Following:
         )
         if len(series.records) < 2:
             return
-        plan = series.plan(seen.lacking)
-        if plan.digest == self._written:
+        content = series.content(seen.lacking)
+        if content == self._written:
             return
+        plan = series.plan(seen.lacking)
         if self._written is None and self._is_written(plan):
+            self._written = content
+            self._tell()  # whoever wrote them may have ended before that
             return
         self._check(series)
         _renew(self._record, "reducing")
@@ -403,7 +406,7 @@ class Following:
             self._summary = self._tables(series, plan, seen)
         finally:
             give_back()
-        self._written = plan.digest
+        self._written = content
         self._tell()
 
     def _is_written(self, plan: Plan) -> bool:
@@ -413,11 +416,8 @@ class Following:
             self._store, "local", 1, self._started, reduction_buffers(plan, self._resources)
         )
         summary = stored_summary(self._folder, as_stored, nothing)
-        if summary is None:
-            return False
-        self._summary, self._written = summary, plan.digest
-        self._tell()  # whoever wrote them may have ended before that
-        return True
+        self._summary = summary
+        return summary is not None
 
     def _check(self, series: Series) -> None:
         """Compare records with their checksums, those that were not yet.
@@ -469,8 +469,9 @@ class Following:
 
     def _known(self, series: Series, seen: Seen) -> tuple[Settings, Training]:
         """Return what is known of the training: by the newest checkpoint that is still there."""
-        there = [entry for entry in series.selected if key_of(entry.candidate) in seen.listed]
-        for entry in reversed(there):
+        for entry in reversed(series.selected):
+            if key_of(entry.candidate) not in seen.listed:
+                continue
             listed = replace(entry, candidate=seen.listed[key_of(entry.candidate)])
             try:
                 with PlanCache() as cache:

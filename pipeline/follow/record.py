@@ -16,6 +16,7 @@ from pipeline.checkpoint.parts import Part
 from pipeline.checkpoint.roles import Role
 from pipeline.checkpoint.shards import weight_suffix
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
+from pipeline.planning.network import Network
 from pipeline.planning.plan import Plan
 from pipeline.planning.ties import Twin
 from pipeline.reduce.groups import order_of
@@ -38,6 +39,8 @@ class Record:
     bytes: int
     dtype: str
     """The format that most of its weights are stored in."""
+    network: Network
+    """What roles and parts of its tensors were made from."""
     tensors: Mapping[str, AlignedTensor]
     """By name; all of them of one checkpoint."""
     left_out: Mapping[str, LeftOutTensor]
@@ -104,6 +107,7 @@ def text_of(
             "listed": sorted(path for path in listed if weight_suffix(path)),
             "bytes": planned.bytes,
             "dtype": planned.dtype,
+            "network": asdict(plan.network),
             "tensors": [_of_tensor(tensor) for tensor in plan.tensors],
             "left_out": [asdict(tensor) for tensor in plan.left_out_tensors],
             "rows": [(key.tensor, key.part) for key in keys],
@@ -144,12 +148,20 @@ def parsed(stored: Stored) -> Record | None:
             frozenset(map(str, about["listed"])),
             int(about["bytes"]),
             str(about["dtype"]),
+            _network(**about["network"]),
             {tensor.name: tensor for tensor in tensors},
             {tensor.name: tensor for tensor in left_out},
             {(tensors[t].name, int(part)): row for row, (t, part) in enumerate(about["rows"])},
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _network(
+    shapes: dict[str, list[int]], configs: list[str], stated: str, by_head: bool
+) -> Network:
+    by_name = {name: tuple(shape) for name, shape in shapes.items()}
+    return Network(by_name, tuple(configs), stated, by_head)
 
 
 def _tensor(

@@ -16,7 +16,6 @@ from pipeline.errors import NothingMatches
 from pipeline.follow.record import Record
 from pipeline.planning.account import Account
 from pipeline.planning.align import AlignedTensor, LeftOutTensor
-from pipeline.planning.network import Network
 from pipeline.planning.plan import Plan, PlannedCheckpoint
 from pipeline.planning.request import Request
 from pipeline.planning.select import LeftOut, Selected, select
@@ -46,7 +45,6 @@ class Series:
             selection: which source and which of its weights are asked for, as JSON.
         """
         self._run, self._source, self._selection = run, source, selection
-        self._request = request
         of_candidate = {record.candidate: record for record in records}
         self._chosen = select(list(of_candidate), request, least=0)
         self.selected = [entry for entry in self._chosen.checkpoints if entry.is_placed]
@@ -79,8 +77,8 @@ class Series:
             tiles=(),
             account=Account(self._chosen.ordering, tuple(lacking)),
             unread=({},) * len(self.records),
-            network=self._network([*tensors, *left_out]),
-            content=self._content(lacking),
+            network=self.records[0].network,
+            content=self.content(lacking),
             selection=self._selection,
             statistics_asked=STATISTICS,
         )
@@ -123,17 +121,7 @@ class Series:
             record.dtype,
         )
 
-    def _network(self, tensors: Sequence[AlignedTensor | LeftOutTensor]) -> Network:
-        """Return what is kept of the network: not its configuration, by which records have their parts."""
-        roles = self._request.roles
-        return Network(
-            {tensor.name: tensor.shape for tensor in tensors},
-            ("{}",),
-            roles.text if roles else "",
-            self._request.by_head,
-        )
-
-    def _content(self, lacking: Sequence[LeftOut]) -> str:
+    def content(self, lacking: Sequence[LeftOut]) -> str:
         """Return the digest of all that the tables of these records are made from."""
         told = [
             FOLLOW_FORMAT,

@@ -60,8 +60,8 @@ def refuse_to_lose(plan: Plan, followed: Estimated | None) -> None:
     Raises:
         RequestError: there are such.
     """
-    there = {checkpoint.name for checkpoint in plan.checkpoints}
-    gone = [] if followed is None else [n for n in followed.checkpoints if n not in there]
+    names = {checkpoint.name for checkpoint in plan.checkpoints}
+    gone = [] if followed is None else [n for n in followed.checkpoints if n not in names]
     if gone:
         shown = ", ".join(quoted(name, 40) for name in gone[:3]) + (", …" if len(gone) > 3 else "")
         raise RequestError(

@@ -113,7 +113,6 @@ class Trajectory:
         increments = self.increments[pairs]
         along = np.cumsum(self.increments, axis=1)[of_group, firsts[:, np.newaxis], k]
         along[:, 0] = dots[:, 0, 0]
-        along[dots[:, 0, 0] == 0] = 0.0
         increments[:, 0] = increments[:, :, 0] = along
         relative_dots, relative_onward_dots = _of_displacements(increments, squared_distances)
         return type(self)(

@@ -29,7 +29,7 @@ from pipeline.reduce.sub_paths import Parts
 from pipeline.statistics.groups import PartStack
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.statistic import MERGES, Rule, specs, unpacked
-from pipeline.statistics.straight import squared_spans, straight_sums
+from pipeline.statistics.straight import squared_moves, straight_sums
 from pipeline.statistics.table import on_request
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: makes a sum of digests ordered
@@ -138,8 +138,8 @@ class _Stack:
         self._digests = arrays["digest.words"]
         self._absent = arrays["non_finite.count"] > 0
         stack = _part_stack(plan, members, arrays)
-        spans = squared_spans(arrays["gram.increments"], stack.basis)
-        self._straight = straight_sums(stack, spans)
+        moves = squared_moves(arrays["gram.increments"], stack.basis)
+        self._straight = straight_sums(stack, moves)
         self._increments = unpacked(arrays["gram.increments"])
         self._rules = {each.name: each.group_rules for each in on_request(plan.statistics_asked)}
         self._tables = {
@@ -295,7 +295,7 @@ def estimated_sums(
     small = [name for name, spec in rules.items() if not spec.symmetric]
     parts = {(member.tensor, member.part): member for member in grouped.members}
     read: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
-    spans: dict[tuple[int, int], NDArray[np.float64]] = {}
+    moves: dict[tuple[int, int], NDArray[np.float64]] = {}
     basis = Basis(plan.firsts, count)
     for number in sorted(done):
         sums = result(number)
@@ -303,7 +303,7 @@ def estimated_sums(
             member = parts[key[:2]]
             component = plan.tensors[key.tensor].parts[key.part].component
             triangle = sums.arrays["gram.increments"][row]
-            spans[key[:2]] = spans.get(key[:2], 0.0) + squared_spans(triangle[None], basis)
+            moves[key[:2]] = moves.get(key[:2], 0.0) + squared_moves(triangle[None], basis)
             increments = unpacked(triangle)
             for group in member.groups:
                 if group in estimates:
@@ -320,7 +320,7 @@ def estimated_sums(
         if arrays["exponents.numel"][0]:
             dtypes = plan.tensors[member.tensor].dtypes
             of_read = PartStack(arrays, arrays["exponents.numel"].astype(float), [dtypes], basis)
-            straight = straight_sums(of_read, spans.pop((member.tensor, member.part)))[0]
+            straight = straight_sums(of_read, moves.pop((member.tensor, member.part)))[0]
             for group in member.groups:
                 if group in estimates:
                     estimates[group].add_straight(component, straight)

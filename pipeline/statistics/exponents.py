@@ -78,15 +78,15 @@ def counts(values: Tensor) -> NDArray[np.uint32]:
     at_once = max(1, _COUNTED_AT_ONCE // max(1, rows.shape[1]))
     begins = torch.arange(at_once, dtype=torch.int32)[:, None] * NUM_EXPONENTS
     begins -= LEAST_EXPONENT + FLOAT32_BIAS
-    found = np.empty((len(rows), NUM_EXPONENTS), np.uint32)
+    by_row = np.empty((len(rows), NUM_EXPONENTS), np.uint32)
     for first in range(0, len(rows), at_once):
         sizes = rows[first : first + at_once].float().abs()
         bins = sizes.clamp_(2.0**LEAST_EXPONENT, 2.0**MOST_EXPONENT).view(torch.int32)
         bins >>= FLOAT32_FRACTION
         bins += begins[: len(bins)]
         counted = torch.bincount(bins.reshape(-1), minlength=len(bins) * NUM_EXPONENTS)
-        found[first : first + at_once] = counted.view(len(bins), NUM_EXPONENTS).numpy()
-    return found.reshape(*values.shape[:2], NUM_EXPONENTS).swapaxes(0, 1)
+        by_row[first : first + at_once] = counted.view(len(bins), NUM_EXPONENTS).numpy()
+    return by_row.reshape(*values.shape[:2], NUM_EXPONENTS).swapaxes(0, 1)
 
 
 def _normal(values: Tensor, facts: TensorFacts) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.statistics.groups import PartStack
 from pipeline.statistics.statistic import beside_diagonal
 
 
-def squared_spans(triangles: NDArray[Any], basis: Basis) -> NDArray[np.float64]:
+def squared_moves(triangles: NDArray[Any], basis: Basis) -> NDArray[np.float64]:
     """Return ‖θ_k − θ_{k−h}‖² over what was read of parts, (Q, H, K); 0 where k − h is not on the path of k.
 
     Linear in the Gram matrices, summed outward from k: nothing cancels.
@@ -30,7 +30,7 @@ def squared_spans(triangles: NDArray[Any], basis: Basis) -> NDArray[np.float64]:
         triangles: (Q, K (K + 1) / 2), of the increment basis.
     """
     count = basis.count
-    spans = np.zeros((len(triangles), len(SCALES), count))
+    moves = np.zeros((len(triangles), len(SCALES), count))
     path = np.searchsorted(basis.firsts, np.arange(count), side="right")
     squares = np.zeros((len(triangles), count))  # of the sums of h increments up to each
     ends = np.zeros_like(
@@ -42,29 +42,29 @@ def squared_spans(triangles: NDArray[Any], basis: Basis) -> NDArray[np.float64]:
         squares += ends
         if h in SCALES:
             behind = np.flatnonzero(path[h:] == path[:-h]) + h
-            spans[:, SCALES.index(h), behind] = np.maximum(squares[:, behind], 0.0)
-    return spans
+            moves[:, SCALES.index(h), behind] = np.maximum(squares[:, behind], 0.0)
+    return moves
 
 
-def straight_sums(stack: PartStack, spans: NDArray[np.float64]) -> NDArray[np.float64]:
+def straight_sums(stack: PartStack, moves: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return Σ E ab and Σ E a² = ‖a‖‖b‖ of whole parts, (Q, 2, H, K); 0 where the turn is undefined.
 
     A part of which no value was sampled is left out.
 
     Args:
-        spans: (Q, H, K), over what was read of the parts.
+        moves: (Q, H, K), over what was read of the parts.
     """
-    lengths = np.zeros_like(spans)
+    lengths = np.zeros_like(moves)
     for number, h in enumerate(SCALES):
-        roots = np.sqrt(spans[:, number]) * np.sqrt(stack.weight)[:, None]
+        roots = np.sqrt(moves[:, number]) * np.sqrt(stack.weight)[:, None]
         lengths[:, number, :-h] = roots[:, :-h] * roots[:, h:]
-    sums = np.zeros((len(spans), 2, *spans.shape[1:]))
+    sums = np.zeros((len(moves), 2, *moves.shape[1:]))
     for alike in stack.spaced_alike:
         wanted = lengths[alike.parts, :, alike.checkpoints]
-        row, span = np.nonzero(wanted)
-        squared, squared_units = wanted[row, span], alike.units[row] ** 2
+        row, scale = np.nonzero(wanted)
+        squared, squared_units = wanted[row, scale], alike.units[row] ** 2
         products = turned_products(alike.counts, alike.spacings, row, squared / squared_units)
-        place = alike.parts[row], span, alike.checkpoints[row]
+        place = alike.parts[row], scale, alike.checkpoints[row]
         sums[:, 0][place] = products * squared_units
         sums[:, 1][place] = squared
     return sums

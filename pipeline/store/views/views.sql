@@ -305,7 +305,7 @@ WITH asked AS (
     JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
     WHERE g.run = coalesce(run, '') AND g.scope = scope AND (layer IS NULL OR g.layer = layer)
         AND (component IS NULL OR g.component = component) AND (tensor IS NULL OR g.tensor = tensor)
-), spans AS (
+), all_pairs AS (
     SELECT p.group_id, p.i AS a, p.j AS b, p.squared FROM pairs p
     UNION ALL
     SELECT p.group_id, p.j, p.i, p.squared FROM pairs p WHERE p.i < p.j
@@ -314,7 +314,7 @@ WITH asked AS (
         min(CASE WHEN s.squared IS NOT NULL THEN s.a END) OVER (
             PARTITION BY s.group_id, c.source
         ) AS first
-    FROM spans s
+    FROM all_pairs s
     JOIN checkpoints c ON c.k = s.a
     WHERE s.a = s.b AND c.run = coalesce(run, '')
 ), parts AS (
@@ -323,12 +323,12 @@ WITH asked AS (
             AS along
     FROM starts o
     CROSS JOIN asked e
-    JOIN spans v ON v.group_id = o.group_id AND v.a = e.i AND v.b = e.j
-    JOIN spans d ON d.group_id = o.group_id AND d.a = o.first AND d.b = o.k
-    JOIN spans k_i ON k_i.group_id = o.group_id AND k_i.a = o.k AND k_i.b = e.i
-    JOIN spans k_j ON k_j.group_id = o.group_id AND k_j.a = o.k AND k_j.b = e.j
-    JOIN spans first_i ON first_i.group_id = o.group_id AND first_i.a = o.first AND first_i.b = e.i
-    JOIN spans first_j ON first_j.group_id = o.group_id AND first_j.a = o.first AND first_j.b = e.j
+    JOIN all_pairs v ON v.group_id = o.group_id AND v.a = e.i AND v.b = e.j
+    JOIN all_pairs d ON d.group_id = o.group_id AND d.a = o.first AND d.b = o.k
+    JOIN all_pairs k_i ON k_i.group_id = o.group_id AND k_i.a = o.k AND k_i.b = e.i
+    JOIN all_pairs k_j ON k_j.group_id = o.group_id AND k_j.a = o.k AND k_j.b = e.j
+    JOIN all_pairs first_i ON first_i.group_id = o.group_id AND first_i.a = o.first AND first_i.b = e.i
+    JOIN all_pairs first_j ON first_j.group_id = o.group_id AND first_j.a = o.first AND first_j.b = e.j
 )
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, p.k, p.step, p.source,
     p.along, CASE WHEN p.along IS NOT NULL AND p.squared_length IS NOT NULL
@@ -403,7 +403,7 @@ WITH chosen AS MATERIALIZED (
     JOIN groups g ON g.run = s.run AND g.attempt = s.attempt AND g.group_id = s.group_id
     WHERE g.run = coalesce(run, '') AND g.scope = scope AND (layer IS NULL OR g.layer = layer)
         AND (component IS NULL OR g.component = component) AND (tensor IS NULL OR g.tensor = tensor)
-), spans AS (
+), all_pairs AS (
     SELECT p.group_id, p.i AS a, p.j AS b, p.dot, p.squared FROM pairs p
     UNION ALL
     SELECT p.group_id, p.j, p.i, p.dot, p.squared FROM pairs p WHERE p.i < p.j
@@ -411,7 +411,7 @@ WITH chosen AS MATERIALIZED (
     SELECT s.group_id, s.b AS k,
         CASE WHEN count(s.dot) = count(*) THEN sum(c.weight * s.dot) END AS dot,
         CASE WHEN count(s.squared) = count(*) THEN sum(c.weight * s.squared) END AS squared
-    FROM spans s
+    FROM all_pairs s
     JOIN chosen c ON c.k = s.a
     WHERE c.weight <> 0
     GROUP BY s.group_id, s.b
