@@ -3,6 +3,7 @@
     PYTHONPATH=. python benchmarks/follow.py coverage [--keys 60]    # do intervals hold the truth?
     PYTHONPATH=. python benchmarks/follow.py norms [--keys 20]       # three ways to use known norms
     PYTHONPATH=. python benchmarks/follow.py cost                    # seconds and bytes
+    PYTHONPATH=. python benchmarks/follow.py command                 # of `hallmarks follow` itself
 
 Networks are really trained: a transformer by AdamW (jobs/language_model.py), whose embedding has rows of
 bytes that its text does not hold, and a network of one hidden layer by SGD on the same text.
@@ -13,7 +14,9 @@ Letters: N checkpoints, m buckets, B estimates.
 from __future__ import annotations
 
 import argparse
+import re
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +25,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pydoc_data import topics
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
+from benchmarks.memory import resident_of_family
 from jobs.language_model import Settings, train
 from pipeline.follow.estimates import increments_of, products
 from pipeline.follow.norms import with_norms
@@ -317,13 +323,91 @@ def _updates() -> None:
         )
 
 
+def command() -> None:
+    """Print what `hallmarks follow` takes for one new checkpoint beside two that were read."""
+    print(
+        "| dtype | threads | s a GB, reading | CPU s a GB, reading | CPU s, process with tables | peak memory, MiB | kept, MB a GB |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        for threads in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                _followed(Path(folder), dtype, threads)
+
+
+def _followed(folder: Path, dtype: torch.dtype, threads: int) -> None:
+    name = str(dtype).removeprefix("torch.")
+    for step in range(3):
+        place = folder / "run" / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        size = _checkpoint(place / "model.safetensors", dtype, step)
+        if step == 1:
+            _follow(folder, threads)
+    again = _follow(folder, threads)  # the third
+    nothing = _follow(folder, threads)  # what starting and looking takes
+    kept = sum(each.stat().st_size for each in folder.glob("store/_follow/**/*.safetensors")) / 3
+    gigabytes = size / 1e9
+    row = [
+        f"{again.reading_s / gigabytes:.1f}",
+        f"{(again.cpu_s - nothing.cpu_s) / gigabytes:.1f}",
+        f"{again.cpu_s:.1f}",
+        f"{again.peak_bytes / 2**20:.0f}",
+        f"{kept / 1e6 / gigabytes:.1f}",
+    ]
+    print(f"| {name} | {threads} | {' | '.join(row)} |")
+
+
+def _checkpoint(file: Path, dtype: torch.dtype, step: int) -> int:
+    """Write a network of 16 matrices of 2,048 × 8,192 and as many norms; return its bytes."""
+    generator = torch.Generator().manual_seed(step)
+    tensors = {
+        f"model.layers.{layer}.{part}.weight": torch.randn(shape, generator=generator).to(dtype)
+        for layer in range(16)
+        for part, shape in (("mlp.up_proj", (2048, 8192)), ("input_layernorm", (2048,)))
+    }
+    save_file(tensors, file)
+    return file.stat().st_size
+
+
+class _Taken(NamedTuple):
+    reading_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def _follow(folder: Path, threads: int) -> _Taken:
+    """Follow what is there, in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jobs.follow", str(folder / "run")),
+            *("--store", str(folder / "store"), "--run", "r", "--once", "--settle", "0"),
+            *("--threads", str(threads), "--memory", "1GiB"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, resident_of_family(process.pid))
+        time.sleep(0.05)
+    notes = process.stderr.read() if process.stderr else ""
+    if process.returncode:
+        raise SystemExit(notes)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = [float(each) for each in re.findall(r" read in ([\d.]+) s", notes)]
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return _Taken(seconds[-1] if seconds else 0.0, used, peak)
+
+
 def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("coverage", "norms", "cost"))
+    parser.add_argument("what", choices=("coverage", "norms", "cost", "command"))
     parser.add_argument("--keys", type=int, default=60)
     arguments = parser.parse_args()
     match arguments.what:
@@ -331,6 +415,8 @@ def main() -> None:
             coverage(arguments.keys)
         case "norms":
             norms(min(arguments.keys, 20))
+        case "command":
+            command()
         case _:
             cost()
 

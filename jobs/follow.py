@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 from jobs.audit import print_finding
 from jobs.console import Result, console, run, say
 from jobs.options import requests_from, resources_from, store_option, what_is_followed
-from jobs.program import resumable
+from jobs.program import give_way, resumable
 from jobs.progress import with_error
 from jobs.summary import print_summary
 from pipeline.findings.finding import Finding
@@ -20,9 +19,6 @@ from pipeline.follow.following import Followed
 from pipeline.follow.following import follow as run_following
 from pipeline.follow.look import SETTLE_S
 from pipeline.store.folder import Folder
-
-NICE = 10
-"""Beside a process that trains on the same core it gets a tenth of it (sched(7): each step is 10 % of the time)."""
 
 
 @click.command()
@@ -59,8 +55,7 @@ def follow(**options: Any) -> int:
     (request,) = requests_from(options | {"sources": [options["source"]]})
     Folder(options["store"])
     listener = _Listener(options)
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
+    give_way()
     with listener.result.claimed() if options["as_json"] else contextlib.nullcontext():
         followed = run_following(
             request,

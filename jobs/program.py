@@ -29,6 +29,9 @@ COLLECTIONS = 100_000, 50, 100
 """Objects beyond those that were let go before cycles among them are looked for, and how often the older ones are:
 with Python's 700, 10, 10 a plan of 12,000 tensors, which stays, was looked through for 1 s of 8."""
 
+NICE = 10
+"""Beside one busy process on the same core a tenth of it is left (sched(7): a step is worth some 25 %)."""
+
 _running = False
 _kept = ""  # what is told of an interrupted command beside the signal's name
 
@@ -124,6 +127,13 @@ def resumable(kept: str = "finished tiles are kept") -> None:
             "error: the process was ended from outside: killed, perhaps for lack of memory, or by Ray"
             f" after its node on this machine or its head had died\nhint: {_kept}\n"
         )
+
+
+def give_way() -> None:
+    """Leave the cores to whoever else wants them."""
+    if _running:
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -313,7 +313,7 @@ def indicators(
     away = weights - weights[0]
     moved = [row for row in away if row.any()]
     moves = [norm(weights[k] - weights[k - 1]) for k in range(1, len(weights))]
-    columns = path(weights, elapsed, np.zeros(len(weights)))
+    columns = path(weights, elapsed)
     pairs = [angle(a, b) for n, a in enumerate(moved) for b in moved[:n]]
     names = ["update_angle_deg", *(f"turn_{scale}_deg" for scale in (2, 4, 8, 16))]
     names += ["apex_angle_next_deg", "apex_angle_last_deg"]

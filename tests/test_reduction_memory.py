@@ -17,6 +17,7 @@ from pipeline.job import memory
 from pipeline.job.analyze import analyze
 from pipeline.job.memory import reduction_buffers, worker_memory
 from pipeline.numerics.basis import Basis
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.planning.make import make_plan
 from pipeline.planning.options import parse_size
 from pipeline.planning.request import Request, Resources
@@ -187,7 +188,7 @@ def test_findings_keep_no_matrix_of_a_tensor(tmp_path: Path) -> None:
         np.eye(count),
         np.arange(count, dtype=np.uint64)[:, None],
         np.zeros(count, bool),
-        np.zeros(count),
+        np.zeros((2, len(SCALES), count)),
     )
     made = figures(
         [sums], Times(np.arange(count, dtype=float), np.full(count, np.nan)), Basis((0,), count)

@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 import pipeline
+from pipeline.planning.make import make_plan
+from pipeline.planning.request import Request
+from pipeline.reduce.groups import grouping
+from pipeline.reduce.reduce import estimated_sums
 from pipeline.statistics.pieces import MIN_SAMPLED
 from pipeline.store.query import Store
-from tests.straight import SPANS, straight_turns
+from tests.straight import SPANS, equal_steps, spacing, straight_turns
 from tests.suites import TORCH
+from tests.test_device import Suite
 
 Q, V = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qv")
 UP, NORM, EMBED = (
@@ -268,6 +273,61 @@ def test_a_sample_is_right_to_a_degree(tmp_path: Path) -> None:
         }.items():
             expected = straight_turns([(stored[n], ["BF16"] * count) for n in names], 1)
             np.testing.assert_allclose(found(store, where)[:, 0], expected, rtol=0, atol=1.0)
+
+
+def test_an_unfinished_run_is_judged_by_what_was_read(tmp_path: Path) -> None:
+    """With all tiles it is the whole; with some, what was read of a role stands for the rest."""
+    count = 5
+    names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(8)]
+    paths = {n: straight((400, 700), 1e-3, count, seed, wobble=1.0) for seed, n in enumerate(names)}
+    stored = written(tmp_path / "run", paths, in_all("BF16", names, count))
+    plan, source = make_plan(Request(str(tmp_path / "run")), least_tile_bytes=1 << 20)
+    results = Suite(plan, source, stored).computed().results
+    by_number = {int(name.split("-")[0]): sums for name, sums in results.items()}
+    assert len(by_number) > 6
+    expected = straight_turns([(stored[n], ["BF16"] * count) for n in names], 1)
+    grouped = grouping(plan)
+    model = next(n for n, key in enumerate(grouped.keys) if key.scope == "model")
+    for read in (range(len(by_number)), (1, 2, 6)):
+        done = {number: fold for fold, number in enumerate(read)}
+        estimates = estimated_sums(plan, grouped, done, by_number.__getitem__)
+        sums = next(of_groups for groups, of_groups in estimates if model in groups)
+        assert sums is not None
+        products, lengths = sums.straight[:, 0, 1:-1]
+        np.testing.assert_allclose(
+            np.degrees(np.arccos(products / lengths)), expected[1:-1], rtol=0, atol=1.0
+        )
+        truth = [
+            sum(
+                float(np.linalg.norm(s[k] - s[k - 1]) * np.linalg.norm(s[k + 1] - s[k]))
+                for s in stored.values()
+            )
+            for k in range(1, count - 1)
+        ]
+        np.testing.assert_allclose(lengths, truth, rtol=1e-5 if len(read) > 3 else 0.02)
+
+
+def test_expected_changes_are_those_of_the_same_model(tmp_path: Path) -> None:
+    """Of several tensors, to a millionth: shares, and how often the same values change twice."""
+    count = 5
+    paths = {
+        Q: straight((40, 50), 2e-3, count, 1, wobble=1.0),
+        UP: straight((60, 50), 1e-4, count, 2),
+    }
+    formats = in_all("BF16", [Q], count) | in_all("F16", [UP], count)
+    stored = written(tmp_path / "run", paths, formats)
+    store = analysed(tmp_path / "run", tmp_path / "store", statistics="sparsity")
+    rows = store.sql(
+        "SELECT changed_expected, overlap_expected FROM sparsity WHERE scope = 'model' ORDER BY k"
+    ).fetchall()
+    numel = sum(values.shape[1] for values in stored.values())
+    for k in range(1, count):
+        steps = [
+            equal_steps(spacing(s[k - 1], formats[n][0]), float(((s[k] - s[k - 1]) ** 2).sum()))
+            for n, s in stored.items()
+        ]
+        chance, squared = (sum(each) for each in list(zip(*steps, strict=True))[1:])
+        assert rows[k] == pytest.approx((chance / numel, numel * squared / chance**2), rel=1e-6)
 
 
 def test_the_paths_of_a_joint_run(tmp_path: Path) -> None:

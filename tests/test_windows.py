@@ -198,7 +198,7 @@ def test_a_change_of_the_data_is_where_it_was(store: Store) -> None:
 def test_other_widths_read_nothing_and_stay(source: Path, tmp_path: Path) -> None:
     """Until others are stated; products of increments of further scopes come and go with them."""
 
-    def asked(**options: Any) -> tuple[list[int], list[str], list[str]]:
+    def asked(**options: Any) -> tuple[list[int], list[str]]:
         store, request = str(tmp_path / "store"), Request(str(source), by_head=False, **options)
         summary = analyze(request, store, Resources(executor="local"))
         reads.append(summary.bytes_read > 0)

@@ -229,8 +229,8 @@ class Following:
         """Digest of the plan that the tables are of; None: they have not been looked at."""
         self._pending: list[LeftOut] = []
         self._said = ""
-        self._failure: HallmarksError | None = None
-        """Why a checkpoint could not be read that is whole."""
+        self._failures: dict[Key, HallmarksError] = {}
+        """Why checkpoints could not be read that are whole."""
         self._records = self._stored()
 
     # ---- the two ways
@@ -244,8 +244,8 @@ class Following:
             self._take(self._look())
         if self._alarm is not None:
             self._alarm.wait()
-        if self._failure is not None:
-            raise self._failure
+        for failure in self._failures.values():
+            raise failure
         remove_record(self._folder, self._run)
         return self.followed
 
@@ -279,6 +279,10 @@ class Following:
         begun = time.monotonic()
         seen = self._watch.look({key_of(r.candidate): r for r in self._records.values()})
         self._pause = max(self._poll_s, (time.monotonic() - begun) / LOOK_SHARE)
+        if not seen.listed and not self._records:
+            self._say_once(
+                "no checkpoint whose name states a step (`hallmarks plan SOURCE` shows how names are read)"
+            )
         return seen
 
     def _take(self, seen: Seen) -> None:
@@ -304,8 +308,8 @@ class Following:
         except HallmarksError as error:  # removed, changed, or its storage does not answer
             self._pending.append(LeftOut(name, error.message))
             self._say_once(f"{name}: {error.message}")
-            passing = isinstance(error, FormatError | SourceChanged | SourceNotFound)
-            self._failure = None if passing else error
+            if not isinstance(error, FormatError | SourceChanged | SourceNotFound):
+                self._failures[key_of(new.entry.candidate)] = error
 
     def read_one(self, new: New, source: Source) -> None:
         """Read one checkpoint, and keep its record.
@@ -316,6 +320,7 @@ class Following:
         begun = time.monotonic()
         record = self._recorded(new, source)
         self._records[key_of(record.candidate)] = record
+        self._failures.pop(key_of(record.candidate), None)
         self._read += 1
         size, seconds = show_size(record.bytes), time.monotonic() - begun
         self._listener.note(f"{record.candidate.name}: {size} read in {seconds:.1f} s")

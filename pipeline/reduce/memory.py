@@ -52,7 +52,7 @@ _CHANGES = 4  # times the changes of a group: of batches that wait and the one i
 _STACKS = 6  # packed, unpacked, added up; batches that wait keep two alive
 _WAITING = 2  # times the rows of a row group: as they came, and in one piece
 _ENCODED = 3, 2  # a file grows by doubling
-_PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (264, 140), (37, 11), (40, 12)
+_PAIR, _CHECKPOINT, _INDICATOR, _OF_PART = (64, 18), (368, 231), (37, 11), (40, 12)
 # bytes of a row of similarities, of all rows of a k, of a row of indicators and of one of a part of a path:
 # waiting, encoded (products of increments besides)
 _PART = 64  # bytes of a figure of a part of a path, from when it is made until it is among the rows

@@ -77,7 +77,8 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         store,
         "SELECT source, strftime(created_at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M UTC') AS created_at,"
         " version, checkpoints, tensors, parameters, fraction, bytes_total, bytes_read, seconds,"
-        " device, complete, settings, selection, statistics FROM attempts WHERE run = ?",
+        " device, complete, coalesce(followed, false) AS followed, settings, selection, statistics"
+        " FROM attempts WHERE run = ?",
         [run],
     )[0]
     checkpoints = _columns(
@@ -187,7 +188,7 @@ def _scope(
     size: int,
 ) -> tuple[list[Json] | None, int]:
     """Return the groups of a scope, None if they do not fit, and the characters that they take."""
-    sampled = facts["fraction"] < 1
+    sampled = facts["fraction"] < 1 or facts["followed"]
     curves: dict[_Keys, Json] | None = None
     groups: list[Json] = []
     total = 0

@@ -122,6 +122,8 @@ def _sign_changes(values: Any, origin: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (K,) how many values have the other sign than in the row that each is compared with."""
     import torch
 
+    if np.array_equal(origin, np.arange(len(values))):  # one checkpoint alone: half the time of all
+        return np.zeros(len(values), np.int64)
     others = values[torch.from_numpy(origin)]
     return (((values > 0) & (others < 0)) | ((values < 0) & (others > 0))).sum(1).numpy()
 

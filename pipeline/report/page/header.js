@@ -45,7 +45,10 @@ function facts(run) {
       "analyzed",
       `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`,
     ],
-    run.complete ? null : ["incomplete", "some weights could not be read, or the job has not finished"],
+    run.followed
+      ? ["followed", "each checkpoint was read once: figures between them are estimates with standard errors"]
+      : null,
+    run.complete || run.followed ? null : ["incomplete", "some weights could not be read, or the job has not finished"],
   ];
   return h(
     "dl",
@@ -207,7 +210,7 @@ function keyFigures() {
     table: false,
   });
   const show = () => {
-    const sampled = shownRun().fraction < 1;
+    const sampled = shownRun().fraction < 1 || shownRun().followed;
     const columns = [
       "indicator",
       "value",
