@@ -46,12 +46,21 @@ class _Stored:
 
     plan: str
     complete: bool
+    followed: bool
     figures: int
     trouble: str | None
 
     @property
     def is_current(self) -> bool:
-        return self.complete and self.figures == FIGURES_FORMAT and self.trouble is None
+        whole = self.complete or self.followed
+        return whole and self.figures == FIGURES_FORMAT and self.trouble is None
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not updated, where no plan is kept with its sums."""
+        if self.followed:
+            return "it is followed; `hallmarks follow` with its SOURCE makes it again"
+        return f"{'no sums of it are kept' if self.complete else 'it is not complete'}; {AGAIN}"
 
 
 def update(
@@ -89,19 +98,18 @@ def update(
             states |= {name: Updated(name, "not updated", _told(error)) for name in made}
         pending -= {*made}
     for name in pending - states.keys():
-        why = "no sums of it are kept" if rows[name].complete else "it is not complete"
-        states[name] = Updated(name, "not updated", f"{why}; {AGAIN}")
+        states[name] = Updated(name, "not updated", rows[name].why_not)
     return [states[name] for name in sorted(wanted)]
 
 
 def _stored(store: str) -> tuple[dict[str, _Stored], dict[str, Updated]]:
     """Return what the store says of each run, and those of which it says nothing that can be read."""
     opened, listed = Store(store), contents(Folder(store))
-    columns = ("run", "plan", "complete", "final", "figures")
+    columns = ("run", "plan", "complete", "final", "followed", "figures")
     rows = zip(*(listed.rows[name].to_pylist() for name in columns), strict=True)
     stored = {
-        run: _Stored(plan, bool(complete and final), figures, opened.trouble(run))
-        for run, plan, complete, final, figures in rows
+        run: _Stored(plan, bool(complete and final), bool(followed), figures, opened.trouble(run))
+        for run, plan, complete, final, followed, figures in rows
     }
     unread = {run: Updated(run, "not updated", why) for run, why in listed.damaged.items()}
     return stored, unread
