@@ -63,7 +63,7 @@ def windows(
         [every, run, scope, width, list(SHOWN), every],
     ).to_pylist()
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in answer:
+    for row in sorted(answer, key=lambda row: SHOWN.index(row["indicator"])):
         packed: dict[str, Any] = {}
         for name, bytes_a_value in (("value", 2), ("null_value", 1)):
             values = np.full(-(-count // every), np.nan)

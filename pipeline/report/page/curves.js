@@ -28,9 +28,9 @@ function curves() {
     id: "curves",
     title: "Along the path",
     meaning:
-      "Lengths and angles at each checkpoint. An update angle of 90° is a step at right angles to the one before; the shaded area reaches up to what rounding of the stored weights alone makes of a straight path. Lines across show where the increments of the whole model become larger or smaller, and where their decay starts.",
+      "Lengths and angles at each checkpoint. An update angle of 90° is a step at right angles to the one before; the shaded area reaches up to what rounding of the stored weights alone makes of a straight path. Vertical lines show where the increments of the whole model become larger or smaller, and where their decay starts.",
     method:
-      "norm ‖θk‖; displacement ‖θk − θ0‖; increment ‖θk − θk−1‖; path length: the sum of the increments; update angle ∠(θk − θk−1, θk+1 − θk); its noise floor is the angle of a straight path of the same lengths, rounded to the stored number format. Triangles mark findings. Lines across: view phases, and decay_start_step. Bars: 1.96 standard errors of a sample or an estimate. docs/method.md, section 2; docs/method-2.md, sections 5.3 and 5.5.",
+      "norm ‖θk‖; displacement ‖θk − θ0‖; increment ‖θk − θk−1‖; path length: the sum of the increments; update angle ∠(θk − θk−1, θk+1 − θk); its noise floor is the angle of a straight path of the same lengths, rounded to the stored number format. Triangles mark findings. Vertical lines: view phases, and decay_start_step. Bars: 1.96 standard errors of a sample or an estimate. docs/method.md, section 2; docs/method-2.md, sections 5.3 and 5.5.",
     body: plot.outside,
     query: () => curvesQuery(shownRun(), shownGroup()),
     rows: async () => {

@@ -152,7 +152,7 @@ function stacked(id, label, told) {
 const changeName = ({ jump }) =>
   jump === null
     ? "decay starts"
-    : `${number(Math.exp(Math.abs(jump)), 2)} × ${jump > 0 ? "larger" : "smaller"}`;
+    : `${Math.exp(Math.abs(jump)).toFixed(1)} × ${jump > 0 ? "larger" : "smaller"}`;
 
 const changeMeaning = (change) =>
   change.jump === null

@@ -20,7 +20,7 @@ function windows() {
     meaning:
       "Each point is of the few checkpoints that end there, as a path of their own; grey, a random walk with the same steps. They compare with each other and with their own walk, not with figures of the whole run, which depend on how many checkpoints there are.",
     method:
-      "Indicators of the view windows at the last checkpoint of each, whose null_value is that of its own steps. After a change (lines across) the windows that reach back over it are of both sides. docs/method-2.md, section 5.4.",
+      "Indicators of the view windows at the last checkpoint of each, whose null_value is that of its own steps. After a change (vertical lines) the windows that reach back over it are of both sides. docs/method-2.md, section 5.4.",
     body: h("div", {}, about, plot.outside),
     query: () => (withWindows() ? windowsQuery(shownRun(), withWindows()) : ""),
     rows: async () => {
