@@ -231,7 +231,7 @@ def test_turns_of_straight_paths_are_means_of_the_path_s(tmp_path: Path) -> None
         ]
         known = [[v for (v,) in column if v is not None] for column in columns]
         means = [float(np.mean(values)) if values else None for values in known]
-        assert means[0] > 1 and means[3:] == [None, None]
+        assert means[0] and means[0] > 1 and means[3:] == [None, None]
         for ours, truth in zip(group["straight_turns"], means, strict=True):
             assert ours == (None if truth is None else pytest.approx(truth, rel=1e-4))
 

@@ -20,7 +20,7 @@ function turns() {
     id: "turns",
     title: "Turn by scale",
     meaning:
-      "The mean angle between the way of the h checkpoints before and of the h after. A random walk turns by 90° at every scale: where the angle falls with h, the path drifts under its noise; where it rises above 90°, it turns back. The shaded bars reach up to what rounding of the stored weights alone makes of a straight path.",
+      "The mean angle between the way of the h checkpoints before and of the h after. A random walk turns by 90° (dashed) at every scale: where the angle falls with h, the path drifts under its noise; where it rises above 90°, it turns back. The shaded bars reach up to what rounding of the stored weights alone makes of a straight path.",
     method:
       "Means over the checkpoints of ∠(θk − θk−h, θk+h − θk), and of straight_turn_h_deg of the view path. A turn does not differ from a straight path if it is at most 5° above its bar; where that reaches 85° it says nothing. Bars: 1.96 standard errors of a sample or an estimate. docs/method-2.md, sections 5.1 to 5.3.",
     body: outside,
@@ -66,7 +66,6 @@ function turns() {
         s("line", { x1: left, x2: width - 10, y1: y(0), y2: y(0), class: "rail" }),
         s("line", { x1: left, x2: width - 10, y1: y(90), y2: y(90), class: "right-angle" }),
         ...[0, 45, 90].map((angle) => s("text", { x: left - 6, y: y(angle) + 4, "text-anchor": "end" }, angle)),
-        s("text", { x: width - 10, y: y(90) - 5, "text-anchor": "end" }, "random walk"),
         ...scales.map(({ scale }, at) => s("text", { x: x(at), y: y(0) + 16, "text-anchor": "middle" }, scale)),
         s("text", { x: width - 10, y: height - 3, "text-anchor": "end" }, "h, checkpoints →"),
       ),

@@ -24,7 +24,8 @@ function windows() {
     body: h("div", {}, about, plot.outside),
     query: () => (withWindows() ? windowsQuery(shownRun(), withWindows()) : ""),
     rows: async () => {
-      const { every, read } = await readWindows(withWindows());
+      const group = withWindows();
+      const { every, read } = group ? await readWindows(group) : { every: 1, read: {} };
       const { step } = shownRun().checkpoint;
       const short = (value) => (Number.isNaN(value) ? null : Number(value.toPrecision(5)));
       const names = Object.keys(read).sort();
