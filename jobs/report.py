@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -58,7 +59,7 @@ def report(
     target = Path(out) if out is not None else _default(store)
     text = page(content(opened, store, sound))
     try:
-        target.write_text(text, encoding="utf-8")
+        _write(target, text)
     except OSError as error:
         raise RequestError(
             f"{quoted(target)} cannot be written: {error.strerror}", "choose another --out"
@@ -67,6 +68,18 @@ def report(
     if drawn is not None:
         say(console(), f"figures: {drawn} in {figures}, each as PDF, SVG and PNG")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
+
+
+def _write(target: Path, text: str) -> None:
+    """Write a page as a whole: a browser may load the one before again at any time."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def _drawn(store: Store, runs: list[str], folder: Path) -> int:

@@ -2,6 +2,7 @@
 
     content.py   what goes into the page: SQL over the store's views
     maps.py      trajectory maps by scope, as many as the page may hold
+    parts.py     windows along the paths, and where the training changed
     training.py  what the training logged, thinned
     paths.py     what stands beside a run: the random walk, the straight line
     packing.py   arrays as text, in one to three bytes a value

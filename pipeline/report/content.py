@@ -17,8 +17,10 @@ import numpy as np
 
 from pipeline.findings.finding import SEVERITIES
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.report.maps import KEYS, maps
 from pipeline.report.packing import FloatArray, pack
+from pipeline.report.parts import changes, widths, windows
 from pipeline.report.paths import straight_values, walk
 from pipeline.report.training import training
 from pipeline.store.query import Store
@@ -47,6 +49,7 @@ _CURVES = (
     *("update_angle_stderr_deg", "noise_floor_deg"),
 )
 _RANKS = 10
+_STRAIGHT_TURNS = ", ".join(f"avg(straight_turn_{scale}_deg)" for scale in SCALES)
 
 
 def content(store: Store, address: str, runs: Sequence[str]) -> Json:
@@ -94,6 +97,7 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         [run, list(SEVERITIES)],
     )
     facts["settings"] = settings_of(facts["settings"])
+    facts["widths"] = widths(store, run)
     groups, left_out = _groups(store, run, facts, checkpoints, size)
     selection, statistics = facts.pop("selection"), facts.pop("statistics")
     several = list(dict.fromkeys(checkpoints["source"]))
@@ -104,6 +108,7 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
         "command": command(address, run, sources, selection, statistics),
         "checkpoint": checkpoints,
         "findings": findings,
+        "changes": changes(store, run),
         "groups": groups,
         "left_out": left_out,
     }
@@ -208,6 +213,10 @@ def _scope(
                 return None, expected
         if curves is None:
             curves = _figures(store, run, scope, checkpoints, fine)
+            if fine and facts["widths"]:
+                parts = (facts["widths"][0], len(checkpoints["source"]), packed["every"])
+                for each, shown in windows(store, run, scope, *parts).items():
+                    curves[each]["windows"] = shown
         group = {
             "scope": scope,
             **{name: key for name, key in zip(KEYS, keys, strict=True) if key is not None},
@@ -235,6 +244,7 @@ def _figures(
     path = store.table(
         f"SELECT {', '.join(KEYS)},"
         + ", ".join(f"list({name} ORDER BY k) AS {name}" for name in _CURVES)
+        + f", [{_STRAIGHT_TURNS}] AS straight_turns"
         + " FROM path WHERE run = ? AND scope = ? GROUP BY ALL",
         [run, scope],
     ).to_pylist()
@@ -250,6 +260,7 @@ def _figures(
                 if name != "update_angle_stderr_deg" or np.any(values > 0)
             },
             "straight": [_short(straight.get(name)) for name in INDICATORS],
+            "straight_turns": [_short(value, 5) for value in row["straight_turns"]],
         }
         if fine:
             figures[keys] |= _walk(curves["increment"], checkpoints)
@@ -322,11 +333,11 @@ def _add_components(store: Store, run: str, scope: str, figures: dict[_Keys, Jso
             group[name] = pack(np.array(row[name], float), 2)
 
 
-def _short(value: Any) -> Any:
-    """Return a number with eight digits, None where it is undefined."""
+def _short(value: Any, digits: int = 8) -> Any:
+    """Return a number with so many digits, None where it is undefined."""
     if not isinstance(value, float):
         return value
-    return float(f"{value:.8g}") if math.isfinite(value) else None
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def _records(store: Store, query: str, parameters: list[Any]) -> list[Json]:

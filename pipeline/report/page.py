@@ -21,6 +21,8 @@ SCRIPTS = (
         "map.js",
         "stacked.js",
         "curves.js",
+        "turns.js",
+        "windows.js",
         "training.js",
         "layers.js",
         "settling.js",

@@ -129,6 +129,113 @@ def test_a_sample_s_errors_are_shown(tmp_path: Path) -> None:
     assert "--fraction 0.2 --seed 0" in shown["command"]
 
 
+def changing(count: int, weights: int, seed: int = 0) -> FloatArray:
+    """Return a walk whose increments become a quarter as long half-way, (count, weights)."""
+    steps = np.random.default_rng(seed).standard_normal((count, weights))
+    steps[count // 2 + 1 :] /= 4
+    return np.cumsum(steps * np.where(np.arange(count) > 0, 0.01, 1.0)[:, np.newaxis], axis=0)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_windows_are_the_store_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """At the last checkpoint of each, of the group that they are of; a gap where none ends."""
+    rows = changing(24, 600)
+    rows[20, 5] = np.nan
+    tensors = {f"layers.{n}.w.weight": rows[:, 300 * n : 300 * n + 300] for n in range(2)}
+    suite = write_suite(tmp_path / "suite", tensors)
+    pipeline.analyze(suite, tmp_path / "store", executor="local", windows="5,8,16")
+    scopes = {scope: (fine, -(-24 // every)) for scope, (fine, _) in module.SCOPES.items()}
+    monkeypatch.setattr(module, "SCOPES", scopes)
+    store = Store(str(tmp_path / "store"))
+    shown = content(store, "store", ["suite"])["runs"][0]
+    assert shown["widths"] == [8, 5, 16]
+    groups = [group for group in shown["groups"] if "windows" in group]
+    assert [group["scope"] for group in groups][:2] == ["model", "body"] and len(groups) >= 4
+    for group in groups:
+        where = " AND ".join(
+            f"{key} IS NOT DISTINCT FROM {group[key]!r}" if key in group else f"{key} IS NULL"
+            for key in ("layer", "component")
+        )
+        for name, packed in group["windows"].items():
+            known = {
+                k: (value, null)
+                for k, value, null in store.sql(
+                    "SELECT k_last, value, null_value FROM windows WHERE scope = ? AND indicator = ?"
+                    f" AND w = 8 AND {where}",
+                    [group["scope"], name],
+                ).fetchall()
+            }
+            expected = np.array([known.get(k, (None, None)) for k in range(0, 24, every)], float).T
+            assert np.isfinite(expected[0]).any()
+            value, null = (np.array(unpacked(packed[each])) for each in ("value", "null_value"))
+            assert value == pytest.approx(expected[0], rel=1e-3, abs=1e-4, nan_ok=True)
+            assert null == pytest.approx(expected[1], rel=1e-2, abs=1e-2, nan_ok=True)
+
+
+@pytest.mark.parametrize("widths", ["5", "12,16"])
+def test_of_other_windows_the_narrowest_are_shown(tmp_path: Path, widths: str) -> None:
+    store, _ = analyzed(tmp_path, 20, windows=widths)
+    shown = content(store, "store", ["suite"])["runs"][0]
+    assert shown["widths"] == list(map(int, widths.split(",")))
+    straightness = unpacked(shown["groups"][0]["windows"]["straightness"]["value"])
+    assert np.isnan(straightness).sum() == shown["widths"][0] - 1
+
+
+def test_changes_are_the_model_s(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite", {"layers.0.w.weight": changing(30, 2000)})
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    (change,) = content(Store(str(tmp_path / "store")), "store", ["suite"])["runs"][0]["changes"]
+    assert change["k"] == 15 and change["jump"] == pytest.approx(-np.log(4), abs=0.1)
+
+
+def test_the_start_of_a_decay_is_its_checkpoint(tmp_path: Path) -> None:
+    lengths = np.append(np.full(30, 1.0), np.linspace(1, 0.02, 16))
+    steps = np.random.default_rng(0).standard_normal((47, 2000))
+    steps[1:] *= 0.01 * lengths[:, np.newaxis]
+    suite = write_suite(
+        tmp_path / "suite",
+        {"layers.0.w.weight": np.cumsum(steps, axis=0)},
+        steps=[10 * k for k in range(47)],
+    )
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    store = Store(str(tmp_path / "store"))
+    (start,) = store.sql(
+        "SELECT value FROM indicators WHERE scope = 'model' AND indicator = 'decay_start_step'"
+    ).fetchall()[0]
+    changes = content(store, "store", ["suite"])["runs"][0]["changes"]
+    assert changes == [{"k": start / 10, "jump": None}]
+    assert abs(changes[0]["k"] - 31) <= 3
+
+
+def test_runs_without_parts_have_none(tmp_path: Path) -> None:
+    store, _ = analyzed(tmp_path, 4)
+    shown = content(store, "store", ["suite"])["runs"][0]
+    assert shown["changes"] == [] and shown["widths"] == []
+    assert all("windows" not in group for group in shown["groups"])
+
+
+def test_turns_of_straight_paths_are_means_of_the_path_s(tmp_path: Path) -> None:
+    rows = trajectory("smooth", 12, 2000, 1e-2)
+    suite = write_suite(tmp_path / "suite", {"layers.0.self_attn.q_proj.weight": rows}, "BF16")
+    pipeline.analyze(suite, tmp_path / "store", executor="local")
+    store = Store(str(tmp_path / "store"))
+    shown = content(store, "store", ["suite"])["runs"][0]["groups"]
+    for group in shown:
+        columns = [
+            store.sql(
+                f"SELECT straight_turn_{scale}_deg FROM path WHERE scope = ?", [group["scope"]]
+            ).fetchall()
+            for scale in (1, 2, 4, 8, 16)
+        ]
+        known = [[v for (v,) in column if v is not None] for column in columns]
+        means = [float(np.mean(values)) if values else None for values in known]
+        assert means[0] and means[0] > 1 and means[3:] == [None, None]
+        for ours, truth in zip(group["straight_turns"], means, strict=True):
+            assert ours == (None if truth is None else pytest.approx(truth, rel=1e-4))
+
+
 def test_joint_runs_are_shown(tmp_path: Path) -> None:
     sources = [
         write_suite(

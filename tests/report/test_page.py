@@ -18,12 +18,14 @@ import pytest
 from transformers.trainer_callback import TrainerState
 
 import pipeline
+from pipeline.follow import follow_once
 from pipeline.report import content as module
 from pipeline.report.content import content
 from pipeline.report.page import page as page_of
 from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.test_content import changing
 from tests.report.test_packing import unpacked
 from tests.suites import trajectory, write_suite
 
@@ -232,7 +234,19 @@ def test_keys_choose_a_window(browser: Browser, page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "figure", ["map", "curves", "training", "figures", "layers", "path", "spectrum", "settling"]
+    "figure",
+    [
+        "map",
+        "curves",
+        "turns",
+        "windows",
+        "training",
+        "figures",
+        "layers",
+        "path",
+        "spectrum",
+        "settling",
+    ],
 )
 def test_the_query_under_a_figure_gives_its_numbers(
     browser: Browser, page: str, store: Path, figure: str
@@ -251,7 +265,15 @@ def test_the_query_under_a_figure_gives_its_numbers(
         assert len(lines) - 1 == answer.num_rows
     else:
         assert 2 * (len(lines) - 1) == answer.num_rows
-    if figure in ("map", "curves", "path", "spectrum"):
+    if figure == "windows":  # its rows have names in them, too
+        for line, theirs in zip(lines[1:], answer.to_pylist(), strict=True):
+            k, step, name, *values = line.split(",")
+            assert (int(k), int(step), name) == (
+                theirs["k_last"], theirs["step_last"], theirs["indicator"],
+            )  # fmt: skip
+            expected = [theirs["value"], theirs["null_value"]]
+            assert [*map(float, values)] == pytest.approx(expected, rel=1e-2, abs=1e-2)
+    if figure in ("map", "curves", "turns", "path", "spectrum"):
         names = answer.column_names
         assert lines[0].split(",")[: len(names)] == names
         for number, line in enumerate(lines[1:]):
@@ -262,7 +284,8 @@ def test_the_query_under_a_figure_gives_its_numbers(
 
 
 @pytest.mark.parametrize(
-    "figure", ["map", "curves", "training", "layers", "path", "spectrum", "settling"]
+    "figure",
+    ["map", "curves", "turns", "windows", "training", "layers", "path", "spectrum", "settling"],
 )
 @pytest.mark.parametrize("form", ["SVG", "PNG"])
 def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
@@ -319,6 +342,131 @@ def test_a_run_without_a_log_has_no_such_figure(
     (tmp_path / "page.html").write_text(page_of(content(Store(str(store)), "store", ["other"])))
     browser.open((tmp_path / "page.html").as_uri())
     assert browser.until("document.querySelector('#training')?.hidden")
+    for absent in ("windows", "turns"):
+        hidden = f"document.querySelector('#{absent}').hidden"
+        assert browser.evaluate(hidden) == (absent == "windows")  # of six checkpoints none is
+    assert browser.evaluate("document.querySelectorAll('.change').length") == 0
+
+
+@pytest.mark.parametrize("group", ["whole model", "layer 1, attn_k", HOSTILE])
+def test_turns_by_scale_are_the_store_s(
+    browser: Browser, page: str, store: Path, group: str
+) -> None:
+    browser.open(page)
+    choose_group(browser, group)
+    said = browser.until(
+        "[...document.querySelectorAll('#turns svg title')].map((e) => e.textContent)"
+    )
+    answer = Store(str(store)).table(query_of(browser, "turns")).to_pylist()
+    assert [row["scale"] for row in answer] == [1, 2, 4, 8]  # of 24 checkpoints
+    for text, row in zip(said, answer, strict=True):
+        scale, turn = re.findall(r"[\d.]+", text)[:2]
+        assert int(scale) == row["scale"]
+        assert float(turn) == pytest.approx(row["mean_turn_deg"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite that is followed: a walk whose increments become a quarter as long at step 1500."""
+    folder = tmp_path_factory.mktemp("growing")
+    name = "layers.0.self_attn.q_proj.weight"
+    write_suite(
+        folder / "suite",
+        {name: changing(30, 20_000).reshape(30, 100, 200)},
+        steps=[100 * k for k in range(30)],
+    )
+    for step in (2800, 2900):  # which come later
+        (folder / "suite" / f"step{step}").rename(folder / f"step{step}")
+    follow_once(folder / "suite", folder / "store", run="grows")
+    return folder
+
+
+def test_a_followed_run_says_so(browser: Browser, growing: Path) -> None:
+    """Until which step, and with standard errors in every picture that a sample has them in."""
+    done = hallmarks("report", "--store", growing / "store")
+    assert done.returncode == 0, done.stderr
+    address = (growing / "store" / "report.html").as_uri()
+    browser.open(address + "#i=9&j=9")
+    facts = browser.evaluate("document.querySelector('.facts').textContent")
+    assert "until step 2,700" in facts and "estimates with standard errors" in facts
+    opened = Store(str(growing / "store"))
+    angle, error = opened.sql(
+        "SELECT update_angle_deg, update_angle_stderr_deg FROM path WHERE scope = 'model' AND k = 9"
+    ).fetchall()[0]
+    text = browser.evaluate("document.querySelector('#curves-readout').textContent")
+    said = re.search(r"update angle ([\d.]+)° ± ([\d.]+)°", text)
+    assert said and float(said[1]) == pytest.approx(angle, rel=1e-3)
+    assert float(said[2]) == pytest.approx(error, rel=0.06)
+    assert "update_angle_stderr_deg" in query_of(browser, "curves")
+    assert "±" in browser.evaluate("document.querySelector('#turns svg title').textContent")
+    headers = browser.evaluate(
+        "[...document.querySelectorAll('#figures th[scope=col]')].map((th) => th.textContent)"
+    )
+    assert "±" in headers
+
+
+def test_changes_are_marked_on_the_curves(browser: Browser, growing: Path) -> None:
+    """In each figure over the checkpoints, at the place of the checkpoint, with what changes there."""
+    assert hallmarks("report", "--store", growing / "store").returncode == 0
+    browser.open((growing / "store" / "report.html").as_uri() + "#axis=step&i=15&j=15")
+    k, step, jump = (
+        Store(str(growing / "store"))
+        .sql(
+            "SELECT DISTINCT k_first, step_first, jump FROM phases WHERE scope = 'model' AND jump IS NOT NULL"
+        )
+        .fetchall()[0]
+    )
+    assert k == 15 and jump < 0
+    for figure in ("curves", "windows"):
+        browser.until(f"!!document.querySelector('#{figure} .changes line')")
+        texts = browser.evaluate(
+            f"[...document.querySelectorAll('#{figure} .changes text')].map((e) => e.textContent)"
+        )
+        assert texts == [f"{np.exp(-jump):.1f} × smaller"]
+        title = browser.evaluate(f"document.querySelector('#{figure} .changes title').textContent")
+        assert title.startswith(f"step {step:,}: increments of the whole model {texts[0]}")
+        place, first, last = browser.evaluate(
+            f"[document.querySelector('#{figure} .change'), ...['x1', 'x2'].map(() =>"
+            f" document.querySelector('#{figure} .rail'))].map((e, n) => n < 2 ? e.x1.baseVal.value : e.x2.baseVal.value)"
+        )
+        cells = 28  # of checkpoints 100 steps apart, half of one before the first
+        assert (place - first) / (last - first) == pytest.approx((k + 0.5) / cells)
+        assert browser.evaluate(
+            f"document.querySelector('#{figure}-readout').textContent"
+        ).endswith(f"; increments of the whole model {texts[0]} from here")
+
+
+def test_a_growing_run_s_page_loads_itself_again(browser: Browser, growing: Path) -> None:
+    """If that was chosen; what is shown stays. A minute is a moment here."""
+    store = growing / "store"
+    assert hallmarks("report", "--store", store).returncode == 0
+    address = (store / "report.html").as_uri()
+    script = browser.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="(() => { const wait = setTimeout; window.setTimeout = (act, ms) => wait(act, ms === 60000 ? 300 : ms) })()",
+    )
+    try:
+        browser.open(address + "#kind=weights")
+        browser.evaluate("window.before = true")
+        for step in (2800, 2900):
+            (growing / f"step{step}").rename(growing / "suite" / f"step{step}")
+        follow_once(growing / "suite", store, run="grows")
+        assert hallmarks("report", "--store", store).returncode == 0
+        assert browser.evaluate("window.before")  # nobody has chosen it
+        browser.evaluate("document.querySelector('.reload input').click()")
+        browser.until("document.querySelector('.facts')?.textContent.includes('until step 2,900')")
+        assert not browser.evaluate("window.before")
+        fragment = browser.evaluate("location.hash")
+        assert "kind=weights" in fragment and "reload=1" in fragment
+        browser.until("document.querySelector('.reload input')?.checked")
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", **script)
+        browser.call("Page.navigate", url="about:blank")
+
+
+def test_a_whole_run_s_page_does_not(browser: Browser, page: str) -> None:
+    browser.open(page + "#reload=1")
+    assert not browser.evaluate("document.querySelector('.reload')")
 
 
 def test_hostile_names_are_text(browser: Browser, page: str) -> None:
@@ -333,6 +481,10 @@ def test_hostile_names_are_text(browser: Browser, page: str) -> None:
     assert browser.evaluate("document.title") == title
     assert browser.evaluate("document.querySelectorAll('script').length") == 2
     assert HOSTILE.replace("'", "''") in query_of(browser, "map")
+    assert browser.evaluate("document.querySelector('#turns .title').textContent").startswith(
+        HOSTILE
+    )
+    assert HOSTILE.replace("'", "''") in query_of(browser, "turns")
 
 
 def test_the_policy_lets_nothing_be_loaded(browser: Browser, page: str) -> None:
@@ -427,16 +579,30 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_in_a_growing_run(browser: Browser, growing: Path, dark: bool) -> None:
+    assert hallmarks("report", "--store", growing / "store").returncode == 0
+    address = (growing / "store" / "report.html").as_uri()
+    for width in (400, 1600):
+        browser.open(address + "#i=15&j=15", width=width, dark=dark)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert violations(browser) == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("fragment", ["#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments"])
 def test_axe_finds_nothing(browser: Browser, page: str, fragment: str, dark: bool) -> None:
     for width in (400, 1600):
         browser.open(page + fragment, width=width, dark=dark)
-        browser.evaluate(
-            "for (const each of document.querySelectorAll('details')) each.open = true"
-        )
-        browser.evaluate(lzma.decompress(AXE_CORE.read_bytes()).decode() + "; 0")
-        broken = "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
-        assert browser.evaluate(broken) == []
+        assert violations(browser) == []
+
+
+def violations(browser: Browser) -> list[Any]:
+    """Return what axe-core finds in a page with all its folds open."""
+    browser.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    browser.evaluate(lzma.decompress(AXE_CORE.read_bytes()).decode() + "; 0")
+    return browser.evaluate(
+        "axe.run().then((run) => run.violations.map((rule) => [rule.id, rule.impact, rule.nodes[0].html]))"
+    )
 
 
 def odd_suites() -> dict[str, dict[str, Any]]:

@@ -9,14 +9,38 @@ function pageHeader() {
       h("p", { class: "kicker" }, "hallmarks · how the weights travelled"),
       h("h1", {}, run.run),
       facts(run),
+      run.followed ? reloading() : null,
       command(run),
       leftOut(run),
     );
   };
   onChange((names) => names.has("run") && show());
+  onChange((names) => (names.has("run") || names.has("reload")) && reloadLater());
   show();
+  reloadLater();
   return element;
 }
+
+const RELOAD_MS = 60_000;
+let reloadTimer = 0;
+
+/** A page of a run that is followed is made again as it grows; it cannot see that, but look again. */
+function reloadLater() {
+  clearTimeout(reloadTimer);
+  if (state.reload && shownRun().followed) reloadTimer = setTimeout(() => location.reload(), RELOAD_MS);
+}
+
+const reloading = () =>
+  h(
+    "label",
+    { class: "check reload" },
+    h("input", {
+      type: "checkbox",
+      checked: state.reload === 1,
+      onchange: (event) => change({ reload: event.target.checked ? 1 : 0 }),
+    }),
+    h("span", {}, "load this page again every minute"),
+  );
 
 function facts(run) {
   const { name, step, dtype, commit } = run.checkpoint;
@@ -46,7 +70,10 @@ function facts(run) {
       `${run.created_at}, hallmarks ${run.version}, ${number(run.seconds, 3)} s on ${run.device || "–"}`,
     ],
     run.followed
-      ? ["followed", "each checkpoint was read once: figures between them are estimates with standard errors"]
+      ? [
+          "followed",
+          `until ${called(run, last)}, page made ${CONTENT.made}; each checkpoint was read once: figures between them are estimates with standard errors`,
+        ]
       : null,
     run.complete || run.followed ? null : ["incomplete", "some weights could not be read, or the job has not finished"],
   ];

@@ -9,6 +9,7 @@ await new Promise((shown) => setTimeout(shown));
 page.append(
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
   training(),
+  h("div", { class: "columns" }, turns(), windows()),
   keyFigures(),
   layers(),
   h("div", { class: "columns" }, pathInComponents(), spectrum()),

@@ -50,7 +50,7 @@ ORDER BY i, j`;
 const curvesQuery = (
   run,
   group,
-) => `SELECT k, step, norm, displacement, increment, relative_increment, update_angle_deg, path_length, noise_floor_deg
+) => `SELECT k, step, norm, displacement, increment, relative_increment, update_angle_deg, path_length, noise_floor_deg${group.curves[ANGLE_ERROR] ? `, ${ANGLE_ERROR}` : ""}
 FROM path
 WHERE ${whereGroup(run, group)}
 ORDER BY k`;
@@ -58,6 +58,25 @@ ORDER BY k`;
 const indicatorsQuery = (run, group) => `SELECT indicator, value, stderr, null_value, differs_from_null
 FROM indicators
 WHERE ${whereGroup(run, group)}`;
+
+const turnsQuery = (run, group) => `WITH scales AS (
+    SELECT unnest([${TURNS.map(({ scale }) => scale).join(", ")}]) AS scale,
+        unnest([${TURNS.map(({ indicator }) => `'${indicator}'`).join(", ")}]) AS indicator,
+        unnest([${TURNS.map(({ scale }) => `avg(straight_turn_${scale}_deg)`).join(", ")}]) AS straight_turn_deg
+    FROM path
+    WHERE ${whereGroup(run, group)}
+)
+SELECT scale, value AS mean_turn_deg, stderr, straight_turn_deg
+FROM scales JOIN indicators USING (indicator)
+WHERE ${whereGroup(run, group)} AND value IS NOT NULL
+ORDER BY scale`;
+
+const windowsQuery = (run, group) => `SELECT k_last, step_last, indicator, value, null_value
+FROM windows
+WHERE ${whereGroup(run, group)} AND w = ${run.widths[0]}
+    AND indicator IN (${Object.keys(group.windows).map(literal).join(", ")})
+    AND value IS NOT NULL${group.maps.every > 1 ? ` AND k_last % ${group.maps.every} = 0` : ""}
+ORDER BY k_last, indicator`;
 
 const layersQuery = (run, indicator) => `SELECT scope, stack, layer, component, value, null_value
 FROM indicators

@@ -1,6 +1,7 @@
 // Rows of curves over the checkpoints, one below the other; they share the map's cursor and its axis.
 
 const ABOVE = 12; // for the findings' marks
+const CHANGE = 15; // for what is written of changes, where there are any
 const ROW = { height: 104, top: 24, bottom: 8, left: 52, right: 12 };
 
 /**
@@ -29,6 +30,7 @@ function stacked(id, label, told) {
   const marks = s("g", { class: "marks" });
   let axis = null;
   let width = 0;
+  let above = 0;
   let bottom = 0;
 
   const x = (share) => ROW.left + share * (width - ROW.left - ROW.right);
@@ -36,13 +38,15 @@ function stacked(id, label, told) {
   function draw(run, next, rows) {
     axis = next;
     width = Math.max(240, outside.clientWidth);
-    bottom = ABOVE + ROW.height * rows.length;
+    above = ABOVE + (run.changes.length ? CHANGE : 0);
+    bottom = above + ROW.height * rows.length;
     svg.setAttribute("viewBox", `0 0 ${width} ${bottom + 34}`);
     surface.style.setProperty("width", `${width}px`);
     surface.style.setProperty("height", `${bottom + 34}px`);
     svg.replaceChildren(
       ...rows.map(row),
       ticks(),
+      changes(run),
       s("g", {}, ...findingMarks(run, axis, (at) => `M${x(at) - 4} 1h8l-4 7z`)),
       marks,
     );
@@ -50,7 +54,7 @@ function stacked(id, label, told) {
   }
 
   function row({ title, ends: [from, to], ticks = [from, to], content }, at) {
-    const top = ABOVE + at * ROW.height + ROW.top;
+    const top = above + at * ROW.height + ROW.top;
     const inner = ROW.height - ROW.top - ROW.bottom;
     const y = (value) => top + inner - (inner * (value - from)) / (to - from);
     return s(
@@ -79,6 +83,27 @@ function stacked(id, label, told) {
     return group;
   }
 
+  /** Lines where the training changed; what is written at one leaves out what the one before has no room for. */
+  function changes(run) {
+    let taken = 0;
+    const lines = run.changes.map((change) => {
+      const at = x(axis.points[change.k]);
+      const text = changeName(change);
+      const length = 7 * text.length;
+      const begins = Math.min(at + 4, width - length);
+      const fits = begins >= taken;
+      if (fits) taken = begins + length;
+      return s(
+        "g",
+        {},
+        s("title", {}, `${called(run, change.k)}: ${changeMeaning(change)}`),
+        s("line", { x1: at, x2: at, y1: ABOVE, y2: bottom, class: "change" }),
+        fits ? s("text", { x: begins, y: ABOVE + 10, class: "tick" }, text) : null,
+      );
+    });
+    return s("g", { class: "changes" }, ...lines);
+  }
+
   function point() {
     const { i, j } = state;
     marks.replaceChildren();
@@ -93,7 +118,7 @@ function stacked(id, label, told) {
     output.textContent =
       j < 0
         ? "Point at the curves, or focus them and press the arrow keys."
-        : `${called(shownRun(), j)}: ${told(j)}`;
+        : [`${called(shownRun(), j)}: ${told(j)}`, ...shownRun().changes.filter(({ k }) => k === j).map(changeMeaning)].join("; ");
   }
 
   function onMove(event) {
@@ -122,6 +147,17 @@ function stacked(id, label, told) {
     new ResizeObserver(() => outside.clientWidth !== width && redraw()).observe(outside);
   return { outside, svg, draw, point, onWidth };
 }
+
+/** What is written at a change: how much longer the increments of the whole model become. */
+const changeName = ({ jump }) =>
+  jump === null
+    ? "decay starts"
+    : `${Math.exp(Math.abs(jump)).toFixed(1)} × ${jump > 0 ? "larger" : "smaller"}`;
+
+const changeMeaning = (change) =>
+  change.jump === null
+    ? "the increments of the whole model decay from here"
+    : `increments of the whole model ${changeName(change)} from here`;
 
 /** The least and the greatest of some values, apart from each other. */
 function endsOf(values) {

@@ -17,6 +17,7 @@ const DEFAULTS = {
   indicator: "relative_mds",
   minus: 0,
   sort: "",
+  reload: 0,
 };
 const CHOICES = {
   kind: ["weights", "displacements", "increments"],
