@@ -64,7 +64,7 @@ from pipeline.store.names import refuse_to_follow
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.query import Store
 from pipeline.store.records import RecordFolder
-from pipeline.store.tiles import TileFolder
+from pipeline.store.tiles import TileFolder, discard
 from pipeline.store.training import keeping, stored_training
 from pipeline.training.metrics import Training
 from pipeline.training.settings import Settings
@@ -223,6 +223,8 @@ class Following:
         self._kept = RecordFolder(folder, run, _series(selection, request))
         self._record = ProgressFile(folder, run, lease.token)
         self._attempts = self._read = self._number = 0
+        self._tidied = False
+        """True once results that an earlier process left have been removed."""
         self._started = time.monotonic()
         self._summary: Summary | None = None
         self._written: str | None = None
@@ -296,6 +298,9 @@ class Following:
                 self.write(seen)
                 due = time.monotonic() + (time.monotonic() - begun) / LOOK_SHARE
         self.write(seen)
+        if not self._tidied:
+            discard(self._folder, self._run)  # of a checkpoint whose record came before the end
+            self._tidied = True
 
     # ---- one checkpoint
 
