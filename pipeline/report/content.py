@@ -1,7 +1,7 @@
 """What goes into the page: the runs of a store, by SQL over its views, as JSON holds it.
 
-Everything that takes part is named in docs/decisions/report.md. Values of groups have eight digits;
-arrays are packed (packing.py). Undefined values are null.
+Everything that takes part is named in docs/decisions/report.md. Values of groups have eight digits,
+those of straight paths five; arrays are packed (packing.py). Undefined values are null.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _figures(
                 for name, values in curves.items()
                 if name != "update_angle_stderr_deg" or np.any(values > 0)
             },
-            "straight": [_short(straight.get(name)) for name in INDICATORS],
+            "straight": [_short(straight.get(name), 5) for name in INDICATORS],
             "straight_turns": [_short(value, 5) for value in row["straight_turns"]],
         }
         if fine:
