@@ -105,7 +105,9 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
     return {
         "run": run,
         **facts,
-        "command": command(address, run, sources, selection, statistics),
+        "command": command(
+            address, run, sources, selection, statistics, followed=facts["followed"]
+        ),
         "checkpoint": checkpoints,
         "findings": findings,
         "changes": changes(store, run),
@@ -129,6 +131,8 @@ def command(
     sources: Sequence[str],
     selection: str | None,
     statistics: Sequence[str] | None,
+    *,
+    followed: bool = False,
 ) -> str:
     """Return the command that makes a run, as a shell takes it.
 
@@ -137,7 +141,8 @@ def command(
         selection: as the store has it, JSON of what is not the default.
     """
     chosen: Json = json.loads(selection or "{}")
-    words = ["hallmarks", "analyze", *sources, "--store", address, "--run", run]
+    verb = "follow" if followed else "analyze"
+    words = ["hallmarks", verb, *sources, "--store", address, "--run", run]
     if len(sources) > 1:
         words.append("--joint")
     for name in ("revisions", "weights", "include", "exclude"):
@@ -151,7 +156,7 @@ def command(
     for part in chosen.get("sample", "").split(", "):  # "budget 20,000,000, seed 0"
         name, _, value = part.partition(" ")
         words += [f"--{name}", value.replace(",", "")] if value else []
-    if statistics:
+    if statistics and not followed:  # whose are not chosen
         words += ["--statistics", ",".join(statistics)]
     return shlex.join(words)
 
