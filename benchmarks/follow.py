@@ -38,7 +38,7 @@ from pipeline.follow.estimates import increments_of, products
 from pipeline.follow.norms import with_norms
 from pipeline.numerics.basis import Basis
 from pipeline.numerics.indicators import INDICATORS
-from pipeline.numerics.straight_turns import SPANS
+from pipeline.numerics.straight_turns import SCALES
 from pipeline.numerics.trajectory import cosines
 from pipeline.planning.sample import JACKKNIFE_FOLDS
 from pipeline.reduce.figures import Figures, GroupSums, Times, figures
@@ -144,7 +144,7 @@ def _figures(increments: Array, changes: dict[int, Array]) -> Figures:
     count = len(increments)
     words = np.arange(count, dtype=np.uint64)[:, None]
     folds = JACKKNIFE_FOLDS if changes else 0
-    absent, straight = np.zeros(count, bool), np.zeros((2, len(SPANS), count))
+    absent, straight = np.zeros(count, bool), np.zeros((2, len(SCALES), count))
     sums = GroupSums(increments, words, absent, straight, changes, folds=folds)
     times = np.arange(count, dtype=float)
     return figures([sums], Times(times, times), Basis((0,), count))

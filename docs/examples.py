@@ -77,7 +77,7 @@ def write(folder: Path) -> None:
     with chdir(folder):
         hallmarks.analyze_joint(["base", "seed-1"], run="seeds", executor="local")
         hallmarks.analyze("fast", by_head=True, executor="local")
-        hallmarks.analyze("bf16", statistics="all", executor="local")
+        hallmarks.analyze("bf16", statistics="all", spectra=4, executor="local")
         for name in ("faulty", *DRAWN):
             hallmarks.analyze(name, executor="local")
 

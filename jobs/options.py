@@ -109,6 +109,11 @@ _SELECTION = [
         + "".join(f"\n\n{name}: {meaning}" for name, meaning in SAID.items()),
     ),
     click.option(
+        "--spectra",
+        metavar="K",
+        help="Also compute singular values of whole matrices at K checkpoints, in a second read.",
+    ),
+    click.option(
         "--windows",
         multiple=True,
         metavar="LIST",
@@ -218,8 +223,8 @@ def selection_and_resources(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_NOT_FOLLOWED = {"joint", "statistics", "fraction", "budget", "seed"}
-"""What takes several sources, or other checkpoints beside the one that is read, or not all of it."""
+_NOT_FOLLOWED = {"joint", "statistics", "spectra", "fraction", "budget", "seed"}
+"""What takes several sources, other checkpoints beside the one that is read, a second read, or a sample."""
 
 
 def what_is_followed(command: Callable[..., Any]) -> Callable[..., Any]:

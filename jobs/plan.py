@@ -20,6 +20,7 @@ from pipeline.job.memory import worker_memory
 from pipeline.planning.listings import listings_of
 from pipeline.planning.machine import available_cores
 from pipeline.planning.make import make_joint_plan, make_plan
+from pipeline.planning.matrices import matrix_plan
 from pipeline.planning.memory import IDLE_BYTES, Memory, show_size
 from pipeline.planning.plan import Plan
 from pipeline.planning.unknown import unknown
@@ -120,6 +121,7 @@ def describe(made: Plan, memory: Memory, requests: Mapping[str, int]) -> dict[st
         "windows": windows(requests_to_analyze(made, requests)),
         "tiles": len(made.tiles),
         "memory": {**asdict(memory), "idle": IDLE_BYTES},
+        "spectra": _spectra(made),
         "statistics": {n: c._asdict() for n, c in requested(made, grouping(made)).items()},
         "tables": {
             **dict(zip(("bytes", "increments", "windows"), _tables(made), strict=True)),
@@ -217,6 +219,15 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         f"{show_size(memory.projected)} per worker, beside the {show_size(IDLE_BYTES)} of an idle"
         f" process; budget {show_size(memory.budget)}, minimum {show_size(memory.least, up=True)}",
     )
+    if described := _spectra(made):
+        names = described["checkpoints"]
+        say(
+            "spectra",
+            f"{described['matrices']} matrices of {len(names)} checkpoints ({', '.join(names)}) in a"
+            f" second read of {show_size(described['bytes'])}, {show_size(described['memory'], up=True)}"
+            " of memory for the largest",
+        )
+        _left_out(say, [tuple(entry.values()) for entry in described["left_out"]], most)
     for name, cost in requested(made, grouping(made)).items():
         memory_of, stored = (show_size(size, up=True) for size in cost)
         say(
@@ -230,6 +241,21 @@ def _lines(made: Plan, memory: Memory, requests: Mapping[str, int], most: int) -
         f" {of_windows} windows of {', '.join(map(str, made.windows.widths))} checkpoints",
     )
     return lines
+
+
+def _spectra(made: Plan) -> dict[str, Any] | None:
+    """Return what the second read takes, if spectra are asked for."""
+    if not made.spectra:
+        return None
+    second = matrix_plan(made)
+    tiles = second.plan.tiles
+    return {
+        "checkpoints": [made.checkpoints[k].name for k in second.checkpoints],
+        "matrices": sum(map(len, second.plan.matrices)),
+        "bytes": sum(tile.bytes for tile in tiles),
+        "memory": max((second.needed(tile.index) for tile in tiles), default=0),
+        "left_out": [asdict(entry) for entry in second.left_out],
+    }
 
 
 def _tables(made: Plan) -> tuple[int, int, int]:

@@ -47,6 +47,7 @@ def plan(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
@@ -83,6 +84,7 @@ def analyze(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,
@@ -120,6 +122,7 @@ def analyze(
         roles: a TOML file that says what tensors are whose names are not known.
         by_head: also one Gram matrix for each attention head.
         statistics: what else is computed in the read, such as `sparsity`, or `all`.
+        spectra: at how many checkpoints singular values of whole matrices are computed, in a second read.
         windows: how many checkpoints the windows of the view `windows` have, 5 or more, such as
             `[5, 8, 16]`, and scopes besides `model`, `body`, `layer` and `component`, such as
             `"8,tensor"`; default: those that the store has of this run, else 8.
@@ -174,6 +177,7 @@ def analyze_joint(
     roles: Location | None = None,
     by_head: bool = False,
     statistics: Texts = (),
+    spectra: int | str | None = None,
     windows: Widths | None = None,
     layout: str = "auto",
     fraction: float | str | None = None,

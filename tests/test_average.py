@@ -500,31 +500,21 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_memory_stays_within_the_budget(large: Path, tmp_path: Path) -> None:
-    """Of checkpoints larger than it."""
+def test_memory_stays_within_the_budget(large: Path, small: Path, tmp_path: Path) -> None:
+    """Of checkpoints larger than it, beyond what a process takes that averages next to nothing."""
     peaks = []
-    for weights in (
-        "none.csv",
-        "last:3",
-    ):  # the first is refused: what the process takes without work
+    for run in (small, large):
+        out = tmp_path / ("out" if run is large else "little")
         code = (
-            "import resource, sys, torch, pipeline\n"
-            "try:\n"
-            f"    pipeline.average({str(large)!r}, {weights!r}, {str(tmp_path / 'out')!r}, memory='8MiB')\n"
-            "except pipeline.RequestError as error:\n"
-            "    assert 'none.csv' in error.message, error.message\n"
+            "import resource, pipeline\n"
+            f"pipeline.average({str(run)!r}, 'last:3', {str(out)!r}, memory='16MiB')\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
         peaks.append(1024 * int(done.stdout))
     assert (tmp_path / "out" / "average.json").exists()
-    assert peaks[1] - peaks[0] < 8 << 20, peaks
+    assert peaks[1] - peaks[0] < 16 << 20, peaks
     with pytest.raises(pipeline.PlanDoesNotFit, match="3 checkpoints with a piece of each"):
         pipeline.average(large, "last:3", tmp_path / "other", memory="1MiB")
 

@@ -184,7 +184,7 @@ def test_a_sample_of_a_suite(suite: Path, whole: Store, tmp_path: Path) -> None:
     for where in ("scope = 'model'", "scope = 'layer' AND layer = 1", "component = 'mlp_up'"):
         exact = figures(whole, where)
         for name, (value, error) in figures(found, where).items():
-            if name in WITHOUT_ERROR:
+            if name in WITHOUT_ERROR or exact[name][0] is None:  # turns longer than the path
                 assert error is None
                 continue
             assert error >= 0 and abs(value - exact[name][0]) <= 5 * error + 1e-9, (where, name)

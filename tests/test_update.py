@@ -13,6 +13,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import FormatError, Interrupted, StoreUnusable
+from pipeline.follow import follow_once
 from pipeline.job.summary import FIGURES_FORMAT
 from pipeline.job.update import update
 from pipeline.planning.make import make_joint_plan
@@ -137,6 +138,18 @@ def test_runs_without_sums_are_named(store: Path) -> None:
     shutil.rmtree(store / "_sums")
     said = {each.run: each.reason for each in update(str(store))}
     assert all("no sums of it are kept" in reason for reason in said.values()) and len(said) == 2
+
+
+def test_a_followed_run_is_made_again_by_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    follow_once(suite(tmp_path / "source"), store, run="f")
+    assert states(store) == {"f": "current"}
+    as_of(monkeypatch)
+    (said,) = update(str(store))
+    assert said.state == "not updated"
+    assert said.reason == "it is followed; `hallmarks follow` with its SOURCE makes it again"
 
 
 def test_what_there_is_not_is_said(store: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class Watch:
                 self._judge(entry, records.get(key), cache, seen)
         self._watched = {key: each for key, each in self._watched.items() if key in seen.listed}
         read = {record.candidate.position.order for record in records.values()}
+        read |= {new.entry.candidate.position.order for new in seen.new}
         for (
             each
         ) in selection.lacking:  # a folder without weights may be about to be filled, or removed

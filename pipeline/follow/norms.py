@@ -20,8 +20,8 @@ def with_norms(increments: Array, squares: Array, absent: NDArray[np.bool_]) -> 
     semidefinite.
 
     Errors of 42 checkpoints of a trained network, 37 parts in 256 buckets, as estimated, with all of θ_k
-    stretched and like this: cosines 0.0019, 0.0012 and 0.0010; lengths of increments 1.0, 1.3 and 0.9 %;
-    straightness 0.0067, 0.0025 and 0.0013 (benchmarks/results/follow.md).
+    stretched and like this: cosines 0.0021, 0.0011 and 0.0010; lengths of increments 1.0, 1.3 and 0.9 %;
+    straightness 0.0069, 0.0028 and 0.0015 (benchmarks/results/follow.md).
 
     Args:
         squares: (N,) ‖θ_k‖² in float64: float32 products of copies may differ.

@@ -35,6 +35,7 @@ def follow(
     state: str | None = None,
     roles: Location | None = None,
     by_head: bool = False,
+    windows: int | str | list[int] | tuple[int, ...] | None = None,
     layout: str = "auto",
     settings: Mapping[str, Any] | Location | None = None,
     training: Location | None = None,

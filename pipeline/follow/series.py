@@ -45,6 +45,7 @@ class Series:
             selection: which source and which of its weights are asked for, as JSON.
         """
         self._run, self._source, self._selection = run, source, selection
+        self._windows = request.windows
         of_candidate = {record.candidate: record for record in records}
         self._chosen = select(list(of_candidate), request, least=0)
         self.selected = [entry for entry in self._chosen.checkpoints if entry.is_placed]
@@ -81,6 +82,7 @@ class Series:
             content=self.content(lacking),
             selection=self._selection,
             statistics_asked=STATISTICS,
+            windows_asked=self._windows,
         )
         return replace(series.sketched(), tiles=())
 

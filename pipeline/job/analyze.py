@@ -17,17 +17,24 @@ from pipeline.job.progress import Progress, Silent
 from pipeline.job.recompute import recomputed
 from pipeline.job.run import Job, commit, settle
 from pipeline.job.runs import Leases, Runs
+from pipeline.job.spectra import Spectra
 from pipeline.job.summary import Execution, Summary, stored_summary
 from pipeline.planning.make import make_joint_plan, make_plan
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import Request, Resources
+from pipeline.reduce.ties import settled
 from pipeline.sources.base import Source
 from pipeline.store.attempts import has_superseded
 from pipeline.store.folder import Folder
-from pipeline.store.names import refuse_to_replace, stored_statistics, stored_windows
+from pipeline.store.names import (
+    refuse_to_replace,
+    stored_spectra,
+    stored_statistics,
+    stored_windows,
+)
 from pipeline.store.records import has_records
 from pipeline.store.sums import SumFolder
-from pipeline.store.tiles import TileFolder, discard, is_left
+from pipeline.store.tiles import TileFolder, discard, discard_spectra, is_left
 from pipeline.store.training import keeping
 
 
@@ -92,6 +99,8 @@ def _analyze(
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))
     plan = replace(plan, windows_asked=plan.windows_asked or stored_windows(folder, plan))
+    if not fresh:
+        plan = replace(plan, spectra=plan.spectra or stored_spectra(folder, plan))
     runs = Runs.of(plan if fresh else keeping(folder, plan))
     plan = runs.whole
     for note in plan.training.notes:
@@ -104,8 +113,28 @@ def _analyze(
             refuse_to_lose(each, followed[each.run])
     buffers = reduction_buffers(plan, resources)
     sums = SumFolder(folder, plan.run, plan.digest, plan.specs, buffers.held)
-    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
     nothing = Execution(store, resources.executor, 0, started, buffers)
+    done = _figures(
+        runs, source, folder, sums, resources, fresh, may_replace, followed, nothing, progress
+    )
+    return _with_spectra(plan, source, folder, sums, resources, nothing, progress, done)
+
+
+def _figures(
+    runs: Runs,
+    source: Source,
+    folder: Folder,
+    sums: SumFolder,
+    resources: Resources,
+    fresh: bool,
+    may_replace: bool,
+    followed: Mapping[str, Estimated | None],
+    nothing: Execution,
+    progress: Progress,
+) -> list[Summary]:
+    """Do what is left to do of a plan's tiles and tables."""
+    plan = runs.whole
+    tiles = TileFolder(folder, plan.run, plan.digest, plan.specs)
     if resources.verify and plan.sampled:
         raise RequestError(
             "--verify needs whole files and cannot be combined with --fraction or --budget",
@@ -135,13 +164,56 @@ def _analyze(
             refuse_to_replace(folder, list(runs))
         if fresh:
             discard(folder, plan.run)
+            discard_spectra(folder, plan.run)
             sums.discard()
         elif (done := _stored(runs, folder, nothing)) is not None:
             return done  # another driver has finished it meanwhile
-        begun = time.monotonic() - started
-        execution = Execution(store, chosen.name, chosen.workers, started, buffers, begun)
-        job = Job(runs, folder, tiles, sums, leases, execution, progress, resources.verify)
+        execution = replace(
+            nothing,
+            executor=chosen.name,
+            workers=chosen.workers,
+            start_seconds=time.monotonic() - nothing.started,
+        )
+        job = Job(runs, folder, tiles, sums, leases, execution, progress, resources)
         return _compared(job.run(chosen), followed, folder)
+
+
+def _with_spectra(
+    plan: Plan,
+    source: Source,
+    folder: Folder,
+    sums: SumFolder,
+    resources: Resources,
+    nothing: Execution,
+    progress: Progress,
+    done: list[Summary],
+) -> list[Summary]:
+    """Read the matrices that a complete run asks for, and write it again with their spectra."""
+    if not plan.spectra:
+        return done
+    if not done[-1].complete:
+        progress.note("--spectra waits until the run is complete")
+        return done
+    spectra = Spectra(folder, settled(plan, sums.read))
+    if not spectra.pending(resources) and stored_spectra(folder, plan) == plan.spectra:
+        return done
+    before = done[-1]
+    with Leases(folder, Runs.of(plan)).held() as leases:
+        read = spectra.read(source, resources, progress, leases.assure)
+        outcome = replace(
+            read,
+            resumed_tiles=before.resumed_tiles,
+            bytes_read=before.bytes_read + read.bytes_read,
+            work_seconds=before.work_seconds + read.work_seconds,
+            pull_seconds=before.pull_seconds + read.pull_seconds,
+            gram_seconds=before.gram_seconds + read.gram_seconds,
+        )
+        execution = replace(nothing, workers=before.workers, start_seconds=before.start_seconds)
+        written = recomputed(plan, leases, sums, folder, execution, outcome)
+        commit(written, Patience(progress.note))
+        settle(Runs.of(plan), leases, folder, sums)
+        spectra.remove_others()
+        return [replace(each, estimates=before.estimates) for each in written.summaries]
 
 
 def _compared(

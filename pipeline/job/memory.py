@@ -45,6 +45,9 @@ def worker_memory(
     """
     total, on_ray = total_memory(), resources.executor == "ray"
     budget = resources.memory or default_budget(total, workers, on_ray)
+    if plan.matrices:
+        half = matrix_room(budget)
+        return project(plan.tensors, plan.tiles, half, calls, largest_block=largest_block)
     grouped = grouping(plan)
     figures = least(plan, grouped)
     shared = not on_ray or resources.memory  # else the driver has a share of its own
@@ -63,7 +66,7 @@ def worker_memory(
         return replace(
             memory,
             least=max(memory.least, figures),
-            for_estimates=_budget_for_figures(resources),
+            for_estimates=driver_budget(resources),
         )
     available = total - idle_bytes(1, on_ray)
     divided = buffers(plan, grouped, budget, available_cores())
@@ -81,10 +84,15 @@ def worker_memory(
     return replace(memory, projected=max(needed, with_estimate), for_estimates=left)
 
 
+def matrix_room(budget: int) -> int:
+    """Return the bytes of a worker's budget that are for matrices; the rest is for reading them."""
+    return budget // 2
+
+
 def reduction_buffers(plan: Plan, resources: Resources) -> Buffers:
     """Return what figures and tables are made with: of as much as a worker has for tiles."""
     threads = resources.threads or available_cores()
-    return buffers(plan, grouping(plan), _budget_for_figures(resources), threads)
+    return buffers(plan, grouping(plan), driver_budget(resources), threads)
 
 
 def assure_room_for_figures(plan: Plan, resources: Resources) -> None:
@@ -93,12 +101,13 @@ def assure_room_for_figures(plan: Plan, resources: Resources) -> None:
     Raises:
         PlanDoesNotFit: the budget is too small for them.
     """
-    budget, needed = _budget_for_figures(resources), least(plan, grouping(plan))
+    budget, needed = driver_budget(resources), least(plan, grouping(plan))
     if budget < needed:
         raise too_small(budget, len(plan.checkpoints), FIGURES, needed)
 
 
-def _budget_for_figures(resources: Resources) -> int:
+def driver_budget(resources: Resources) -> int:
+    """Return the budget of a process that has no share of a machine with others."""
     return resources.memory or default_budget(total_memory(), 1, resources.executor == "ray")
 
 

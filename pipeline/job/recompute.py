@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.job.outcome import Outcome
 from pipeline.job.runs import Leases, Runs
+from pipeline.job.spectra import Spectra
 from pipeline.job.summary import Execution
 from pipeline.job.write import Written, write_runs
 from pipeline.planning.plan import Plan
@@ -16,9 +19,17 @@ from pipeline.store.sums import SumFolder
 
 
 def recomputed(
-    plan: Plan, leases: Leases, sums: SumFolder, folder: Folder, execution: Execution
+    plan: Plan,
+    leases: Leases,
+    sums: SumFolder,
+    folder: Folder,
+    execution: Execution,
+    read: Outcome | None = None,
 ) -> Written:
     """Write the runs of a plan from its sums, all but the rows that count.
+
+    Args:
+        read: what has been read for them in this job; default: nothing.
 
     Raises:
         StoreUnusable: sums are damaged or gone.
@@ -26,11 +37,10 @@ def recomputed(
     """
     plan = settled(plan, sums.read)
     grouped = grouping(plan)
-    outcome = Outcome(
+    outcome = replace(
+        read or Outcome(already_complete=True, recomputed=True),
         done=frozenset(tile.index for tile in plan.tiles),
         devices=frozenset(sums.device.split(" + ")),
-        already_complete=True,
-        recomputed=True,
     )
     return write_runs(
         Runs.of(plan),
@@ -41,6 +51,7 @@ def recomputed(
         execution,
         outcome,
         rows=sums.rows(),
+        matrices=Spectra(folder, plan).figures() if plan.spectra else (),
         final=True,
         check=leases.assure,
         ready=leases.assure,

@@ -26,9 +26,11 @@ from pipeline.job.patience import Patience, store_in_use
 from pipeline.job.progress import Progress
 from pipeline.job.runs import Leases, Runs
 from pipeline.job.snapshots import Snapshots
+from pipeline.job.spectra import Spectra
 from pipeline.job.summary import Execution, Summary
 from pipeline.job.write import Written, write_runs
 from pipeline.planning.memory import largest_result
+from pipeline.planning.request import Resources
 from pipeline.reduce.groups import grouping
 from pipeline.reduce.parts import sums_of_parts
 from pipeline.reduce.reduce import group_sums
@@ -63,12 +65,13 @@ class Job:
         leases: Leases,
         execution: Execution,
         progress: Progress,
-        verify: bool,
+        resources: Resources,
     ) -> None:
-        """`verify`: whole files are compared with the hashes that are published of them."""
+        """Prepare; nothing is done yet."""
         self._runs, self._plan, self._folder = runs, runs.whole, folder
         self._tiles, self._sums, self._leases = tiles, sums, leases
-        self._execution, self._progress, self._verify = execution, progress, verify
+        self._execution, self._progress, self._verify = execution, progress, resources.verify
+        self._resources = resources
         self._record = ProgressFile(folder, self._plan.run, leases.tokens[-1])
         self._patience = Patience(progress.note)
         self._order = self._plan.order()
@@ -229,6 +232,9 @@ class Job:
                 self._sums.seal()
 
         plan = settled(self._plan, self._sums.read, lost)
+        spectra = Spectra(self._folder, plan) if plan.spectra else None
+        if spectra and spectra.pending(self._resources):
+            spectra, plan = None, replace(plan, spectra=0)  # until they have been read
         grouped = grouping(plan)
         return write_runs(
             Runs.of(plan),
@@ -240,6 +246,7 @@ class Job:
             outcome,
             rows=self._sums.rows(),
             lost=lost,
+            matrices=spectra.figures() if spectra else (),
             final=True,
             check=self._leases.assure,
             ready=ready,

@@ -20,7 +20,7 @@ from pipeline.store.training import stored_training
 from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 9
+FIGURES_FORMAT = 10
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -193,6 +193,7 @@ def run_row(plan: Plan, summary: Summary, final: bool) -> dict[str, Any]:
         "source": plan.source,
         "selection": plan.selection,
         "statistics": list(plan.statistics_asked),
+        "spectra": plan.spectra if final else 0,
         "windows": plan.windows.words,
         "created_at": datetime.now(UTC),
         "version": VERSION,

@@ -20,13 +20,11 @@ from pipeline.planning.request import Resources
 from pipeline.store.attempts import remove_superseded
 from pipeline.store.contents import contents
 from pipeline.store.folder import Folder
-from pipeline.store.names import stored_windows
-from pipeline.store.plans import kept_plans, read_plan
+from pipeline.store.names import stored_spectra, stored_windows
+from pipeline.store.plans import AGAIN, kept_plans, read_plan
 from pipeline.store.query import Store
 from pipeline.store.sums import SumFolder
 from pipeline.store.training import keeping
-
-_AGAIN = "`hallmarks analyze` with its SOURCE makes it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +46,21 @@ class _Stored:
 
     plan: str
     complete: bool
+    followed: bool
     figures: int
     trouble: str | None
 
     @property
     def is_current(self) -> bool:
-        return self.complete and self.figures == FIGURES_FORMAT and self.trouble is None
+        whole = self.complete or self.followed
+        return whole and self.figures == FIGURES_FORMAT and self.trouble is None
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not updated, where no plan is kept with its sums."""
+        if self.followed:
+            return "it is followed; `hallmarks follow` with its SOURCE makes it again"
+        return f"{'no sums of it are kept' if self.complete else 'it is not complete'}; {AGAIN}"
 
 
 def update(
@@ -74,8 +81,8 @@ def update(
     progress = progress or Silent()
     folder, rows, states = Folder(store), *_stored(store)
     if run is not None and run not in {*rows, *states}:
-        there = ", ".join(sorted({*rows, *states}))
-        raise RequestError(f"no run {quoted(run)} in {store}", f"there are: {there}")
+        names = ", ".join(sorted({*rows, *states}))
+        raise RequestError(f"no run {quoted(run)} in {store}", f"there are: {names}")
     wanted = {*rows, *states} if run is None else {run}
     states |= {name: Updated(name, "current") for name, each in rows.items() if each.is_current}
     pending = wanted - states.keys()
@@ -88,25 +95,23 @@ def update(
         except Interrupted:
             raise
         except HallmarksError as error:
-            said = f"{error.message}; {error.hint}" if error.hint else error.message
-            states |= {name: Updated(name, "not updated", said) for name in made}
+            states |= {name: Updated(name, "not updated", _told(error)) for name in made}
         pending -= {*made}
     for name in pending - states.keys():
-        why = "no sums of it are kept" if rows[name].complete else "it is not complete"
-        states[name] = Updated(name, "not updated", f"{why}: {_AGAIN}")
+        states[name] = Updated(name, "not updated", rows[name].why_not)
     return [states[name] for name in sorted(wanted)]
 
 
 def _stored(store: str) -> tuple[dict[str, _Stored], dict[str, Updated]]:
     """Return what the store says of each run, and those of which it says nothing that can be read."""
-    opened, found = Store(store), contents(Folder(store))
-    columns = ("run", "plan", "complete", "final", "figures")
-    rows = zip(*(found.rows[name].to_pylist() for name in columns), strict=True)
+    opened, listed = Store(store), contents(Folder(store))
+    columns = ("run", "plan", "complete", "final", "followed", "figures")
+    rows = zip(*(listed.rows[name].to_pylist() for name in columns), strict=True)
     stored = {
-        run: _Stored(plan, bool(complete and final), figures, opened.trouble(run))
-        for run, plan, complete, final, figures in rows
+        run: _Stored(plan, bool(complete and final), bool(followed), figures, opened.trouble(run))
+        for run, plan, complete, final, followed, figures in rows
     }
-    unread = {run: Updated(run, "not updated", why) for run, why in found.damaged.items()}
+    unread = {run: Updated(run, "not updated", why) for run, why in listed.damaged.items()}
     return stored, unread
 
 
@@ -121,10 +126,14 @@ def _plans(
             plan = read_plan(folder, owner, digest)
         except HallmarksError as error:
             if owner in pending and rows[owner].plan == digest:
-                states[owner] = Updated(owner, "not updated", f"{error.message}; {error.hint}")
+                states[owner] = Updated(owner, "not updated", _told(error))
             continue
         if pending & {*_made_by(plan, rows)}:
             yield plan
+
+
+def _told(error: HallmarksError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _made_by(plan: Plan, rows: dict[str, _Stored]) -> list[str]:
@@ -143,13 +152,19 @@ def _made_again(
     """
     for each in Runs.of(plan):
         if each.run not in _made_by(plan, rows):
-            raise RequestError(f"run {each.run} of the same read has been replaced: {_AGAIN}")
+            raise RequestError(f"run {each.run} of the same read has been replaced", AGAIN)
         if rows[each.run].figures > FIGURES_FORMAT:
-            raise RequestError(f"the figures of run {each.run} are of a later version")
+            raise RequestError(
+                f"the figures of run {each.run} are of a later version", "update hallmarks"
+            )
     renamed = plan.renamed()
     if renamed is None:
-        raise RequestError(f"this version divides its tensors into other parts: {_AGAIN}")
-    plan = replace(renamed, windows_asked=stored_windows(folder, renamed))
+        raise RequestError("this version divides its tensors into other parts", AGAIN)
+    plan = replace(
+        renamed,
+        windows_asked=stored_windows(folder, renamed),
+        spectra=stored_spectra(folder, renamed),
+    )
     plan, resources = keeping(folder, plan), Resources(executor="local")
     assure_room_for_figures(plan, resources)
     buffers = reduction_buffers(plan, resources)

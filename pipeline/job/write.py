@@ -15,6 +15,7 @@ from pipeline.job.summary import Execution, Summary, run_row, summary
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import OfGroups
 from pipeline.reduce.groups import Grouping
+from pipeline.reduce.matrices import MatrixFigures
 from pipeline.reduce.memory import Buffers
 from pipeline.reduce.reduce import reduce
 from pipeline.reduce.rows import table_rows
@@ -58,6 +59,7 @@ def write_runs(
     *,
     rows: Iterable[RowSums] = (),
     lost: frozenset[int] = frozenset(),
+    matrices: Iterable[MatrixFigures] = (),
     final: bool,
     check: Callable[[], None],
     ready: Callable[[], None],
@@ -71,6 +73,7 @@ def write_runs(
         outcome: what has been done of the tiles that the sums are of.
         rows: the sums of rows of all tiles; estimates have none.
         lost: tensors of which some weights could not be read.
+        matrices: their spectra, if the second read is done.
         final: False of an estimate from the tiles read so far.
         check: called between batches of groups.
         ready: called when all is written; what either raises ends the attempt, and nothing stays.
@@ -85,6 +88,8 @@ def write_runs(
         observed = _write_figures(runs, grouped, sums, writers, execution.buffers, check)
         if final:
             _write_rows(runs, rows, lost, writers, observed)
+        for matrix in matrices:
+            writers[-1].add_matrix(matrix)
         folder.replace("views.sql", views_sql(folder).encode())
         for plan, writer, seen in zip(runs, writers, observed, strict=True):
             fraction = _fraction(plan, outcome)

@@ -75,6 +75,10 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
             f"--joint needs at least 2 SOURCEs, found {len(requests)}",
             "name another SOURCE, or leave out --joint",
         )
+    if requests[0].spectra:
+        raise RequestError(
+            "--spectra cannot be combined with --joint", "analyze the SOURCEs one by one"
+        )
     sources = [_open(request) for request in requests]
     joint = Joint(sources)
     checkpoints: list[Selected] = []
@@ -197,6 +201,7 @@ def _planned(
         draws=draws,
         seed=request.seed,
         statistics_asked=request.statistics,
+        spectra=request.spectra or 0,
         windows_asked=request.windows,
     )
     return plan, checkpoints, contents

@@ -29,6 +29,7 @@ from pipeline.planning.tiles import (
     tile_bytes,
 )
 from pipeline.sources.base import File
+from pipeline.statistics.matrices import Shape
 from pipeline.statistics.rows import NAME as ROWS
 from pipeline.statistics.rows import NO_ROWS, Rows
 from pipeline.statistics.sketch import BUCKETS, Sketch
@@ -103,6 +104,10 @@ class Plan:
     """Hyperparameters of the training, where known. Like `training`, no figure depends on them."""
     training: Training = field(default_factory=Training, repr=False)
     """Its metrics by step, where known."""
+    spectra: int = 0
+    """Checkpoints of which spectra of matrices are computed, in a second read; 0: none are asked for."""
+    matrices: tuple[tuple[Shape, ...], ...] = ()
+    """Of that second read: the shapes of each tensor's parts, which are held whole."""
     sketch: Sketch | None = None
     """How every part is sketched, if it is: of a run that is followed (pipeline/follow)."""
     apart: Mapping[int, int] | None = None

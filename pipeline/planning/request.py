@@ -72,6 +72,8 @@ class Request:
     """Also a Gram matrix for each attention head."""
     statistics: tuple[str, ...] = ()
     """What else is computed in the read, in the order of `statistics/table.py`."""
+    spectra: int | None = None
+    """At how many checkpoints the spectra of whole matrices are computed, in a second read."""
     windows: Windows | None = None
     """Which parts of the paths are looked at by themselves; made from what is read for the rest."""
     layout: str = "auto"
@@ -91,6 +93,12 @@ class Request:
         settle(self, _READERS)
         if self.fraction is not None and self.budget is not None:
             raise RequestError("--fraction and --budget cannot be combined", "use one of them")
+        for option in ("fraction", "budget", "by_head"):
+            if self.spectra is not None and getattr(self, option):
+                raise RequestError(
+                    f"--spectra needs whole matrices and cannot be combined with --{option.replace('_', '-')}",
+                    "drop one of them",
+                )
         if self.run is not None:
             check_run_name(self.run)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
@@ -146,6 +154,7 @@ _READERS = {
     "roles": optional(stated_roles),
     "by_head": flag,
     "statistics": several_of(SAID),
+    "spectra": optional(whole(2)),
     "windows": optional(windows),
     "layout": one_of(*LAYOUTS),
     "fraction": optional(share),

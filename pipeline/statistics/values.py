@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.statistics.exponents import FLOAT32_BIAS, LEAST_EXPONENT, NUM_EXPONENTS
 from pipeline.statistics.gram import is_in_float32
 from pipeline.statistics.groups import PartStack
-from pipeline.statistics.statistic import ArraySpec, Rule, one_by_one
+from pipeline.statistics.statistic import ArraySpec, Rule
 
 if TYPE_CHECKING:
     from pipeline.statistics.piece import Pieces
@@ -58,28 +58,26 @@ class Values:
         )
 
     def of_pieces(self, pieces: Pieces) -> dict[str, Any]:
-        return one_by_one(pieces, self._of_piece)
-
-    def _of_piece(self, piece: Pieces) -> dict[str, Any]:
         import torch
 
-        values = piece.present_values[:, 0]
-        if not is_in_float32(piece.facts):
+        values = pieces.present_values
+        if not is_in_float32(pieces.facts):
             values = values.double()
         squares = values * values
         powers = (values, squares, squares * values, squares * squares)
-        sums = torch.stack([power.sum(1, dtype=torch.float64) for power in powers], dim=1)
+        sums = torch.stack([power.sum(2, dtype=torch.float64) for power in powers], dim=2)
         sizes = values.abs()
-        previous, first = piece.facts.parents, piece.first_of_path
-        return {
+        previous, first = pieces.facts.parents, pieces.first_of_path
+        of_checkpoints = {
             "values.sums": sums.numpy(),
-            "values.sizes": sizes.sum(1, dtype=torch.float64).numpy(),
-            "values.largest": sizes.amax(1).double().numpy(),
-            "values.zeros": (values == 0).sum(1).numpy(),
+            "values.sizes": sizes.sum(2, dtype=torch.float64).numpy(),
+            "values.largest": sizes.amax(2).double().numpy(),
+            "values.zeros": (values == 0).sum(2).numpy(),
             "values.sign_changes": _sign_changes(values, np.maximum(previous, 0)),
             "values.sign_changes_since_first": _sign_changes(values, first),
-            "values.histogram": size_histogram(piece.sample[:, 0]),
+            "values.histogram": size_histogram(pieces.sample),
         }
+        return {name: array.swapaxes(0, 1) for name, array in of_checkpoints.items()}
 
     def of_parts(self, stack: PartStack) -> dict[str, NDArray[Any]]:
         weight = stack.weight[:, None]
@@ -119,26 +117,26 @@ class Values:
 
 
 def _sign_changes(values: Any, origin: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return (K,) how many values have the other sign than in the row that each is compared with."""
+    """Return (K, B) how many of (K, B, M) values have the other sign than at the checkpoint compared with."""
     import torch
 
     if np.array_equal(origin, np.arange(len(values))):  # one checkpoint alone: half the time of all
-        return np.zeros(len(values), np.int64)
+        return np.zeros(values.shape[:2], np.int64)
     others = values[torch.from_numpy(origin)]
-    return (((values > 0) & (others < 0)) | ((values < 0) & (others > 0))).sum(1).numpy()
+    return (((values > 0) & (others < 0)) | ((values < 0) & (others > 0))).sum(2).numpy()
 
 
 def size_histogram(sample: Any) -> NDArray[np.uint32]:
-    """Return (K, NUM_BINS) counts of the sizes of (K, S) finite values, by exponent and fraction."""
+    """Return (K, B, NUM_BINS) counts of the sizes of (K, B, S) finite values, by exponent and fraction."""
     import torch
 
-    rows = len(sample)
-    bins = (sample.float().contiguous().view(torch.int32) & 0x7FFF_FFFF) >> 20
+    rows = sample.shape[0] * sample.shape[1]
+    bins = (sample.float().reshape(rows, -1).view(torch.int32) & 0x7FFF_FFFF) >> 20
     bins -= (LEAST_EXPONENT + FLOAT32_BIAS) * BINS_OF_AN_EXPONENT
     bins.clamp_(0, NUM_BINS - 1)
     bins += NUM_BINS * torch.arange(rows, dtype=bins.dtype)[:, None]
     counts = torch.bincount(bins.reshape(-1), minlength=rows * NUM_BINS)
-    return counts.reshape(rows, NUM_BINS).numpy().astype(np.uint32)
+    return counts.reshape(*sample.shape[:2], NUM_BINS).numpy().astype(np.uint32)
 
 
 def quantiles(histogram: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

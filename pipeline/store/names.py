@@ -70,6 +70,14 @@ def stored_statistics(folder: Folder, plan: Plan) -> tuple[str, ...]:
     return tuple(names) if row.get("plan") == stored.digest else ()
 
 
+def stored_spectra(folder: Folder, plan: Plan) -> int:
+    """Return of how many checkpoints the store has spectra, of what this plan reads."""
+    row = _row(folder, plan.run, ("plan", "spectra")) or {}
+    same = str(row.get("plan", "")).partition("-")[0] == plan.content
+    count = row.get("spectra")
+    return count if same and isinstance(count, int) and count > 1 else 0
+
+
 def stored_windows(folder: Folder, plan: Plan) -> Windows | None:
     """Return the windows that the store has of this very plan, if it has the run."""
     row = _row(folder, plan.run, ("plan", "windows")) or {}

@@ -22,7 +22,7 @@ from pipeline.planning.plan import Plan
 from pipeline.store.folder import Folder
 from pipeline.training.metrics import Training
 
-CURE = "`hallmarks analyze` with its SOURCE makes the run again"
+AGAIN = "`hallmarks analyze` with its SOURCE makes it again"
 _CHECKSUM = 16  # bytes
 _MOST = 1 << 30  # of JSON: a plan of 12,000 tensors at 24 checkpoints has 20 MB
 
@@ -127,9 +127,9 @@ def read_plan(folder: Folder, run: str, digest: str) -> Plan:
     try:
         plan = decode_plan(folder.read(path) or b"")
     except FormatError as error:
-        raise StoreUnusable(f"{path}: {error.message}", CURE) from None
+        raise StoreUnusable(f"{path}: {error.message}", AGAIN) from None
     if (plan.run, plan.digest) != (run, digest):
-        raise StoreUnusable(f"{path} is of another run", CURE)
+        raise StoreUnusable(f"{path} is of another run", AGAIN)
     return plan
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.numerics.matrices import RANKS
 from pipeline.numerics.path import COLUMNS
 from pipeline.statistics.table import ON_REQUEST
 
 _key = pa.dictionary(pa.int32(), pa.string())
 _common = [("attempt", _key)]
 _file = pa.struct([("table", pa.string()), ("size", pa.int64()), ("digest", pa.string())])
+_matrix = [("tensor", _key), ("expert", pa.int32()), ("k", pa.int32()), ("of", _key)]
 _grouped = [("attempt", _key), ("group_id", pa.int32())]
 _of_parts = [
     ("k_first", pa.int32()),
@@ -45,6 +47,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("settings", pa.string()),
             ("selection", pa.string()),
             ("statistics", pa.list_(pa.string())),
+            ("spectra", pa.int32()),
             ("windows", pa.list_(pa.string())),
             ("files", pa.list_(_file)),
             ("digest", pa.string()),
@@ -162,6 +165,10 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("last_moved_k", pa.int32()),
         ]
     ),
+    "matrix_spectrum": pa.schema(
+        [*_common, *_matrix, ("rank", pa.int32()), ("sigma", pa.float64())]
+    ),
+    "matrix_ranks": pa.schema([*_common, *_matrix, *[(name, pa.float64()) for name in RANKS]]),
     "training": pa.schema(
         [
             *_common,

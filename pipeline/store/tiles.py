@@ -30,17 +30,30 @@ from pipeline.store.folder import Folder
 ABOUT = "hallmarks"
 """The entry of a file's header that says what it holds."""
 _ROWS = "rows."
+SPECTRA = "_spectra"
+"""The folder of the results of matrices: tables are made from them again."""
 
 
 class TileFolder:
     """The result files of one plan. Picklable: workers put their results themselves."""
 
     def __init__(
-        self, folder: Folder, run: str, plan_digest: str, specs: Sequence[ArraySpec]
+        self,
+        folder: Folder,
+        run: str,
+        plan_digest: str,
+        specs: Sequence[ArraySpec],
+        kept_in: str = "_tiles",
     ) -> None:
-        """`specs`: the arrays that every result holds."""
+        """Of one plan.
+
+        Args:
+            specs: the arrays that every result holds.
+            kept_in: the folder of the store for them; what is in `_tiles` goes once the run is complete.
+        """
         self._folder, self._specs = folder, tuple(specs)
-        self._prefix = f"_tiles/run={run}/{plan_digest}"
+        self._of_run = f"{kept_in}/run={run}"
+        self._prefix = f"{self._of_run}/{plan_digest}"
         self._markers = f"_tiles/run={run}/seen/"
         self._marker = ""
 
@@ -106,12 +119,22 @@ class TileFolder:
         paths = self._folder.list(self._prefix)
         return {path.rpartition("/")[2].removesuffix(".safetensors") for path in paths}
 
+    def remove_others(self) -> None:
+        """Remove the results of other plans of this run."""
+        paths = self._folder.list(self._of_run)
+        self._folder.delete([path for path in paths if not path.startswith(self._prefix + "/")])
+
     def remove(self) -> None:
         """Remove the results of this plan, and no others."""
         self._folder.delete(self._folder.list(self._prefix))
 
     def _path(self, tile_name: str) -> str:
         return f"{self._prefix}/{tile_name}.safetensors"
+
+
+def discard_spectra(folder: Folder, run: str) -> None:
+    """Remove the results of spectra of a run, of whatever plan."""
+    folder.delete(folder.list(f"{SPECTRA}/run={run}"))
 
 
 def discard(folder: Folder, run: str) -> None:

@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from pipeline.errors import LeaseLost, StoreUnusable
 from pipeline.findings.finding import Finding
 from pipeline.numerics.indicators import INDICATORS
+from pipeline.numerics.matrices import RANKS
 from pipeline.numerics.phases import LEAST_WEIGHTS
 from pipeline.numerics.windows import offered
 from pipeline.planning.plan import Plan
 from pipeline.reduce.batches import FigureBatch
 from pipeline.reduce.groups import Grouping, Key
+from pipeline.reduce.matrices import MatrixFigures
 from pipeline.reduce.memory import MOST_FILE
 from pipeline.reduce.rows import TableRows
 from pipeline.reduce.sub_paths import PathParts, SubPaths
+from pipeline.statistics.matrices import OF
 from pipeline.store.attempts import part_path, remove_unfinished, row_path
 from pipeline.store.contents import digest, sealed
 from pipeline.store.folder import Folder
@@ -143,6 +146,31 @@ class RunWriter:
         columns["last_moved_k"] = np.ma.masked_equal(table.last_moved_k, 0)
         tensor = _words([table.tensor] * len(table.rows))
         self._tables["rows"].add({"tensor": tensor, "row": table.rows, **columns})
+
+    def add_matrix(self, matrix: MatrixFigures) -> None:
+        """Add the spectra of one matrix: of its displacements from the second checkpoint on."""
+        k, of = np.meshgrid(matrix.checkpoints, np.arange(len(OF)), indexing="ij")
+        existing = ((k > matrix.checkpoints[0]) | (of == 0)).reshape(-1)
+        count = np.count_nonzero(existing)
+
+        def columns(times: int) -> dict[str, Any]:
+            names = _words([OF[number] for number in of.reshape(-1)[existing]])
+            return {
+                "tensor": _words([matrix.tensor] * count * times),
+                "expert": [matrix.expert] * count * times,
+                "k": np.repeat(k.reshape(-1)[existing], times),
+                "of": pa.DictionaryArray.from_arrays(
+                    np.repeat(names.indices.to_numpy(), times), names.dictionary
+                ),
+            }
+
+        kept = matrix.sigma.shape[-1]
+        sigma = matrix.sigma.reshape(-1, kept)[existing].reshape(-1)
+        ranks = np.tile(np.arange(1, kept + 1), count)
+        self._tables["matrix_spectrum"].add({**columns(kept), "rank": ranks, "sigma": sigma})
+        of_ranks = matrix.ranks.reshape(-1, len(RANKS))[existing]
+        by_name = dict(zip(RANKS, of_ranks.T, strict=True))
+        self._tables["matrix_ranks"].add({**columns(1), **by_name})
 
     def complete(self, plan: Plan, findings: Sequence[Finding], run_row: dict[str, Any]) -> None:
         """Write all that is left but the row of `runs`."""

@@ -26,6 +26,7 @@ from pipeline.planning.blocks import width
 from pipeline.planning.memory import show_size
 from pipeline.statistics.accumulator import Accumulator
 from pipeline.statistics.gpu import gpu_scratch_bytes, suits_gpu
+from pipeline.statistics.matrices import MatrixAccumulator
 from pipeline.statistics.piece import OfGpu, Pieces, Scratch, decoded
 from pipeline.statistics.scaling import scaled
 
@@ -193,7 +194,12 @@ class Lane:
         self._device = device
         self._scratch = Scratch(device.num_checkpoints, torch.device("cpu"))
 
-    def add(self, block: Block, ranges: Sequence[RangeOfParts], accumulator: Accumulator) -> None:
+    def add(
+        self,
+        block: Block,
+        ranges: Sequence[RangeOfParts],
+        accumulator: Accumulator | MatrixAccumulator,
+    ) -> None:
         """Add the ranges of a block to the parts that they belong to; the block is free for use then.
 
         Raises:
@@ -230,14 +236,16 @@ class Lane:
         of_block: Sequence[Batch],
         products: Sequence[Sequence[OfGpu]],
         table: Tensor,
-        accumulator: Accumulator,
+        accumulator: Accumulator | MatrixAccumulator,
     ) -> None:
         for batch, of_batch in zip(of_block, products, strict=True):
             stored = batch.stored_in(table)
             for places, of_gpu in zip(batch.pieces, of_batch, strict=True):
                 accumulator.add(Pieces(places, stored, self._scratch, of_gpu=of_gpu))
 
-    def _add(self, batch: Batch, table: Tensor, accumulator: Accumulator) -> None:
+    def _add(
+        self, batch: Batch, table: Tensor, accumulator: Accumulator | MatrixAccumulator
+    ) -> None:
         stored = batch.stored_in(table)
         values, spacing = decoded(stored, self._scratch), None
         if batch.facts.scales:

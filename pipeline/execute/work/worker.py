@@ -19,11 +19,12 @@ from pipeline.execute.work.pull import Block, Blocks, Counters, Puller, Read
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.verify import Place, Verifier
 from pipeline.numerics.joint import parents
-from pipeline.planning.blocks import BlockLayout, block_layouts
+from pipeline.planning.blocks import BlockLayout, block_layouts, width
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiles import files_of, results
 from pipeline.statistics.accumulator import Accumulator
+from pipeline.statistics.matrices import MatrixAccumulator, Room, matrix_bytes
 from pipeline.statistics.parts import PartKey, Sums
 from pipeline.statistics.piece import TensorFacts, one_thread_products
 from pipeline.statistics.rows import RowAccumulator
@@ -78,6 +79,7 @@ class Worker:
         )
         self._parents = parents(plan.firsts, len(plan.checkpoints))
         self._row_tables = plan.rows.tables
+        self._room = Room(memory.budget)  # of a plan of matrices, as much again as blocks may take
         self._known_facts: dict[tuple[int, int], TensorFacts] = {}
         self._tables: list[Block] = []  # that no tile uses now
         self._counters, self._counting = Counters(), threading.Lock()
@@ -131,10 +133,12 @@ class Worker:
         """
         tile = self._plan.tiles[index]
         try:
-            with self._verifier.order.place(position) as place:
-                accumulator = self._accumulator(index)
-                pull_seconds, gram_seconds = self._work(index, accumulator, place)
-            self._sink.put(tile.name, accumulator.result(self._device.name))
+            with ExitStack() as held:
+                accumulator = self._matrices(index, held) or self._accumulator(index)
+                with self._verifier.order.place(position) as place:
+                    pull_seconds, gram_seconds = self._work(index, accumulator, place)
+                result = accumulator.result(self._device.name)
+            self._sink.put(tile.name, result)
         except HallmarksError:
             self.count(tiles_failed=1)
             raise
@@ -153,6 +157,17 @@ class Worker:
         for _ in self._puller.threads.map(self._verifier.finish, files):
             pass
 
+    def _matrices(self, index: int, held: ExitStack) -> MatrixAccumulator | None:
+        """Return what puts a tile's matrices together, if that is what they are read for, once they have room."""
+        if not self._plan.matrices:
+            return None
+        (range_,) = self._plan.tiles[index].ranges
+        shapes, tensor = self._plan.matrices[range_.tensor], self._plan.tensors[range_.tensor]
+        count = len(self._plan.checkpoints)
+        held.enter_context(self._room.taken(matrix_bytes(shapes, count, width(tensor))))
+        keys = (PartKey(range_.tensor, part) for part in range(len(shapes)))
+        return MatrixAccumulator(dict(zip(keys, shapes, strict=True)), count)
+
     def _accumulator(self, index: int) -> Accumulator:
         keys = {
             key: None
@@ -169,7 +184,7 @@ class Worker:
     def _work(
         self,
         index: int,
-        accumulator: Accumulator,
+        accumulator: Accumulator | MatrixAccumulator,
         place: Place,
     ) -> tuple[float, float]:
         """Pull and add a tile's blocks; return the seconds of each."""
@@ -226,7 +241,13 @@ class Worker:
         finally:
             self._tables.append(table)
 
-    def _add(self, layout: BlockLayout, block: Block, accumulator: Accumulator, lane: Lane) -> None:
+    def _add(
+        self,
+        layout: BlockLayout,
+        block: Block,
+        accumulator: Accumulator | MatrixAccumulator,
+        lane: Lane,
+    ) -> None:
         ranges = [
             (
                 place,

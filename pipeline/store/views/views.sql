@@ -78,6 +78,20 @@ SELECT t.run, t.tensor, t.row, t.norm_first, t.norm_last, t.cosine_first_last, t
 FROM stored_rows t
 SEMI JOIN attempts USING (run, attempt);
 
+-- Of runs with `--spectra`: the ten largest singular values of whole matrices, and ranks made of all of them.
+CREATE OR REPLACE VIEW matrix_spectrum AS
+SELECT t.run, t.tensor, t.expert, t.k, c.step, t.of, t.rank, t.sigma
+FROM stored_matrix_spectrum t
+SEMI JOIN attempts USING (run, attempt)
+JOIN checkpoints c ON c.run = t.run AND c.k = t.k;
+
+CREATE OR REPLACE VIEW matrix_ranks AS
+SELECT t.run, t.tensor, t.expert, t.k, c.step, t.of, t.stable_rank, t.matrix_effective_rank,
+    t.matrix_participation_ratio
+FROM stored_matrix_ranks t
+SEMI JOIN attempts USING (run, attempt)
+JOIN checkpoints c ON c.run = t.run AND c.k = t.k;
+
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
