@@ -1,7 +1,7 @@
 """What goes into the page: the runs of a store, by SQL over its views, as JSON holds it.
 
-Everything that takes part is named in docs/decisions/report.md. Values of groups have eight digits;
-arrays are packed (packing.py). Undefined values are null.
+Everything that takes part is named in docs/decisions/report.md. Values of groups have eight digits,
+those of straight paths five; arrays are packed (packing.py). Undefined values are null.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def _run(store: Store, address: str, run: str, size: int) -> Json:
     return {
         "run": run,
         **facts,
-        "command": command(address, run, sources, selection, statistics),
+        "command": command(
+            address, run, sources, selection, statistics, followed=facts["followed"]
+        ),
         "checkpoint": checkpoints,
         "findings": findings,
         "changes": changes(store, run),
@@ -129,6 +131,8 @@ def command(
     sources: Sequence[str],
     selection: str | None,
     statistics: Sequence[str] | None,
+    *,
+    followed: bool = False,
 ) -> str:
     """Return the command that makes a run, as a shell takes it.
 
@@ -137,7 +141,8 @@ def command(
         selection: as the store has it, JSON of what is not the default.
     """
     chosen: Json = json.loads(selection or "{}")
-    words = ["hallmarks", "analyze", *sources, "--store", address, "--run", run]
+    verb = "follow" if followed else "analyze"
+    words = ["hallmarks", verb, *sources, "--store", address, "--run", run]
     if len(sources) > 1:
         words.append("--joint")
     for name in ("revisions", "weights", "include", "exclude"):
@@ -151,7 +156,7 @@ def command(
     for part in chosen.get("sample", "").split(", "):  # "budget 20,000,000, seed 0"
         name, _, value = part.partition(" ")
         words += [f"--{name}", value.replace(",", "")] if value else []
-    if statistics:
+    if statistics and not followed:  # whose are not chosen
         words += ["--statistics", ",".join(statistics)]
     return shlex.join(words)
 
@@ -259,7 +264,7 @@ def _figures(
                 for name, values in curves.items()
                 if name != "update_angle_stderr_deg" or np.any(values > 0)
             },
-            "straight": [_short(straight.get(name)) for name in INDICATORS],
+            "straight": [_short(straight.get(name), 5) for name in INDICATORS],
             "straight_turns": [_short(value, 5) for value in row["straight_turns"]],
         }
         if fine:

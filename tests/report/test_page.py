@@ -9,6 +9,7 @@ import json
 import lzma
 import random
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,10 @@ def test_a_followed_run_says_so(browser: Browser, growing: Path) -> None:
     browser.open(address + "#i=9&j=9")
     facts = browser.evaluate("document.querySelector('.facts').textContent")
     assert "until step 2,700" in facts and "estimates with standard errors" in facts
+    command = browser.evaluate("document.querySelector('.command code').textContent")
+    assert command.startswith(f"hallmarks follow {growing / 'suite'} --store ")
+    again = hallmarks(*shlex.split(command)[1:], "--once", "--settle", "0")
+    assert again.returncode == 0, again.stderr
     opened = Store(str(growing / "store"))
     angle, error = opened.sql(
         "SELECT update_angle_deg, update_angle_stderr_deg FROM path WHERE scope = 'model' AND k = 9"
