@@ -23,7 +23,11 @@ from pipeline.store.maps import TrajectoryMap
 from pipeline.store.schema import SCHEMAS, with_run
 
 _ROWS_AT_ONCE = 10_000
-_VIEWS = files("pipeline.store").joinpath("views/views.sql").read_text() + "\n" + statement()
+_VIEWS = (
+    files("pipeline.store").joinpath("views/views.sql").read_text(encoding="utf-8")
+    + "\n"
+    + statement()
+)
 _MADE = re.compile(r'^CREATE OR REPLACE \w+ "?(\w+).*?;$', re.DOTALL | re.MULTILINE)
 _STATEMENTS = {made[1]: f"{made[0]}\n{comment(made[1])}" for made in _MADE.finditer(_VIEWS)}
 """What makes each view and function, by its name, in an order in which they can be made."""
