@@ -53,8 +53,8 @@ def decode_plan(data: bytes) -> Plan:
         return _reader(Plan)(plain)
     except FormatError:
         raise
-    except (zlib.error, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise FormatError(f"plan of another form: {type(error).__name__}") from None
+    except (zlib.error, ValueError, TypeError, LookupError, RecursionError):
+        raise FormatError("a plan of another form, as another version keeps it") from None
 
 
 def _plain(value: Any) -> Any:
