@@ -39,7 +39,7 @@ from pipeline.store.folder import Folder
     help="Call this for each new finding that is an error (variables HALLMARKS_RUN, _STORE, _KIND,"
     " _K, _STEP, _MESSAGE).",
 )
-@click.option("--threads", metavar="N", help="Threads that read and compute [default: 2].")
+@click.option("--threads", metavar="N", help="Threads that read and compute [default: 1].")
 @click.option(
     "--replace",
     is_flag=True,

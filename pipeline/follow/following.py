@@ -69,8 +69,10 @@ from pipeline.store.training import keeping, stored_training
 from pipeline.training.metrics import Training
 from pipeline.training.settings import Settings
 
-THREADS = 2
-"""That read and compute, unless others are asked for: the training has the machine."""
+THREADS = 1
+"""That read and compute, unless more are asked for: the training has the machine, and calls on one checkpoint
+are so short that two threads wait for the interpreter's lock (benchmarks/results/follow.md: a gigabyte of
+bfloat16 took 11.7 s with one and 14.5 with two, and 12 and 21 s of CPU)."""
 POLL_S = 15.0
 """Between two looks at a directory."""
 POLL_REMOTE_S = 60.0

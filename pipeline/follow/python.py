@@ -55,7 +55,7 @@ def follow(
         settle: seconds for which the files of a checkpoint must not have changed before it is read.
         command: called, by a shell, for each new finding that is an error.
         run: this and what follows as of `pipeline.analyze`.
-        threads: that read and compute; default: 2.
+        threads: that read and compute; default: 1.
 
     Raises:
         RequestError: the request is wrong; nothing was written.

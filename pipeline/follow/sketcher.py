@@ -62,7 +62,7 @@ class Sketcher:
             config: of the network, for fused tensors, like `config.json` of transformers; default:
                 `model.config` if it has one.
             include: this and what follows as of `pipeline.analyze`.
-            threads: that read and compute; default: 2.
+            threads: that read and compute; default: 1.
 
         Raises:
             RequestError: the store has another run of this name.
