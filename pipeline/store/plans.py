@@ -24,6 +24,7 @@ from pipeline.training.metrics import Training
 
 AGAIN = "`hallmarks analyze` with its SOURCE makes it again"
 _CHECKSUM = 16  # bytes
+_SCALARS = frozenset({int, float, str, bool, NoneType})
 _MOST = 1 << 30  # of JSON: a plan of 12,000 tensors at 24 checkpoints has 20 MB
 
 
@@ -59,11 +60,20 @@ def decode_plan(data: bytes) -> Plan:
 
 def _plain(value: Any) -> Any:
     """Return what JSON can hold: the fields of a class, or the pairs of a mapping, as a list."""
-    if isinstance(value, Mapping):
-        return [[_plain(key), _plain(entry)] for key, entry in value.items()]
-    if is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in fields(value) if field.init]
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
+    return _writer(type(value))(value)
+
+
+@cache
+def _writer(kind: type) -> Callable[[Any], Any]:
+    """Return what `_plain` makes of values of a class; a plan has a million of a few classes."""
+    if issubclass(kind, Mapping):
+        return lambda value: [[_plain(key), _plain(entry)] for key, entry in value.items()]
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind) if field.init]
+        return lambda value: [_plain(getattr(value, name)) for name in names]
+    if issubclass(kind, tuple):
+        return lambda value: [each if type(each) in _SCALARS else _plain(each) for each in value]
+    return lambda value: value
 
 
 @cache
