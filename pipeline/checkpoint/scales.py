@@ -84,6 +84,10 @@ _SCHEMES = (
     _Scheme(("_packed", ""), _PAIRS, "{}_scale", _E4M3, "E2M1", 16, "{}_global_scale", divide=True),
     _Scheme(_SAME, _PAIRS, "{}_scale", _E4M3, "E2M1", 16, "{}_scale_2"),
 )
+_OF_CODES = {
+    dtype: tuple(scheme for scheme in _SCHEMES if dtype in scheme.stored)
+    for dtype in frozenset().union(*(scheme.stored for scheme in _SCHEMES))
+}
 _NOT_SCALES_ALONE = ("{}_zero_point", "{}_g_idx", _NESTED)
 """What lies beside codes that scales alone do not decode."""
 
@@ -133,7 +137,7 @@ def with_scales(tensors: Held) -> dict[str, tuple[int, StoredTensor]]:
             reason = f"weights packed as {tensor.dtype}, which are not decoded"
             told[name] = file, replace(tensor, unreadable=reason, lost=True)
             modules[_module(name)] = "beside packed weights"
-    for name, (file, tensor) in told.items():
+    for name, (file, tensor) in told.items() if modules else ():
         module, rest = _of_module(name, modules)
         if module is not None and not tensor.unreadable and _BESIDE.fullmatch(rest):
             told[name] = file, replace(tensor, unreadable=modules[module])
@@ -144,9 +148,9 @@ def _paired(
     name: str, tensor: StoredTensor, tensors: Held
 ) -> tuple[str, _Scheme, list[str]] | None:
     """Return the name of the weights that codes are, by which scheme, and the names of all scales."""
-    for scheme in _SCHEMES:
+    for scheme in _OF_CODES.get(tensor.dtype, ()):
         end, of_weights = scheme.ends
-        if tensor.dtype not in scheme.stored or not name.endswith(end):
+        if not name.endswith(end):
             continue
         weight = name.removesuffix(end) + of_weights
         module = weight.removesuffix("weight") if weight.endswith("weight") else f"{weight}."
