@@ -7,11 +7,10 @@ sentences. Where several texts may stand, one alone is one of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from pipeline.planning.make import make_plan
-from pipeline.planning.options import flag, texts
+from pipeline.planning.options import Location, Stated, Texts, Widths, flag, texts
 from pipeline.planning.options import path as path_text
 from pipeline.planning.plan import Plan
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
     from pipeline.averaging.average import AverageSummary
     from pipeline.job.summary import Summary
     from pipeline.job.update import Updated
-
-Location = str | PathLike[str]
-"""A path or a URL."""
-Texts = str | Iterable[str]
-"""Several, or one."""
-Widths = str | int | Iterable[str | int]
-"""Numbers of checkpoints, and scopes: several, or one."""
-Stated = Mapping[str, Any] | Location
-"""By name, or in a file."""
 
 
 def plan(

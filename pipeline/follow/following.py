@@ -190,7 +190,7 @@ def following(
         )  # fmt: skip
     except LeaseLost:
         raise  # the record is another's, too
-    except BaseException:
+    except BaseException:  # an interrupt, too: nobody follows any more, and the record would say so
         with contextlib.suppress(StoreUnusable):
             remove_record(folder, run)
         raise

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
 from typing import Any
 
 from pipeline.follow.following import Followed
 from pipeline.follow.following import follow as run_following
 from pipeline.follow.look import SETTLE_S
-from pipeline.planning.options import flag
+from pipeline.planning.options import Location, Stated, Texts, Widths, flag
 from pipeline.planning.options import path as path_text
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources
-
-Location = str | PathLike[str]
-Texts = str | list[str] | tuple[str, ...]
 
 
 def follow(
@@ -35,9 +30,9 @@ def follow(
     state: str | None = None,
     roles: Location | None = None,
     by_head: bool = False,
-    windows: int | str | list[int] | tuple[int, ...] | None = None,
+    windows: Widths | None = None,
     layout: str = "auto",
-    settings: Mapping[str, Any] | Location | None = None,
+    settings: Stated | None = None,
     training: Location | None = None,
     memory: str | int | None = None,
     threads: int | None = None,

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
-from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,13 +16,10 @@ from pipeline.follow.following import LOOK_SHARE, Followed, Following, following
 from pipeline.follow.look import New, Seen, key_of
 from pipeline.follow.memory import StateDict
 from pipeline.follow.record import version_of
-from pipeline.planning.options import flag
+from pipeline.planning.options import Location, Stated, Texts, flag
 from pipeline.planning.options import path as path_text
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources, check_run_name
 from pipeline.planning.select import Selected
-
-Location = str | PathLike[str]
-Texts = str | list[str] | tuple[str, ...]
 
 
 class Sketcher:
@@ -48,7 +44,7 @@ class Sketcher:
         exclude: Texts = (),
         roles: Location | None = None,
         by_head: bool = False,
-        settings: Mapping[str, Any] | Location | None = None,
+        settings: Stated | None = None,
         memory: str | int | None = None,
         threads: int | None = None,
         replace: bool = False,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from pipeline.errors import RequestError, quoted
 from pipeline.numerics.windows import LEAST_WIDTH
 from pipeline.training.logs import Log, read_logs
 from pipeline.training.metrics import Training
+
+Location = str | PathLike[str]
+"""A path or a URL."""
+Texts = str | Iterable[str]
+"""Several, or one."""
+Widths = str | int | Iterable[str | int]
+"""Numbers of checkpoints, and scopes: several, or one."""
+Stated = Mapping[str, Any] | Location
+"""By name, or in a file."""
 
 FURTHER_SCOPES = ("layer_component", "tensor", "head")
 """Scopes whose products of increments are kept, and the parts of whose paths are looked at, on request."""
