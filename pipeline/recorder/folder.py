@@ -112,7 +112,10 @@ class Folder:
         """Give the directory up."""
         if self._log is not None:
             os.close(self._log)
-        self._lock.close()
+            self._log = None
+        if not self._lock.closed:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
 
     def _cannot_write(self, what: str, error: OSError) -> HallmarksError:
         return HallmarksError(
@@ -187,13 +190,16 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    lock = (path / _LOCK).open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Return a lock, whose file is removed before it is given up."""
+    while True:
+        lock = (path / _LOCK).open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink:  # not removed by the process that held it before
+                return lock
+        except BlockingIOError:
+            raise RequestError(
+                f"another process records in {quoted(path)}",
+                "record in another directory; of a distributed training, initialize torch.distributed before",
+            ) from None
         lock.close()
-        raise RequestError(
-            f"another process records in {quoted(path)}",
-            "record in another directory; of a distributed training, initialize torch.distributed before",
-        ) from None
-    return lock
