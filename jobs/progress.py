@@ -98,22 +98,22 @@ class SweepProgress:
         self._task: Any = None
         self._last_line = time.monotonic()
 
-    def begun(self, runs: SweepState) -> None:
-        earlier = f", {runs.stored} done earlier" if runs.stored else ""
-        say(self._console, f"{runs.total} run{'s'[runs.total == 1 :]}{earlier}")
-        if self._console.is_terminal and runs.over < runs.total:
+    def begun(self, state: SweepState) -> None:
+        earlier = f", {state.stored} done earlier" if state.stored else ""
+        say(self._console, f"{state.total} run{'s'[state.total == 1 :]}{earlier}")
+        if self._console.is_terminal and state.over < state.total:
             self._bar = Progress(
                 BarColumn(), TextColumn("{task.description}"), console=self._console
             )
             self._bar.start()
-            self._task = self._bar.add_task(_how_far(runs), total=runs.total, completed=runs.over)
+            self._task = self._bar.add_task(_how_far(state), total=state.total, completed=state.over)
 
-    def advanced(self, runs: SweepState) -> None:
+    def advanced(self, state: SweepState) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=runs.over, description=_how_far(runs))
+            self._bar.update(self._task, completed=state.over, description=_how_far(state))
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            say(self._console, _how_far(runs))
+            say(self._console, _how_far(state))
 
     def failed(self, failed: Failed) -> None:
         """Name a run that has failed; the others go on."""
@@ -134,10 +134,10 @@ class SweepProgress:
             self._bar = None
 
 
-def _how_far(runs: SweepState) -> str:
-    failed = f", {len(runs.failed)} failed" if runs.failed else ""
-    left = "" if runs.seconds_left is None else f", {show_time(runs.seconds_left)} left"
-    return f"{runs.over} of {runs.total} runs{failed}{left}"
+def _how_far(state: SweepState) -> str:
+    failed = f", {len(state.failed)} failed" if state.failed else ""
+    left = "" if state.seconds_left is None else f", {show_time(state.seconds_left)} left"
+    return f"{state.over} of {state.total} runs{failed}{left}"
 
 
 def show_time(seconds: float) -> str:

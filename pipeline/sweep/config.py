@@ -1,11 +1,11 @@
 """The configuration of a sweep, checked as a whole: all that is wrong with it is told at once.
 
-    name = "momentum"
-    seeds = 5              # 0 to 4; or a list of them
-    [fixed]                # settings of every training; what is not stated has its default
-    network = "mlp"
-    [grid]                 # what is varied: all combinations. [[grid]], repeatedly: of each, one after the other
-    momentum = [0.0, 0.9]
+name = "momentum"
+seeds = 5              # 0 to 4; or a list of them
+[fixed]                # settings of every training; what is not stated has its default
+network = "mlp"
+[grid]                 # what is varied: all combinations. [[grid]], repeatedly: of each, one after the other
+momentum = [0.0, 0.9]
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def checked(content: Mapping[str, Any], where: str) -> Sweep:
 
 def _parts(
     content: Mapping[str, Any],
-) -> tuple[str, list[int], Mapping[str, Any], list[Values], list[str]]:
+) -> tuple[str, Sequence[int], Mapping[str, Any], Sequence[Values], list[str]]:
     """Return what the file states, and what is wrong with each part by itself."""
     wrong: list[str] = []
     for key in content:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +52,10 @@ class Done:
     @property
     def seconds(self) -> float:
         return self.training_seconds + self.analysis_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return asdict(self)
 
 
 def carry_out(run: Run, place: Place) -> Done:
