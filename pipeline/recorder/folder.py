@@ -6,22 +6,33 @@ renamed. What a process leaves that was killed is removed by the next one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import HallmarksError, RequestError, quoted
+from pipeline.recorder.schedule import step_number
 
 LOG = "metrics.jsonl"
 _LOCK = "recorder.lock"
-_STEP = re.compile(r"step-(\d{1,18})")
+_STEP = re.compile(r"step-(0|[1-9]\d{0,17})")
 _PARTIAL = re.compile(r"step-\d{1,18}\.partial|metrics\.jsonl\.partial")
+
+
+def finished(directory: Path, step: int) -> Path:
+    """Return the checkpoint of a step."""
+    return directory / f"step-{step}"
+
+
+def unfinished(directory: Path, step: int) -> Path:
+    """Return where it is written."""
+    return directory / f"step-{step}.partial"
 
 
 class Folder:
@@ -31,12 +42,15 @@ class Folder:
         """Take the directory for a new training, or for one that is continued.
 
         Of a training that is continued from step K, checkpoints and metrics after K are those of an
-        attempt that was given up: they are set aside, in a hidden folder, and that is said.
+        attempt that was given up: they are set aside, in a hidden folder.
 
         Raises:
             RequestError: it holds a training already, another process writes it, or it cannot be written.
         """
         self.path = path
+        self.set_aside = ""
+        """What was, for people; empty: nothing."""
+        self._log: int | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
@@ -46,8 +60,6 @@ class Folder:
                 self._lock.close()
                 raise
         except OSError as error:
-            if isinstance(error, HallmarksError):
-                raise
             raise RequestError(f"{quoted(path)} cannot be written: {error.strerror}") from None
 
     @property
@@ -55,10 +67,6 @@ class Folder:
         """The steps that are recorded."""
         matches = (_STEP.fullmatch(each.name) for each in self.path.iterdir())
         return sorted(int(match[1]) for match in matches if match)
-
-    def checkpoint(self, step: int) -> Path:
-        """Return where the checkpoint of a step is, or will be."""
-        return self.path / f"step-{step}"
 
     def add(self, step: int, write: Callable[[Path], None]) -> None:
         """Add a checkpoint, as a whole or not at all.
@@ -69,12 +77,14 @@ class Folder:
         Raises:
             HallmarksError: it cannot be written.
         """
-        growing = self.path / f"step-{step}.partial"
+        growing = unfinished(self.path, step)
         try:
             growing.mkdir()
             write(growing)
             sync(growing)
-            growing.rename(self.checkpoint(step))
+            if self._log is not None:
+                os.fsync(self._log)
+            growing.rename(finished(self.path, step))
             sync(self.path)
         except OSError as error:
             shutil.rmtree(growing, ignore_errors=True)
@@ -88,16 +98,24 @@ class Folder:
         """
         try:
             if self._log is None:
-                self._log = (self.path / LOG).open("ab", buffering=0)
-            self._log.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
+                self._log = os.open(self.path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            line = json.dumps({"step": step, **metrics}).encode() + b"\n"
+            if (written := os.write(self._log, line)) < len(
+                line
+            ):  # no line may follow a part of one
+                os.ftruncate(self._log, os.fstat(self._log).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise self._cannot_write(f"metrics of step {step:,}", error) from error
 
     def close(self) -> None:
         """Give the directory up."""
         if self._log is not None:
-            self._log.close()
-        self._lock.close()
+            os.close(self._log)
+            self._log = None
+        if not self._lock.closed:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
 
     def _cannot_write(self, what: str, error: OSError) -> HallmarksError:
         return HallmarksError(
@@ -106,7 +124,6 @@ class Folder:
         )
 
     def _open(self, resume: int | None) -> None:
-        self._log: IO[bytes] | None = None
         for each in list(self.path.iterdir()):
             if _PARTIAL.fullmatch(each.name):
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
@@ -120,11 +137,14 @@ class Folder:
             )
 
     def _set_aside(self, resume: int) -> None:
-        """Move what an earlier attempt recorded after a step to a hidden folder, and say so."""
+        """Move what an earlier attempt recorded after a step to a hidden folder."""
         later = [step for step in self.steps if step > resume]
         log = self.path / LOG
         lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= resume]
+        whole = [
+            line for line in lines if line.endswith(b"\n")
+        ]  # the last may have been being written
+        kept = [line for line in whole if self._step_of(line) <= resume]
         if not later and kept == lines:
             return
         aside = next(
@@ -137,13 +157,21 @@ class Folder:
             write_synced(growing, b"".join(kept))
             growing.rename(log)
         for step in reversed(later):  # so that what is left of a training is its beginning
-            self.checkpoint(step).rename(aside / f"step-{step}")
+            finished(self.path, step).rename(finished(aside, step))
         sync(self.path)
-        warnings.warn(
-            f"{self.path}: continued from step {resume:,}: {len(later)} checkpoints and"
-            f" {len(lines) - len(kept)} lines of metrics after it are of an earlier attempt and were moved to {aside.name}",
-            stacklevel=2,
+        self.set_aside = (
+            f"{len(later):,} checkpoints and {len(lines) - len(kept):,} lines of metrics after it are of an"
+            f" earlier attempt and were moved to {aside.name}"
         )
+
+    def _step_of(self, line: bytes) -> int:
+        try:
+            return step_number("step", json.loads(line)["step"])
+        except (ValueError, TypeError, LookupError):
+            raise RequestError(
+                f"{quoted(self.path / LOG)}: expected lines of a recorder, found {quoted(line, 60)}",
+                "record in another directory",
+            ) from None
 
 
 def sync(path: Path) -> None:
@@ -162,18 +190,16 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    lock = (path / _LOCK).open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Return a lock, whose file is removed before it is given up."""
+    while True:
+        lock = (path / _LOCK).open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink:  # not removed by the process that held it before
+                return lock
+        except BlockingIOError:
+            raise RequestError(
+                f"another process records in {quoted(path)}",
+                "record in another directory; of a distributed training, initialize torch.distributed before",
+            ) from None
         lock.close()
-        raise RequestError(
-            f"another process records in {quoted(path)}",
-            "record in another directory; of a distributed training, initialize torch.distributed before",
-        ) from None
-    return lock
-
-
-def _step_of(line: bytes) -> int:
-    """Return the step of a line that `log` wrote."""
-    return json.loads(line)["step"]

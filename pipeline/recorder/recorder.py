@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import HallmarksError, RequestError, quoted
-from pipeline.recorder.folder import Folder, sync, write_synced
-from pipeline.recorder.network import bare, config_of, rank
+from pipeline.recorder.folder import Folder, finished, unfinished, write_synced
+from pipeline.recorder.network import bare, config_of, is_sharded, rank, tensors_of
 from pipeline.recorder.schedule import Schedule, step_number, steps
-from pipeline.recorder.snapshot import Snapshot, tensors_of
+from pipeline.recorder.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from pipeline.recorder.sharded import ShardedSnapshot
+
+_SHOWN = 6
 
 
 class Recorder:
-    """Records what a network's weights are while it is trained, as checkpoints that `analyze` reads.
+    """Records what the weights of a network are while it is trained, as checkpoints that `analyze` reads.
 
     with Recorder(model, "checkpoints", "linear:100", last_step=2000) as recorder:
         recorder.step(0)  # the initialization
@@ -27,16 +35,18 @@ class Recorder:
             loss = train_one_step()
             recorder.step(step, loss=loss)
 
-    A checkpoint is `step-N/model.safetensors`, there as a whole or not at all. It is copied when it is due and
-    written in the background; one that is due while another is written waits for it. Metrics are appended to
-    `metrics.jsonl`. What goes wrong in the background is raised by the next call, and by `close()`.
+    A checkpoint is the folder `step-N`, there as a whole or not at all: the network's state dict, and its
+    configuration. It is copied to the host when it is due and written in the background from there; one that is
+    due while another is written waits for it. Metrics are lines of `metrics.jsonl`. What goes wrong in the
+    background is raised by the next call, and by `close()`.
 
-    Of a distributed training rank 0 records.
+    Of a distributed training all ranks make the same calls. Rank 0 records, or all ranks together if each has a
+    part of the tensors (`fully_shard`), by torch.distributed.checkpoint.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         directory: str | PathLike[str],
         schedule: Schedule,
         *,
@@ -44,78 +54,109 @@ class Recorder:
         resume: int | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin a training, or continue one.
+        """Begin to record a training, or go on.
 
         Args:
-            model: a torch.nn.Module, bare, compiled or in DistributedDataParallel.
-            directory: where checkpoints and metrics are written; for a new training it holds none.
-            schedule: `linear:N`, `logarithmic:N`, `pythia`, `pythia:N`, or the steps themselves.
-            last_step: the training's last step, which is recorded whatever the schedule.
-            resume: the step that an interrupted training is continued from; what was recorded after it is set aside.
-            config: of the network, like `config.json` of transformers, which is written beside the weights;
-                what it states as `training` are settings of the run. Default: `model.config` if it has one.
+            model: bare, compiled, in DistributedDataParallel, or after `fully_shard`.
+            directory: of the checkpoints and metrics of this training alone; all ranks see the same one.
+            schedule: `linear:N`, `logarithmic:N`, `pythia`, `pythia:N`, or the steps.
+            last_step: of the training, which is recorded whatever the schedule.
+            resume: the step from which an interrupted training is continued, whose weights the network has. What
+                was recorded after it is set aside.
+            config: of the network, written as `config.json`; what it holds as `training` are settings of the run.
+                Default: `model.config` as transformers would save it, if there is one.
 
         Raises:
-            RequestError: an argument is wrong, or the directory holds another training.
+            RequestError: an argument is wrong, or the directory holds a training and none is continued.
         """
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError(f"model: expected a torch.nn.Module, found {quoted(model)}")
         self._model = bare(model)
-        self._due = steps(
-            schedule, None if last_step is None else step_number("last_step", last_step)
-        )
         self._config = config_of(self._model, config)
+        last = None if last_step is None else step_number("last_step", last_step)
+        self._steps = steps(schedule, last)
+        self._due = next(self._steps, None)
         begin = None if resume is None else step_number("resume", resume)
-        self._folder = Folder(Path(directory), begin) if rank() == 0 else None
-        self._step = -1 if begin is None else begin
+        self._folder: Folder | None = None
+        self._directory = Path(directory)
+        self._snapshot, recorded = self._prepared(begin)
+        self._last = -1 if begin is None else begin
+        self._resumed = begin if begin in recorded else None
         self._recorded = -1
-        if self._folder is not None and begin in self._folder.steps:
-            self._recorded = self._step
-        self._next = next(self._due, None)
-        self._skip(self._recorded + 1 if begin is None or self._recorded == begin else begin)
-        self._snapshot = Snapshot()
+        if begin is not None:
+            lacking = self._go_on(begin, recorded)
+            if self._folder is not None:
+                for note in filter(None, (self._folder.set_aside, lacking)):
+                    warnings.warn(
+                        f"{directory}: continued from step {begin:,}: {note}", stacklevel=2
+                    )
+        self._told = False
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, "recorder")
         self._writing: Future[None] | None = None
 
-    def step(self, step: int, /, **metrics: float) -> None:
-        """Take note that a step is done: log its metrics, and record a checkpoint if one is due.
+    def step(self, step: int, /, **metrics: float | Tensor) -> None:
+        """Take note of a step: log its metrics, and record a checkpoint if one is due.
 
-        One that became due since the last call, between steps that calls were made for, is recorded now, under
-        the number of this step.
+        What became due since the call before is recorded now, under the number of this step.
 
         Args:
-            step: how many updates the weights have had; 0 is the initialization.
-            metrics: numbers, or tensors of one number; a name may begin with its split: `validation_loss`.
+            step: how many updates the weights have had; 0: none, the initialization.
+            metrics: numbers, or tensors of one; a name may begin with its split: `validation_loss`.
 
         Raises:
-            RequestError: the step is before an earlier one, or a metric is no number.
-            HallmarksError: a checkpoint, this or the last one, cannot be written.
+            RequestError: the step is before that of an earlier call, or a metric is no number.
+            HallmarksError: this or an earlier checkpoint cannot be written.
         """
-        self._go_on(step)
+        step = self._check(step)
         if metrics:
             self.log(step, metrics)
-        if self._next is not None and step >= self._next:
+        if step == self._resumed or (self._due is not None and step >= self._due):
             self.record(step)
 
     def record(self, step: int) -> None:
-        """Record a checkpoint, whether it is due or not."""
-        self._go_on(step)
-        if self._folder is None or step == self._recorded:
+        """Record a checkpoint, due or not; of one step once.
+
+        Raises:
+            RequestError: the training is continued from this step, with other weights than were recorded.
+            HallmarksError: this or an earlier checkpoint cannot be written.
+        """
+        step = self._check(step)
+        is_whole = isinstance(self._snapshot, Snapshot)
+        if step == self._recorded or (is_whole and self._folder is None):
             return
-        self._finish()
-        self._snapshot.take(tensors_of(self._model))
-        self._writing = self._thread.submit(self._folder.add, step, self._write)
+        self._wait()
+        self._snapshot.take(self._tensors(is_whole))
+        if step != self._resumed:
+            self._writing = self._thread.submit(self._write, step)
+        elif isinstance(self._snapshot, Snapshot) and not self._snapshot.is_in(self._at(step)):
+            raise RequestError(
+                f"{quoted(self._at(step))} holds other weights than the network has now",
+                f"load the weights of step {step:,} before, or resume from a step before it",
+            )
         self._recorded = step
         self._skip(step + 1)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics of a step, as `step` does."""
-        values = {name: _number(name, value) for name, value in metrics.items()}
+    def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
+        """Log metrics, as `step` does, of any step.
+
+        Raises:
+            RequestError: a metric is no number.
+            HallmarksError: they cannot be written.
+        """
         if self._folder is not None:
-            self._folder.log(step_number("step", step), values)
+            numbers = {name: _number(name, value) for name, value in metrics.items()}
+            self._folder.log(step_number("step", step), numbers)
 
     def close(self) -> None:
-        """Wait until all is written, and give the directory up."""
+        """Wait until all is written, and give the directory up.
+
+        Raises:
+            HallmarksError: a checkpoint cannot be written.
+        """
+        self._closed = True
         try:
-            self._finish()
+            self._wait()
         finally:
             self._thread.shutdown()
             if self._folder is not None:
@@ -136,37 +177,90 @@ class Recorder:
             if error is None:
                 raise
             if error is not failed:
-                error.add_note(f"and the recorder: {failed.message}")
+                error.add_note(f"besides, in the recorder: {failed.message}")
 
-    def _go_on(self, step: int) -> None:
-        if step_number("step", step) < self._step:
-            raise RequestError(f"step: expected one from {self._step:,} on, found {step:,}")
-        self._step = step
+    def _prepared(self, begin: int | None) -> tuple[Snapshot | ShardedSnapshot, list[int]]:
+        """Return what takes the tensors, and the steps that are recorded already."""
+        if is_sharded(self._model):
+            from pipeline.recorder.sharded import ShardedSnapshot  # takes time to import
+
+            sharded = ShardedSnapshot()
+            return sharded, sharded.agree(lambda: self._open(begin))
+        return Snapshot(), self._open(begin) if rank() == 0 else []
+
+    def _open(self, begin: int | None) -> list[int]:
+        """Take the directory; return which steps are recorded there."""
+        self._folder = Folder(self._directory, begin)
+        return self._folder.steps
+
+    def _go_on(self, begin: int, recorded: Sequence[int]) -> str:
+        """Pass what was due before the loop begins; return which of it was not recorded then."""
+        passed = self._skip(begin)
+        ends = [*passed[1:], begin if self._due is None else self._due]
+        lacking: list[int] = []
+        for due, end in zip(passed, ends, strict=True):
+            at = bisect.bisect_left(recorded, due)
+            if at == len(recorded) or recorded[at] >= max(end, due + 1):
+                lacking.append(due)
+        if begin in recorded:
+            self._skip(begin + 1)
+        shown = ", ".join(f"{step:,}" for step in lacking[:_SHOWN])
+        more = f" and {len(lacking) - _SHOWN:,} more" if len(lacking) > _SHOWN else ""
+        return f"these steps were due before and are not recorded: {shown}{more}" if lacking else ""
+
+    def _check(self, step: int) -> int:
+        """Return a step that a call is made for; raise what went wrong in the background."""
+        step = step_number("step", step)
+        if self._closed:
+            raise RequestError(f"step {step:,}: the recorder is closed")
+        if step < self._last:
+            raise RequestError(f"step: expected {self._last:,} or a later one, found {step:,}")
+        self._last = step
         if self._writing is not None and self._writing.done():
-            self._finish()
+            self._wait()
+        return step
 
-    def _finish(self) -> None:
-        """Wait for the checkpoint that is being written; raise what went wrong."""
+    def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
 
-    def _skip(self, first: int) -> None:
-        """Let the step that is due next be this one or a later one."""
-        while self._next is not None and self._next < first:
-            self._next = next(self._due, None)
+    def _skip(self, first: int) -> list[int]:
+        """Pass what is due before a step, and return that."""
+        passed: list[int] = []
+        while self._due is not None and self._due < first:
+            passed.append(self._due)
+            self._due = next(self._steps, None)
+        return passed
 
-    def _write(self, folder: Path) -> None:
+    def _tensors(self, whole: bool) -> dict[str, Tensor]:
+        tensors, others = tensors_of(self._model, whole)
+        if others and not self._told:
+            self._told = True
+            shown = ", ".join(quoted(name) for name in others[:_SHOWN])
+            warnings.warn(f"not recorded, since it is no tensor: {shown}", stacklevel=3)
+        return tensors
+
+    def _write(self, step: int) -> None:
+        """In the background."""
+        if self._folder is not None:
+            self._folder.add(step, self._fill)
+        else:
+            self._snapshot.write(unfinished(self._directory, step))
+
+    def _at(self, step: int) -> Path:
+        return finished(self._directory, step)
+
+    def _fill(self, folder: Path) -> None:
         if self._config is not None:
             write_synced(folder / "config.json", self._config)
-        with (folder / "model.safetensors").open("wb") as file:
-            self._snapshot.write(file)
-        sync(folder / "model.safetensors")
+        self._snapshot.write(folder)
 
 
 def _number(name: str, value: Any) -> float:
-    try:
-        return float(value.item() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise RequestError(
-            f"metric {quoted(name)}: expected a number, found {quoted(value)}"
-        ) from None
+    if name not in (
+        "step",
+        "metric",
+    ):  # which would make it a row of another form (training/rows.py)
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(value.item() if isinstance(value, Tensor) else value)
+    raise RequestError(f"metrics: expected numbers by name, found {quoted(name)}: {quoted(value)}")

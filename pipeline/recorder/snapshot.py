@@ -1,28 +1,26 @@
-"""The state dict of a network, copied to the host as the safetensors file that it becomes."""
+"""The tensors of a network, copied to the host as the safetensors file that they become."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import IO, Any
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.checkpoint.safetensors import head_of
-from pipeline.errors import RequestError, quoted
-from pipeline.recorder.network import COMPILED
+from pipeline.recorder.network import dtype_name
 
-DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
-"""What safetensors calls a dtype of torch."""
+FILE = "model.safetensors"
 
 
 class Snapshot:
-    """A copy in one buffer, which is allocated once: the layout of a network seldom changes.
+    """A copy in one buffer, which is kept: the layout of a network seldom changes.
 
-    Of tensors that share their memory, as tied weights do, one is kept, under the first name; the header
-    says which names it has besides, in the way that `safetensors.torch.load_model` understands.
+    Of tensors that share their memory, as tied weights do, one is copied, under the first name; the header
+    says which names it has besides, as `safetensors.torch.load_model` expects it.
     """
 
     def __init__(self) -> None:
@@ -35,63 +33,49 @@ class Snapshot:
         """Copy tensors as they are now; when this returns they may change."""
         kept, tied = _without_ties(tensors)
         ordered = sorted(kept.items(), key=lambda each: -each[1].element_size())  # all are aligned
+        gpus = {tensor.device for _, tensor in ordered if tensor.is_cuda}
         layout = [(name, tensor.dtype, tensor.shape) for name, tensor in ordered], tied
-        on_gpu = any(tensor.is_cuda for _, tensor in ordered)
         if layout != self._layout:
-            self._allocate(ordered, tied, on_gpu)
+            self._allocate(ordered, tied, pinned=bool(gpus))
             self._layout = layout
         for place, (_, tensor) in zip(self._places, ordered, strict=True):
-            place.copy_(tensor, non_blocking=on_gpu)
-        if on_gpu:
-            torch.cuda.synchronize()
+            place.copy_(tensor, non_blocking=tensor.is_cuda)
+        for gpu in gpus:
+            torch.cuda.synchronize(gpu)
 
-    def write(self, file: IO[bytes]) -> None:
-        """Write the file; the interpreter's lock is free meanwhile."""
-        file.write(self._head)
-        file.write(self._values.numpy())
+    def write(self, folder: Path) -> None:
+        """Write the file, down to the disk; most of the time without the interpreter's lock."""
+        with (folder / FILE).open("wb") as file:
+            file.write(self._head)
+            file.write(self._values.numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether the file that is there is the one that would be written."""
+        with (folder / FILE).open("rb") as file:
+            head = file.read(len(self._head))
+            values = np.fromfile(file, np.uint8)
+        return head == self._head and np.array_equal(values, self._values.numpy())
 
     def _allocate(
-        self, ordered: list[tuple[str, Tensor]], tied: Mapping[str, str], pinned: bool
+        self, ordered: Sequence[tuple[str, Tensor]], tied: Mapping[str, str], pinned: bool
     ) -> None:
+        sizes = [tensor.numel() * tensor.element_size() for _, tensor in ordered]
         entries = [
-            (name, _dtype_name(tensor), tensor.shape, tensor.numel() * tensor.element_size())
-            for name, tensor in ordered
+            (name, str(dtype_name(tensor)), tensor.shape, size)
+            for (name, tensor), size in zip(ordered, sizes, strict=True)
         ]
         self._head, starts = head_of(entries, {"format": "pt", **tied})
-        total = sum(num_bytes for *_, num_bytes in entries)
-        self._values = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+        self._values = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
         self._places = [
-            self._values[start : start + num_bytes].view(tensor.dtype).view(tensor.shape)
-            for (_, tensor), (*_, num_bytes), start in zip(ordered, entries, starts, strict=True)
+            self._values[start : start + size].view(tensor.dtype).view(tensor.shape)
+            for (_, tensor), start, size in zip(ordered, starts, sizes, strict=True)
         ]
-
-
-def tensors_of(model: Any) -> dict[str, Tensor]:
-    """Return the tensors of a network's state dict, without what `torch.compile` puts into names.
-
-    Raises:
-        RequestError: the values of one are not in memory.
-    """
-    tensors: dict[str, Tensor] = {}
-    others: list[str] = []
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            others.append(name)
-            continue
-        dtype = str(value.dtype).removeprefix("torch.")
-        if value.is_meta or value.layout != torch.strided or dtype not in DTYPE_NAMES:
-            what = "on the meta device" if value.is_meta else f"{dtype}, {value.layout}"
-            raise RequestError(
-                f"state dict: expected tensors with values in memory, found {quoted(name)}: {what}"
-            )
-        tensors[name.replace(COMPILED, "")] = value
-    if others:
-        warnings.warn(f"not recorded, as it is no tensor: {', '.join(others)}", stacklevel=2)
-    return tensors
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors, each once, and the names that some have besides: name → name that is kept."""
+    """Return tensors, each once, and the names that some have besides: name → the name that is kept."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[object, str] = {}
@@ -103,7 +87,3 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
         else:
             tied[name] = first
     return kept, tied
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return DTYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
