@@ -7,7 +7,6 @@ step, one thread computes, by algorithms whose order of summation is fixed.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import shutil
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import HallmarksError, RequestError, quoted
-from pipeline.recorder import Recorder
+from pipeline.recorder.recorder import Recorder
 from pipeline.sweep.data import Data, Examples, data_of, order
 from pipeline.sweep.networks import network_of
 from pipeline.sweep.optimizers import backward, learning_rate, optimizers_of
@@ -108,6 +107,17 @@ class Training:
         if weights is not None:
             self.network.load_state_dict(dict(weights))
         self._optimizers = optimizers_of(settings, self.network)
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings, and what else decides the weights."""
+        return self.settings.as_dict() | {
+            "steps": self.last_step,
+            "weights": sum(each.numel() for each in self.network.parameters()),
+            "data": self.data.name,
+            "data_digest": self.data.digest,
+            "torch": torch.__version__,
+        }
 
     def branch(self) -> Training:
         """Return the same training once more, to go on in another way."""
@@ -194,15 +204,17 @@ def train(
     if directory.exists():
         raise RequestError(f"{quoted(directory)} exists", "remove it, or name another directory")
     training = Training(settings, device=device)
-    last_step = training.last_step
-    due = recorded_steps_of(settings, last_step)
-    with _made_whole(directory) as growing:
-        with Recorder(training.network, growing, due, last_step=last_step) as recorder:
-            for step in due:
-                training.run_to(step, _teller(training, on_progress))
-                metrics = training.metrics()
-                recorder.step(step, **metrics)
-        _describe(growing / f"step-{last_step}", training)
+    due = recorded_steps_of(settings, training.last_step)
+    config = {"training": training.stated}  # where an analysis finds settings by itself
+    metrics: dict[str, float] = {}
+    with (
+        _made_whole(directory) as growing,
+        Recorder(training.network, growing, due, config=config) as recorder,
+    ):
+        for step in due:
+            training.run_to(step, _teller(training, on_progress))
+            metrics = training.metrics()
+            recorder.step(step, **metrics)
     return metrics
 
 
@@ -212,18 +224,6 @@ def _teller(
     if on_progress is None:
         return None
     return lambda _: on_progress(training.step, training.last_step)
-
-
-def _describe(checkpoint: Path, training: Training) -> None:
-    """Write the settings where an analysis finds them by itself."""
-    stated: dict[str, Any] = training.settings.as_dict() | {
-        "steps": training.last_step,
-        "weights": sum(w.numel() for w in training.network.parameters()),
-        "data": training.data.name,
-        "data_digest": training.data.digest,
-        "torch": torch.__version__,
-    }
-    (checkpoint / "config.json").write_text(json.dumps({"training": stated}, indent=2))
 
 
 def load_network(settings: Settings, checkpoint: Path) -> nn.Module:
