@@ -10,19 +10,20 @@ Letters: B sequences of a batch, T tokens of a sequence, C width, H heads, D wid
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
-from typing import cast
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pipeline.recorder.recorder import Recorder
+from pipeline.recorder.schedule import recorded_steps
 
 VOCABULARY = 256
 
@@ -51,13 +52,6 @@ class Settings:
     seed: int = 0
 
 
-def saved_steps(steps: int) -> list[int]:
-    """Return the steps at which a checkpoint is saved: powers of two, then evenly; about 40."""
-    every = max(1, steps // 36)
-    early = [0, *(2**i for i in range(steps.bit_length()) if 2**i < every)]
-    return sorted({*early, *range(every, steps + 1, every), steps})
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Compute on one thread: a network this small gains nothing by two, and on a machine that has
@@ -79,7 +73,7 @@ def train(
     text: bytes | None = None,
     on_checkpoint: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train and save checkpoints as `directory/step-N/model.safetensors`, each folder whole.
+    """Train and record checkpoints as `directory/step-N/model.safetensors`: steps 1, 2, 4, …, then evenly.
 
     Args:
         text: what is learned; default: the reference of the Python language.
@@ -94,28 +88,27 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
-    saved = set(saved_steps(settings.steps))
-    directory.mkdir(parents=True, exist_ok=True)
-    log = ["step,train_loss,learning_rate\n"]
-    for step in range(settings.steps + 1):
-        starts = torch.randint(
-            len(learned) - shape.context - 1, (settings.batch, 1), generator=generator
-        )
-        window = learned[starts + torch.arange(shape.context + 1)].long()
-        logits = network(window[:, :-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-        log.append(f"{step},{loss.item()},{schedule.get_last_lr()[0]}\n")
-        if step in saved:
-            (directory / "metrics.csv").write_text("".join(log))
-            _save(directory, step, network, shape, settings)
-            if on_checkpoint is not None:
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    schedule = f"pythia:{max(1, settings.steps // 36)}"  # about 40 checkpoints
+    recorded = set(recorded_steps(schedule, settings.steps))
+    with Recorder(
+        network, directory, schedule, last_step=settings.steps, config=_config(shape, settings)
+    ) as recorder:
+        for step in range(settings.steps + 1):
+            starts = torch.randint(
+                len(learned) - shape.context - 1, (settings.batch, 1), generator=generator
+            )
+            window = learned[starts + torch.arange(shape.context + 1)].long()
+            logits = network(window[:, :-1])
+            loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+            recorder.step(step, train_loss=loss, learning_rate=rates.get_last_lr()[0])
+            if on_checkpoint is not None and step in recorded:
                 on_checkpoint(step, loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-        optimizer.step()
-        schedule.step()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            optimizer.step()
+            rates.step()
 
 
 def _rate(step: int, settings: Settings) -> float:
@@ -126,8 +119,9 @@ def _rate(step: int, settings: Settings) -> float:
     return settings.peak_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
 
 
-def _save(directory: Path, step: int, network: nn.Module, shape: Shape, settings: Settings) -> None:
-    config = {
+def _config(shape: Shape, settings: Settings) -> dict[str, Any]:
+    """Return what transformers would state of the network, and the settings of its training."""
+    return {
         "model_type": "llama",
         "hidden_size": shape.width,
         "intermediate_size": shape.hidden,
@@ -138,14 +132,6 @@ def _save(directory: Path, step: int, network: nn.Module, shape: Shape, settings
         "tie_word_embeddings": False,
         "training": asdict(settings),
     }
-    growing = directory / f"saving-{step}"
-    growing.mkdir(parents=True)
-    (growing / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(
-        {n: w.float().contiguous() for n, w in network.state_dict().items()},
-        growing / "model.safetensors",
-    )
-    growing.rename(directory / f"step-{step}")
 
 
 def _initialise(network: nn.Module, shape: Shape, generator: torch.Generator) -> None:
