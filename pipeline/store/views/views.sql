@@ -266,7 +266,7 @@ JOIN runs r ON r.run = n.run
 WHERE n.indicator = indicator AND n.scope = scope
 ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
 
--- One indicator over seeds: mean, its standard error and the random walk's, for every combination of the settings
+-- An indicator over seeds, or all where that is NULL: mean, its standard error and the random walk's, for every combination of the settings
 -- in which runs differ, their seeds aside. `runs` is a list of patterns: 'momentum-*' or 'base,seed-1'. Those
 -- without settings are none of them; of one seed twice their mean counts, a run without one counts by itself;
 -- networks of other sizes and other numbers of checkpoints are not averaged.
@@ -302,21 +302,21 @@ WITH chosen AS (
     GROUP BY c.run, c.checkpoints, c.parameters
 ), of_seeds AS (
     SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, c.settings, c.checkpoints,
-        c.parameters, c.numbers, c.seed, avg(n.value) AS value, avg(n.null_value) AS null_value
+        c.parameters, c.numbers, c.seed, n.indicator, avg(n.value) AS value, avg(n.null_value) AS null_value
     FROM combinations c
     JOIN indicators n ON n.run = c.run
-    WHERE n.indicator = indicator AND n.scope = scope AND n.value IS NOT NULL
+    WHERE (indicator IS NULL OR n.indicator = indicator) AND n.scope = scope AND n.value IS NOT NULL
     GROUP BY ALL
 )
-SELECT o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.checkpoints,
-    o.parameters, count(*) AS seeds, avg(o.value ORDER BY o.seed) AS mean,
+SELECT o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.settings,
+    o.checkpoints, o.parameters, count(*) AS seeds, avg(o.value ORDER BY o.seed) AS mean,
     stddev_samp(o.value ORDER BY o.seed) / sqrt(count(*)) AS stderr,
     avg(o.null_value ORDER BY o.seed) AS null_value
 FROM of_seeds o
-GROUP BY o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.numbers,
-    o.checkpoints, o.parameters
-ORDER BY o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.numbers, o.settings, o.checkpoints,
-    o.parameters;
+GROUP BY o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.settings,
+    o.numbers, o.checkpoints, o.parameters
+ORDER BY o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.numbers, o.settings,
+    o.checkpoints, o.parameters;
 
 -- Two runs, indicator by indicator; a group that one of them lacks has NULL there. Its name is a word
 -- of SQL, so it stands in double quotes: FROM "between"('a', 'b').
