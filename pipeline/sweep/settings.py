@@ -225,11 +225,6 @@ def conflicts(stated: Mapping[str, Any]) -> list[str]:
     if "steps" in stated and "epochs" in stated:
         wrong.append("steps, epochs: expected one of them; both say how long the training is")
     network = stated.get("network", KEYS["network"].default)
-    if network == "cnn" and stated.get("optimizer") == "muon":
-        wrong.append(
-            "optimizer: expected sgd or adamw with network = cnn: torch's Muon takes matrices only, and"
-            " there is none between convolutions"
-        )
     width = stated.get("width", HEAD_WIDTH)
     if network in ("vit", "lm") and width % HEAD_WIDTH:
         wrong.append(
