@@ -7,7 +7,6 @@ step, one thread computes, by algorithms whose order of summation is fixed.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import shutil
@@ -23,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import HallmarksError, RequestError, quoted
-from pipeline.recorder import Recorder
+from pipeline.errors import Diverged, RequestError, quoted
+from pipeline.recorder.recorder import Recorder
 from pipeline.sweep.data import Data, Examples, data_of, order
 from pipeline.sweep.networks import network_of
 from pipeline.sweep.optimizers import backward, learning_rate, optimizers_of
@@ -32,13 +31,6 @@ from pipeline.sweep.settings import Settings
 
 _EVALUATED_AT_ONCE = 512
 """Examples; a few MiB of activations."""
-
-
-class Diverged(HallmarksError):
-    """The loss of a training is no finite number any more.
-
-    Lower its learning rate, or lengthen its warmup.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +101,17 @@ class Training:
             self.network.load_state_dict(dict(weights))
         self._optimizers = optimizers_of(settings, self.network)
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings, and what else decides the weights."""
+        return self.settings.as_dict() | {
+            "steps": self.last_step,
+            "weights": sum(each.numel() for each in self.network.parameters()),
+            "data": self.data.name,
+            "data_digest": self.data.digest,
+            "torch": torch.__version__,
+        }
+
     def branch(self) -> Training:
         """Return the same training once more, to go on in another way."""
         other = copy.copy(self)
@@ -151,7 +154,10 @@ class Training:
         self.network.zero_grad()
         value = backward(self.network, loss, settings.sam_rho)
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {self.step} of {self.last_step}")
+            raise Diverged(
+                f"the loss is {value} at step {self.step:,} of {self.last_step:,}",
+                "lower learning_rate, or raise warmup",
+            )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -194,15 +200,17 @@ def train(
     if directory.exists():
         raise RequestError(f"{quoted(directory)} exists", "remove it, or name another directory")
     training = Training(settings, device=device)
-    last_step = training.last_step
-    due = recorded_steps_of(settings, last_step)
-    with _made_whole(directory) as growing:
-        with Recorder(training.network, growing, due, last_step=last_step) as recorder:
-            for step in due:
-                training.run_to(step, _teller(training, on_progress))
-                metrics = training.metrics()
-                recorder.step(step, **metrics)
-        _describe(growing / f"step-{last_step}", training)
+    due = recorded_steps_of(settings, training.last_step)
+    config = {"training": training.stated}  # where an analysis finds settings by itself
+    metrics: dict[str, float] = {}
+    with (
+        _made_whole(directory) as growing,
+        Recorder(training.network, growing, due, config=config) as recorder,
+    ):
+        for step in due:
+            training.run_to(step, _teller(training, on_progress))
+            metrics = training.metrics()
+            recorder.step(step, **metrics)
     return metrics
 
 
@@ -212,18 +220,6 @@ def _teller(
     if on_progress is None:
         return None
     return lambda _: on_progress(training.step, training.last_step)
-
-
-def _describe(checkpoint: Path, training: Training) -> None:
-    """Write the settings where an analysis finds them by itself."""
-    stated: dict[str, Any] = training.settings.as_dict() | {
-        "steps": training.last_step,
-        "weights": sum(w.numel() for w in training.network.parameters()),
-        "data": training.data.name,
-        "data_digest": training.data.digest,
-        "torch": torch.__version__,
-    }
-    (checkpoint / "config.json").write_text(json.dumps({"training": stated}, indent=2))
 
 
 def load_network(settings: Settings, checkpoint: Path) -> nn.Module:
