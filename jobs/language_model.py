@@ -1,31 +1,26 @@
 """A small language model, trained on real text: the demo's training run.
 
-The demo's text is the reference of the Python language as `pydoc` shows it, `pydoc_data.topics`: half a
-megabyte of English prose that lies on every machine with CPython (PSF licence), so that nothing is
-downloaded. Tokens are bytes. The network is a decoder of the Llama family in plain torch, with
-the names that transformers gives its tensors.
-
-Letters: B sequences of a batch, T tokens of a sequence, C width, H heads, D width of a head.
+The demo's text is the reference of the Python language (pipeline/sweep/data.py); tokens are bytes. The
+network is a decoder of the Llama family (pipeline/sweep/networks.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pydoc_data import topics
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from pipeline.recorder.recorder import Recorder
 from pipeline.recorder.schedule import recorded_steps
-
-VOCABULARY = 256
+from pipeline.sweep.data import VOCABULARY, reference_text
+from pipeline.sweep.networks import Decoder, initialise
+from pipeline.sweep.train import reproducible
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +47,7 @@ class Settings:
     seed: int = 0
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: a network this small gains nothing by two, and on a machine that has
-    something else to do their waiting for each other took five times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@reproducible()
 def train(
     directory: Path,
     *,
@@ -81,10 +64,10 @@ def train(
     """
     settings, shape = settings or Settings(), shape or Shape()
     generator = torch.Generator().manual_seed(settings.seed)
-    text = text or "\n".join(topics.topics.values()).encode()
+    text = text or reference_text()
     learned = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    network = _Decoder(shape)
-    _initialise(network, shape, generator)
+    network = Decoder(VOCABULARY, shape.width, shape.layers, shape.heads, shape.hidden)
+    initialise(network, shape.layers, generator)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
@@ -132,86 +115,3 @@ def _config(shape: Shape, settings: Settings) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "training": asdict(settings),
     }
-
-
-def _initialise(network: nn.Module, shape: Shape, generator: torch.Generator) -> None:
-    """Normal with 0.02, and less for what is added to the residual stream (as in GPT-2)."""
-    with torch.no_grad():
-        for name, weights in network.named_parameters():
-            if weights.dim() == 2:
-                added = name.endswith(("o_proj.weight", "down_proj.weight"))
-                scale = 0.02 / math.sqrt(2 * shape.layers) if added else 0.02
-                weights.copy_(scale * torch.randn(weights.shape, generator=generator))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(VOCABULARY, shape.width),
-                "layers": nn.ModuleList(_Layer(shape) for _ in range(shape.layers)),
-                "norm": nn.RMSNorm(shape.width, eps=1e-5),
-            }
-        )
-        self.lm_head = nn.Linear(shape.width, VOCABULARY, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, T, VOCABULARY) logits of (B, T) tokens."""
-        states = self.model["embed_tokens"](tokens)
-        for layer in cast(nn.ModuleList, self.model["layers"]):
-            states = layer(states)
-        return self.lm_head(self.model["norm"](states))
-
-
-class _Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.width, eps=1e-5)
-        self.self_attn = _Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=1e-5)
-        self.mlp = _GatedMlp(shape)
-
-    def forward(self, states: Tensor) -> Tensor:
-        states = states + self.self_attn(self.input_layernorm(states))
-        return states + self.mlp(self.post_attention_layernorm(states))
-
-
-class _Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.heads = shape.heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(shape.width, shape.width, bias=False) for _ in range(4)
-        )
-
-    def forward(self, states: Tensor) -> Tensor:
-        def split(projected: Tensor) -> Tensor:  # (B, T, C) → (B, H, T, D)
-            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q, k = (_rotated(split(project(states))) for project in (self.q_proj, self.k_proj))
-        mixed = functional.scaled_dot_product_attention(
-            q, k, split(self.v_proj(states)), is_causal=True
-        )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
-
-
-class _GatedMlp(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.up_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.down_proj = nn.Linear(shape.hidden, shape.width, bias=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
-
-
-def _rotated(heads: Tensor) -> Tensor:
-    """Return (B, H, T, D) with pairs of coordinates turned by their position (RoPE, Su 2021)."""
-    length, half = heads.shape[-2], heads.shape[-1] // 2
-    frequencies = 10_000.0 ** (-torch.arange(half) / half)
-    angles = torch.arange(length)[:, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    first, second = heads[..., :half], heads[..., half:]
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
