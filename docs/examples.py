@@ -70,7 +70,9 @@ def write(folder: Path) -> None:
     for name, settings in TRAININGS.items():
         with _double_precision():
             train(folder / name, settings=settings, shape=SHAPE, text=LICENSE.read_bytes())
-    _write_rounded(folder / "base", folder / "bf16")
+        _round(folder / name, torch.float32)
+    shutil.copytree(folder / "base", folder / "bf16")
+    _round(folder / "bf16", torch.bfloat16)
     _write_faulty(folder / "base", folder / "faulty")
     for name, path in DRAWN.items():
         _write_drawn(folder / name, path)
@@ -92,12 +94,11 @@ def _double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _write_rounded(training: Path, target: Path) -> None:
-    """Write what a training leaves that saves its weights in bf16."""
-    shutil.copytree(training, target)
-    for file in target.glob("step-*/model.safetensors"):
+def _round(training: Path, dtype: torch.dtype) -> None:
+    """Leave what a training leaves that saves its weights in another format."""
+    for file in training.glob("step-*/model.safetensors"):
         weights = load_file(file)
-        save_file({n: w.bfloat16() for n, w in weights.items()}, file)
+        save_file({name: values.to(dtype) for name, values in weights.items()}, file)
 
 
 def _write_faulty(training: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from jobs.language_model import train
 from jobs.options import debug_option
 from jobs.report import report
 from pipeline.errors import RequestError, quoted
+from pipeline.recorder.folder import LOG
 from pipeline.store.folder import Folder
 
 DEMO = "hallmarks-demo"
@@ -69,8 +70,8 @@ def _run(context: click.Context, command: click.Command, *arguments: str) -> int
 
 
 def _remove_earlier(checkpoints: Path) -> None:
-    """Remove the checkpoints of an earlier demo, and nothing else."""
-    earlier = [*checkpoints.glob("step-*"), *checkpoints.glob("saving-*")]
+    """Remove what an earlier demo recorded, and nothing else."""
+    earlier = list(checkpoints.glob("step-*[0-9]"))
     if not all(map(_is_the_demos, earlier)):
         raise RequestError(
             f"{quoted(checkpoints)} holds checkpoints that are not the demo's",
@@ -79,7 +80,7 @@ def _remove_earlier(checkpoints: Path) -> None:
     try:
         for folder in earlier:
             shutil.rmtree(folder)
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / LOG).unlink(missing_ok=True)
     except OSError as error:
         raise RequestError(
             f"{quoted(checkpoints)} cannot be written: {error.strerror}", "choose another --store"

@@ -1,30 +1,26 @@
 """A small language model, trained on real text: the demo's training run.
 
-The demo's text is the reference of the Python language as `pydoc` shows it, `pydoc_data.topics`: half a
-megabyte of English prose that lies on every machine with CPython (PSF licence), so that nothing is
-downloaded. Tokens are bytes. The network is a decoder of the Llama family in plain torch, with
-the names that transformers gives its tensors.
-
-Letters: B sequences of a batch, T tokens of a sequence, C width, H heads, D width of a head.
+The demo's text is the reference of the Python language (pipeline/sweep/data.py); tokens are bytes. The
+network is a decoder of the Llama family (pipeline/sweep/networks.py).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pydoc_data import topics
-from typing import cast
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-VOCABULARY = 256
+from pipeline.recorder.recorder import Recorder
+from pipeline.recorder.schedule import recorded_steps
+from pipeline.sweep.data import VOCABULARY, reference_text
+from pipeline.sweep.networks import Decoder, initialise
+from pipeline.sweep.train import reproducible
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +47,7 @@ class Settings:
     seed: int = 0
 
 
-def saved_steps(steps: int) -> list[int]:
-    """Return the steps at which a checkpoint is saved: powers of two, then evenly; about 40."""
-    every = max(1, steps // 36)
-    early = [0, *(2**i for i in range(steps.bit_length()) if 2**i < every)]
-    return sorted({*early, *range(every, steps + 1, every), steps})
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: a network this small gains nothing by two, and on a machine that has
-    something else to do their waiting for each other took five times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@reproducible()
 def train(
     directory: Path,
     *,
@@ -79,7 +56,7 @@ def train(
     text: bytes | None = None,
     on_checkpoint: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train and save checkpoints as `directory/step-N/model.safetensors`, each folder whole.
+    """Train and record checkpoints as `directory/step-N/model.safetensors`: steps 1, 2, 4, …, then evenly.
 
     Args:
         text: what is learned; default: the reference of the Python language.
@@ -87,35 +64,34 @@ def train(
     """
     settings, shape = settings or Settings(), shape or Shape()
     generator = torch.Generator().manual_seed(settings.seed)
-    text = text or "\n".join(topics.topics.values()).encode()
+    text = text or reference_text()
     learned = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    network = _Decoder(shape)
-    _initialise(network, shape, generator)
+    network = Decoder(VOCABULARY, shape.width, shape.layers, shape.heads, shape.hidden)
+    initialise(network, shape.layers, generator)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
-    saved = set(saved_steps(settings.steps))
-    directory.mkdir(parents=True, exist_ok=True)
-    log = ["step,train_loss,learning_rate\n"]
-    for step in range(settings.steps + 1):
-        starts = torch.randint(
-            len(learned) - shape.context - 1, (settings.batch, 1), generator=generator
-        )
-        window = learned[starts + torch.arange(shape.context + 1)].long()
-        logits = network(window[:, :-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-        log.append(f"{step},{loss.item()},{schedule.get_last_lr()[0]}\n")
-        if step in saved:
-            (directory / "metrics.csv").write_text("".join(log))
-            _save(directory, step, network, shape, settings)
-            if on_checkpoint is not None:
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    schedule = f"pythia:{max(1, settings.steps // 36)}"  # about 40 checkpoints
+    recorded = set(recorded_steps(schedule, settings.steps))
+    with Recorder(
+        network, directory, schedule, last_step=settings.steps, config=_config(shape, settings)
+    ) as recorder:
+        for step in range(settings.steps + 1):
+            starts = torch.randint(
+                len(learned) - shape.context - 1, (settings.batch, 1), generator=generator
+            )
+            window = learned[starts + torch.arange(shape.context + 1)].long()
+            logits = network(window[:, :-1])
+            loss = functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+            recorder.step(step, train_loss=loss, learning_rate=rates.get_last_lr()[0])
+            if on_checkpoint is not None and step in recorded:
                 on_checkpoint(step, loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-        optimizer.step()
-        schedule.step()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            optimizer.step()
+            rates.step()
 
 
 def _rate(step: int, settings: Settings) -> float:
@@ -126,8 +102,9 @@ def _rate(step: int, settings: Settings) -> float:
     return settings.peak_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
 
 
-def _save(directory: Path, step: int, network: nn.Module, shape: Shape, settings: Settings) -> None:
-    config = {
+def _config(shape: Shape, settings: Settings) -> dict[str, Any]:
+    """Return what transformers would state of the network, and the settings of its training."""
+    return {
         "model_type": "llama",
         "hidden_size": shape.width,
         "intermediate_size": shape.hidden,
@@ -138,94 +115,3 @@ def _save(directory: Path, step: int, network: nn.Module, shape: Shape, settings
         "tie_word_embeddings": False,
         "training": asdict(settings),
     }
-    growing = directory / f"saving-{step}"
-    growing.mkdir(parents=True)
-    (growing / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(
-        {n: w.float().contiguous() for n, w in network.state_dict().items()},
-        growing / "model.safetensors",
-    )
-    growing.rename(directory / f"step-{step}")
-
-
-def _initialise(network: nn.Module, shape: Shape, generator: torch.Generator) -> None:
-    """Normal with 0.02, and less for what is added to the residual stream (as in GPT-2)."""
-    with torch.no_grad():
-        for name, weights in network.named_parameters():
-            if weights.dim() == 2:
-                added = name.endswith(("o_proj.weight", "down_proj.weight"))
-                scale = 0.02 / math.sqrt(2 * shape.layers) if added else 0.02
-                weights.copy_(scale * torch.randn(weights.shape, generator=generator))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(VOCABULARY, shape.width),
-                "layers": nn.ModuleList(_Layer(shape) for _ in range(shape.layers)),
-                "norm": nn.RMSNorm(shape.width, eps=1e-5),
-            }
-        )
-        self.lm_head = nn.Linear(shape.width, VOCABULARY, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, T, VOCABULARY) logits of (B, T) tokens."""
-        states = self.model["embed_tokens"](tokens)
-        for layer in cast(nn.ModuleList, self.model["layers"]):
-            states = layer(states)
-        return self.lm_head(self.model["norm"](states))
-
-
-class _Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.width, eps=1e-5)
-        self.self_attn = _Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=1e-5)
-        self.mlp = _GatedMlp(shape)
-
-    def forward(self, states: Tensor) -> Tensor:
-        states = states + self.self_attn(self.input_layernorm(states))
-        return states + self.mlp(self.post_attention_layernorm(states))
-
-
-class _Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.heads = shape.heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(shape.width, shape.width, bias=False) for _ in range(4)
-        )
-
-    def forward(self, states: Tensor) -> Tensor:
-        def split(projected: Tensor) -> Tensor:  # (B, T, C) → (B, H, T, D)
-            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q, k = (_rotated(split(project(states))) for project in (self.q_proj, self.k_proj))
-        mixed = functional.scaled_dot_product_attention(
-            q, k, split(self.v_proj(states)), is_causal=True
-        )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
-
-
-class _GatedMlp(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.up_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.down_proj = nn.Linear(shape.hidden, shape.width, bias=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
-
-
-def _rotated(heads: Tensor) -> Tensor:
-    """Return (B, H, T, D) with pairs of coordinates turned by their position (RoPE, Su 2021)."""
-    length, half = heads.shape[-2], heads.shape[-1] // 2
-    frequencies = 10_000.0 ** (-torch.arange(half) / half)
-    angles = torch.arange(length)[:, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    first, second = heads[..., :half], heads[..., half:]
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

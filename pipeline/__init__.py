@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.job.summary import Summary
     from pipeline.job.update import Updated
     from pipeline.planning.plan import Plan
+    from pipeline.recorder.recorder import Recorder
     from pipeline.store.maps import TrajectoryMap
     from pipeline.store.query import Store
 
@@ -47,6 +48,7 @@ _HOMES = {
     "pipeline.job.summary": ("Summary",),
     "pipeline.job.update": ("Updated",),
     "pipeline.planning.plan": ("Plan",),
+    "pipeline.recorder.recorder": ("Recorder",),
     "pipeline.store.maps": ("TrajectoryMap",),
     "pipeline.store.query": ("Store",),
 }
@@ -64,6 +66,7 @@ __all__ = [
     "PlanDoesNotFit",
     "QueryError",
     "ReadError",
+    "Recorder",
     "RequestError",
     "SourceChanged",
     "SourceNotFound",

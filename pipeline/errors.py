@@ -5,7 +5,8 @@
     │   ├── SourceNotFound          no such repository, revision or path
     │   ├── NothingMatches          the selection leaves too few checkpoints or tensors
     │   ├── PlanDoesNotFit          the memory budget is too small
-    │   ├── StoreUnusable           the store cannot be written, or another driver holds the run
+    │   ├── StoreUnusable           the store cannot be written
+    │   │   └── RunInUse            another driver holds the run
     │   ├── QueryError              DuckDB refused a query
     │   └── FormatError             a header, an index or a listing is malformed
     ├── ReadError                   bytes that were planned could not be read
@@ -18,6 +19,7 @@
     ├── TileLost                    a worker died while it held a tile
     ├── PackageMissing              an optional package is not installed
     ├── DeviceFull                  a GPU has no memory for the least that can be computed at once
+    ├── Diverged                    the loss of a training is no finite number any more
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
 An error says in one line what, where, expected and found; `hint` says what cures it. The second paragraph
@@ -80,9 +82,16 @@ class PlanDoesNotFit(RequestError):
 
 
 class StoreUnusable(RequestError):
-    """The store cannot be written or read, or another driver holds the run.
+    """The store cannot be written or read.
 
-    Name another store, make this one writable, or wait for the other driver.
+    Name another store, or make this one writable.
+    """
+
+
+class RunInUse(StoreUnusable):
+    """Another driver holds the run.
+
+    Wait for the other driver, or stop it.
     """
 
 
@@ -174,6 +183,13 @@ class DeviceFull(HallmarksError):
     """A GPU has no memory for the least that can be computed at once.
 
     Free the GPU, read fewer checkpoints at once, or use --device cpu.
+    """
+
+
+class Diverged(HallmarksError):
+    """The loss of a training is no finite number any more.
+
+    Lower its learning rate, or lengthen its warmup.
     """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.averaging.weights import weights_of
 from pipeline.checkpoint.chunks import by_rows
 from pipeline.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from pipeline.checkpoint.roles import Role, reason_to_leave_out
+from pipeline.checkpoint.safetensors import head_of
 from pipeline.checkpoint.shards import weight_suffix
 from pipeline.checkpoint.stored import MAX_EXTENTS, StoredTensor
 from pipeline.errors import FormatError, RequestError, quoted
@@ -355,24 +355,20 @@ def _laid_out(
         for name, _, is_copied in tensors
     }
     ordered = sorted(tensors, key=lambda each: -DTYPES[formats[each[0]]].bits)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    places: list[tuple[int, int]] = []
-    offset = 0
-    for name, read, is_copied in ordered:
-        num_bytes = read.numel * (1 if is_copied else DTYPES[formats[name]].itemsize)
-        header[name] = {
-            "dtype": formats[name],
-            "shape": list(read.shape),
-            "data_offsets": [offset, offset + num_bytes],
-        }
-        places.append((offset, num_bytes))
-        offset += num_bytes
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = struct.pack("<Q", len(text)) + text
+    sizes = [
+        read.numel * (1 if is_copied else DTYPES[formats[name]].itemsize)
+        for name, read, is_copied in ordered
+    ]
+    head, starts = head_of(
+        [
+            (name, formats[name], read.shape, size)
+            for (name, read, _), size in zip(ordered, sizes, strict=True)
+        ],
+        {"format": "pt"},
+    )
     written = [
         Written(name, formats[name], read.shape, number, len(head) + start, size, read, is_copied)
-        for (name, read, is_copied), (start, size) in zip(ordered, places, strict=True)
+        for (name, read, is_copied), start, size in zip(ordered, starts, sizes, strict=True)
     ]
     return head, written
 

@@ -8,10 +8,12 @@ Source: the format's README (huggingface/safetensors).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.checkpoint.dtypes import DTYPES
@@ -156,3 +158,24 @@ def _broken(where: str, expected: str, actual: str) -> FormatError:
         f"{where}: not a valid safetensors file: expected {expected}, found {actual}",
         "the file is truncated or damaged: fetch it again, or leave the checkpoint out",
     )
+
+
+def head_of(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """Return what precedes the values of a file, and where among the values each tensor begins.
+
+    Args:
+        tensors: name, number format, shape and bytes of each, in the order of their values.
+        metadata: texts that the header holds besides.
+    """
+    header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    starts: list[int] = []
+    stop = 0
+    for name, dtype, shape, num_bytes in tensors:
+        start, stop = stop, stop + num_bytes
+        starts.append(start)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)  # so that the values are aligned
+    return struct.pack("<Q", len(text)) + text, starts

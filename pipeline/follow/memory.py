@@ -6,19 +6,16 @@ So planning, reading, block by block, and every sum are those of saved checkpoin
 from __future__ import annotations
 
 import bisect
-import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.checkpoint.dtypes import DTYPES
+from pipeline.checkpoint.safetensors import head_of
 from pipeline.errors import RequestError, quoted
+from pipeline.recorder.network import check_values, dtype_name
 from pipeline.sources.base import Candidate, File
 from pipeline.sources.beside import Beside
 from pipeline.transport.access import InMemory
-
-_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
-_ALIGNMENT = 8  # of the values: the header is filled up with blanks, as the library does
 
 
 class StateDict:
@@ -45,21 +42,15 @@ class StateDict:
         self._tensors = {
             each: tensor for each, tensor in tensors.items() if _is_whole(each, tensor)
         }
-        self._starts: list[int] = []
-        entries: dict[str, Any] = {}
-        stop = 0
-        for each, tensor in self._tensors.items():
-            self._starts.append(stop)
-            stop += tensor.numel() * tensor.element_size()
-            dtype = _NAMES[str(tensor.dtype).removeprefix("torch.")]
-            offsets = [self._starts[-1], stop]
-            entries[each] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        header = json.dumps(entries).encode()
-        header += b" " * (-len(header) % _ALIGNMENT)
-        self._header = len(header).to_bytes(8, "little") + header
+        sizes = [tensor.numel() * tensor.element_size() for tensor in self._tensors.values()]
+        entries = [
+            (each, str(dtype_name(tensor)), tensor.shape, size)
+            for (each, tensor), size in zip(self._tensors.items(), sizes, strict=True)
+        ]
+        self._header, self._starts = head_of(entries, {})
         self._config = config
         self.candidate = Candidate(name, None, name)
-        self._sizes = {"model.safetensors": len(self._header) + stop}
+        self._sizes = {"model.safetensors": len(self._header) + sum(sizes)}
         if config is not None:
             self._sizes["config.json"] = len(config)
         self._version = uuid.uuid4().hex  # of values nothing tells whether they are the same
@@ -126,13 +117,7 @@ def _is_whole(name: str, tensor: Any) -> bool:
             "gather it, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict with"
             " StateDictOptions(full_state_dict=True, cpu_offload=True), and give it to update() on rank 0",
         )
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta or tensor.layout != torch.strided or dtype not in _NAMES:
-        what = "on the meta device" if tensor.is_meta else f"{dtype}, {tensor.layout}"
-        raise RequestError(
-            f"state dict: expected tensors with values in memory, found {quoted(name)}: {what}",
-            "give update() a state dict of plain tensors",
-        )
+    check_values(name, tensor, "give update() a state dict of plain tensors")
     return True
 
 

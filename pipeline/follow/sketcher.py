@@ -20,6 +20,7 @@ from pipeline.planning.options import Location, Stated, Texts, flag
 from pipeline.planning.options import path as path_text
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources, check_run_name
 from pipeline.planning.select import Selected
+from pipeline.recorder.network import bare, config_of, rank
 
 
 class Sketcher:
@@ -65,9 +66,9 @@ class Sketcher:
             StoreUnusable: another process writes this run.
         """
         options = locals()
-        self._model = _bare(model)
+        self._model = bare(model)
         self._run, self._label = check_run_name(run), type(self._model).__name__
-        self._config = _config_of(self._model, config)
+        self._config = config_of(self._model, config)
         self._held = contextlib.ExitStack()
         self._following: Following | None = None
         self._due = 0.0
@@ -75,7 +76,7 @@ class Sketcher:
         self._request = Request(
             f"model:{run}", **{name: options[name] for name in SELECTION if name in options}
         )
-        if _rank() == 0:
+        if rank() == 0:
             source = StateDict(self._label, self._run, "", {}, None)
             resources = Resources(**{name: options[name] for name in RESOURCES if name in options})
             self._following = self._held.enter_context(
@@ -158,35 +159,3 @@ class _OnStandardError:
     def written(self, followed: Followed, new: list[Finding]) -> None:
         for finding in new:
             print(f"{followed.run}: {finding.severity}: {finding.message}", file=sys.stderr)
-
-
-def _rank() -> int:
-    """Return this process's rank in a distributed training; 0 in any other."""
-    from torch import distributed
-
-    return (
-        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-    )
-
-
-def _bare(model: Any) -> Any:
-    """Return a network without what compiles or distributes it, which changes names."""
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        elif (compiled := getattr(model, "_orig_mod", None)) is not None:
-            model = compiled
-        else:
-            return model
-
-
-def _config_of(model: Any, config: Mapping[str, Any] | None) -> bytes | None:
-    """Return the configuration of a network, as transformers would save it."""
-    import json
-
-    if config is not None:
-        return json.dumps(dict(config)).encode()
-    to_text = getattr(getattr(model, "config", None), "to_json_string", None)
-    return None if to_text is None else str(to_text(use_diff=False)).encode()

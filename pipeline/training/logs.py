@@ -15,7 +15,8 @@ from pipeline.training.rows import SUFFIXES, take_rows
 MOST_BYTES = 128 << 20
 """Of one log: a million entries of the Trainer's."""
 STATE = "trainer_state.json"
-TABLE = "metrics.csv"
+TABLES = ("metrics.csv", "metrics.jsonl")
+"""Lightning's, and the recorder's."""
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,20})\..*|.*\.tfevents\..*")
 
 Read = Callable[[int, int], bytes]
@@ -44,7 +45,7 @@ class Log:
 def is_log(path: str) -> bool:
     """Return whether a file is what a trainer logs to, by its name."""
     name = path.rpartition("/")[2]
-    return name in (STATE, TABLE) or EVENTS.fullmatch(name) is not None
+    return name in (STATE, *TABLES) or EVENTS.fullmatch(name) is not None
 
 
 def read_logs(logs: Sequence[Log]) -> Training:
@@ -83,7 +84,7 @@ def read_best(logs: Sequence[Log]) -> Training:
     """
     notes: list[str] = []
     for kind in _kinds(logs):
-        if len(kind) > 1 and kind[0].name == TABLE:
+        if len(kind) > 1 and kind[0].name in TABLES:
             names = ", ".join(quoted(log.path, 60) for log in kind[:3])
             notes.append(f"not read: {names}: each is of another training; --training names one")
             continue
@@ -104,7 +105,7 @@ def _kinds(logs: Sequence[Log]) -> Iterator[Sequence[Log]]:
     the event files of the folder that was written last, as a trainer that starts again begins another."""
     if states := [log for log in logs if log.name == STATE]:
         yield [min(states, key=lambda log: log.path.count("/"))]
-    if tables := [log for log in logs if log.name == TABLE]:
+    if tables := [log for log in logs if log.name in TABLES]:
         yield tables
     events = [log for log in logs if EVENTS.fullmatch(log.name)]
     if events:

@@ -1,0 +1,1 @@
+"""Recording a training as checkpoints, from the loop that trains."""
