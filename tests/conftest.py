@@ -46,6 +46,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let collections see it again: duckdb's classes are said to leak by what frees them last."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(optionalhook=True)  # a bare machine with a GPU has no pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Have one process take all modules that start Ray, and never divide a module.
