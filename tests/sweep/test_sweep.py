@@ -55,7 +55,9 @@ def test_what_a_sweep_leaves(swept: tuple[Path, Path, Done], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "sweep s: 4 runs trained and analyzed" in done.stdout
     store, runs = Store(str(folder)), runs_of(config)
-    rows = store.sql("SELECT run, complete, settings, checkpoints FROM runs ORDER BY run").fetchall()
+    rows = store.sql(
+        "SELECT run, complete, settings, checkpoints FROM runs ORDER BY run"
+    ).fetchall()
     assert [row[0] for row in rows] == sorted(run.name for run in runs)
     for run in runs:
         (row,) = [row for row in rows if row[0] == run.name]
@@ -192,11 +194,15 @@ def test_a_failed_run_is_named_and_leaves_the_others(tmp_path: Path) -> None:
     done = hallmarks("sweep", config, "--store", tmp_path / "store", *LOCAL)
     assert done.returncode == 3, done.stderr
     (told,) = [line for line in done.stderr.splitlines() if "failed:" in line]
-    assert told.startswith("run f--learning_rate-0.5--weight_decay-100--seed-0 failed: the loss is ")
+    assert told.startswith(
+        "run f--learning_rate-0.5--weight_decay-100--seed-0 failed: the loss is "
+    )
     assert "1 runs trained and analyzed" in done.stdout and "1 failed" in done.stdout
     stored = Store(str(tmp_path / "store")).sql("SELECT run FROM runs").fetchall()
     assert stored == [("f--learning_rate-0.5--weight_decay-0--seed-0",)]
-    assert not (tmp_path / "store" / "_trained" / "f--learning_rate-0.5--weight_decay-100--seed-0").exists()
+    assert not (
+        tmp_path / "store" / "_trained" / "f--learning_rate-0.5--weight_decay-100--seed-0"
+    ).exists()
 
 
 def test_a_run_that_another_process_has_is_in_use_until_it_ends(tmp_path: Path) -> None:
@@ -286,7 +292,11 @@ def test_processes_make_calls_side_by_side_and_tell_how_they_end(tmp_path: Path)
         assert "invalid literal" in error.__notes__[0]  # where it was raised
         calls.begin(4, os._exit, 3)
         ((number, error),) = calls.ended(30)
-        assert (number, type(error), error.message) == (4, TileLost, "the process died (exit code 3)")
+        assert (number, type(error), error.message) == (
+            4,
+            TileLost,
+            "the process died (exit code 3)",
+        )
         calls.begin(5, open, str(marker), "w")  # an answer that cannot be sent
         ((number, error),) = calls.ended(30)
         assert number == 5 and isinstance(error, RuntimeError)
@@ -309,7 +319,9 @@ def test_how_long_the_rest_takes(tmp_path: Path) -> None:
 
 def test_what_cannot_hold_checkpoints(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    done = hallmarks("sweep", config, "--store", tmp_path / "s", "--checkpoints", "s3://b/c", *LOCAL)
+    done = hallmarks(
+        "sweep", config, "--store", tmp_path / "s", "--checkpoints", "s3://b/c", *LOCAL
+    )
     assert done.returncode == 2 and "expected a directory" in done.stderr
     (tmp_path / "file").touch()
     where = Place(str(tmp_path / "s"), str(tmp_path / "file"), "cpu")
