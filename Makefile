@@ -42,13 +42,14 @@ bench: $(READY)     ## has it become slower? ratios against those stored, in thr
 	PYTHONPATH=. $(BIN)/python benchmarks/ratios.py
 
 # On a bare machine with a GPU, in four minutes: the Python that has torch, and what pipeline/execute/work
-# needs (numpy, safetensors, threadpoolctl, xxhash; pytest, pytest-timeout and hypothesis for the tests).
+# needs (numpy, safetensors, threadpoolctl, xxhash; pytest, pytest-timeout and hypothesis for the tests; obstore,
+# duckdb and scikit-learn for those of trainings).
 # Warnings of other versions of these are no errors here.
 GPU_PYTHON ?= python3
 GPU_OPTIONS ?=
 
 gpu-check:          ## the GPU's tests and its rate against the bus, without an installation
-	$(GPU_PYTHON) -m pytest -m gpu -W default tests/test_device.py
+	$(GPU_PYTHON) -m pytest -m gpu -W default tests/test_device.py tests/test_trainings_on_gpu.py
 	$(GPU_PYTHON) -m benchmarks.device $(GPU_OPTIONS)
 
 $(READY): pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """A run on a GPU, from the page cache, against what bounds it: the bus, and the products alone.
 
-    PYTHONPATH=. python benchmarks/device.py [--checkpoints 154] [--elements 8388608] [--threads 4]
+    PYTHONPATH=. python benchmarks/device.py [--checkpoints 154] [--elements 8388608] [--threads 4] [--workers 2 4]
 
 Prints one JSON object. To reach: `share_of_the_bus` ≥ 0.8, of the measured rate from pinned memory to the GPU,
 for half-precision weights; and the accuracy of docs/method.md, §4. Exits with 1 if digests or accuracy are not
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,12 +89,23 @@ class Run:
     """Of a tile."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """How fast several workers are together that share a GPU, each a process."""
+
+    workers: int
+    threads: int
+    """Of each."""
+    gigabytes_per_s: float
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoints", type=int, default=154)
     parser.add_argument("--elements", type=int, default=8 << 20)
     parser.add_argument("--threads", type=int, nargs="+", default=[4, device.THREADS_OF_A_GPU, 16])
+    parser.add_argument("--workers", type=int, nargs="*", default=[2, 4, 8])
     options = parser.parse_args()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = torch.cuda.get_device_name() if kind == "cuda" else "none: the processor stands in"
@@ -100,7 +113,7 @@ def main() -> None:
     found["bus_GB_per_s"] = bus_rate = bus(kind)
     found["products_GB_per_s"] = products(kind, options.checkpoints)
     most = max(options.threads)
-    with planned(*suite(options.checkpoints, options.elements, "float16")) as (plan, source, _):
+    with planned(*suite(options.checkpoints, options.elements, "float16")) as (plan, source, files):
         found["gigabytes"] = round(plan.bytes_total / 1e9, 2)
         found["reading_GB_per_s"] = reading(plan, most)
         found["digests_GB_per_s"] = digests(most)
@@ -110,8 +123,14 @@ def main() -> None:
         found["runs"] = [
             {name: value for name, value in vars(each).items() if name != "kept"} for each in runs
         ]
+        folder = str(files[0].parent.parent)
+        shared = [
+            run_together(folder, kind, max(1, most // workers), workers)
+            for workers in options.workers
+        ]
+        found["several_workers"] = [vars(each) for each in shared]
         found["digests_equal"] = all(each.kept.digests() == on_cpu.kept.digests() for each in runs)
-        fastest = max(each.gigabytes_per_s for each in runs)
+        fastest = max(each.gigabytes_per_s for each in (*runs, *shared))
         found["share_of_the_bus"] = round(fastest / bus_rate, 3)
         found["reached"] = found["share_of_the_bus"] >= TO_REACH
     elements = min(_MOST_EXACT, options.elements)
@@ -196,13 +215,30 @@ def digests(threads: int) -> float:
 
 
 def run(plan: Plan, source: Source, kind: str, threads: int) -> Run:
-    """Work through all tiles PASSES times; time the passes after the first, which pins memory.
-
-    From the end of as many tiles as there are to where as many are under way as then.
-    """
-    memory = project(plan.tensors, plan.tiles, 8 << 30, threads)
+    """Work through all tiles, in one process."""
     kept = Kept()
-    worker = Worker(plan, kept, UrlBroker(plan, source), kind, threads, memory)
+    ends, receipts = passes(plan, source, kind, threads, kept)
+    first, last = len(plan.tiles), len(ends) - threads
+    timed = receipts[first:last]
+    return Run(
+        kept,
+        threads,
+        round(sum(each.bytes for each in timed) / (ends[last - 1] - ends[first - 1]) / 1e9, 2),
+        round(sum(each.pull_seconds for each in timed) / len(timed), 4),
+        round(sum(each.gram_seconds for each in timed) / len(timed), 4),
+    )
+
+
+def passes(
+    plan: Plan, source: Source, kind: str, threads: int, kept: Kept, sharers: int = 1
+) -> tuple[list[float], list[Receipt]]:
+    """Work through all tiles PASSES times; return when each was done, and what its worker said.
+
+    What is timed goes from the end of as many tiles as there are, since the first ones pin memory, to where
+    as many are under way as then.
+    """
+    memory = project(plan.tensors, plan.tiles, (8 << 30) // sharers, threads)
+    worker = Worker(plan, kept, UrlBroker(plan, source), kind, threads, memory, sharers=sharers)
     tiles = [tile.index for tile in plan.tiles]
     ends: list[float] = []
     receipts: list[Receipt] = []
@@ -212,15 +248,41 @@ def run(plan: Plan, source: Source, kind: str, threads: int) -> Run:
             ends.append(time.perf_counter())
             receipts.append(future.result())
     worker.close()
-    first, last = len(tiles), len(ends) - threads
-    timed = receipts[first:last]
-    return Run(
-        kept,
-        threads,
-        round(sum(each.bytes for each in timed) / (ends[last - 1] - ends[first - 1]) / 1e9, 2),
-        round(sum(each.pull_seconds for each in timed) / len(timed), 4),
-        round(sum(each.gram_seconds for each in timed) / len(timed), 4),
+    return ends, receipts
+
+
+def run_together(folder: str, kind: str, threads: int, processes: int) -> Shared:
+    """Have several workers share the GPU, a process each, which work through all tiles of the same files.
+
+    Timed while all of them are at work.
+    """
+    context = multiprocessing.get_context("spawn")
+    ready, answers = context.Barrier(processes), context.SimpleQueue()
+    arguments = folder, kind, threads, processes, ready, answers
+    workers = [context.Process(target=_one_of_several, args=arguments) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    done = [answers.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    began = max(ends[tiles - 1] for ends, _, tiles in done)
+    ended = min(ends[-threads - 1] for ends, _, _ in done)
+    total = sum(
+        size
+        for ends, sizes, _ in done
+        for end, size in zip(ends, sizes, strict=True)
+        if began < end <= ended
     )
+    return Shared(processes, threads, round(total / (ended - began) / 1e9, 2))
+
+
+def _one_of_several(
+    folder: str, kind: str, threads: int, processes: int, ready: Any, answers: Any
+) -> None:
+    plan, source = make_plan(Request(folder))
+    ready.wait()
+    ends, receipts = passes(plan, source, kind, threads, Kept(), processes)
+    answers.put((ends, [receipt.bytes for receipt in receipts], len(plan.tiles)))
 
 
 def suite(count: int, elements: int, dtype: str) -> tuple[int, torch.Tensor, torch.Tensor, str]:

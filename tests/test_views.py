@@ -21,6 +21,7 @@ from tests.suites import stored_weights, trajectory, write_suite
 ROOT = Path(__file__).parent.parent
 STEPS = [0, 1, 5, 10, 20, 30, 40, 60]
 KINDS = ("walk", "smooth", "decaying")
+OVER_SEEDS = ("settings", "mean", "stderr", "null_value")
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +274,7 @@ def test_the_glossary_has_everything_and_nothing_else() -> None:
     functions = {"above_null", "place", "value_a", "value_b", "difference", "k_first", "k_last"}
     functions |= {"mds", "relative_mds", "remaining"}
     functions |= {"along", "off", "weight", "average.norm", "average.distance", "angle_deg"}
+    functions |= {"seeds", *(f"over_seeds.{name}" for name in OVER_SEEDS)}
     assert {name for kind, name in names if kind == "column"} == used | functions
     source = "".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py"))
     for kind, name in names:

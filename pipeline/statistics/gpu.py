@@ -1,6 +1,7 @@
 """The products of pieces on a GPU: the one thing that is computed there.
 
-Sums over CHAIN columns in float32, in one call of cuBLAS for a whole batch, and float64 sums of these.
+Sums over CHAIN columns, turned as on the processor, in float32, in one call of cuBLAS for a whole batch, and
+float64 sums of these.
 cuBLAS chooses its kernel, and so the order of its sums, by the sizes of a call: every call has the same
 ones, whatever the batch holds. Columns that are not used are zero, which changes no sum. The sample that other
 statistics look at is gathered here, too: to find it the processor would read every line of its cache again.
@@ -11,19 +12,22 @@ Letters: K checkpoints, B pieces, M elements of each, P pieces that a call has r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.statistics.gram import is_in_float32
+from pipeline.statistics.gram import TURNS, is_in_float32
 from pipeline.statistics.piece import OfGpu, PiecePlace, Scratch, TensorFacts, sampled_columns
 from pipeline.statistics.pieces import PIECE, batch_elements
 
 CHAIN = 128
 """Elements of one float32 sum. A GPU adds one product after the other to it, a processor's vector instructions to
-16 or more sums in turn, so that chains of the same length are off by more: increments between values of 16 bits,
-70,000 of each, by 8.2e-7 of their square with 512 on an H200, by 2.1e-7 with 512 on a processor."""
+16 or more sums in turn, so that chains of the same length are off by more. Squared lengths of 16,384 bfloat16 weights
+on an H200, 64 or 154 checkpoints: off by -9.7e-8 of themselves with 128, -6.6e-7 with 512, -2.9e-6 with 2,048; turned
+(`gram.TURNS`) by -3e-10, -5e-9 and -5e-8, each with a spread of 1.0e-8, 4.8e-8 and 2.2e-7. Products of 512 take 0.91 to
+0.95 of the time (docs/decisions/gpu.md)."""
 
 
 def suits_gpu(facts: TensorFacts) -> bool:
@@ -79,14 +83,21 @@ def launched(values: Tensor, places: Sequence[PiecePlace], scratch: Scratch) -> 
     if rest:
         tail = of_pieces[:, :, whole * CHAIN :]
         _subtract(increments[:pieces, whole, :, :rest].permute(1, 0, 2), tail, firsts)
+    moved = increments[:pieces].ne(0).any(3).any(1)
+    torch.view_as_complex(increments.unflatten(3, (CHAIN // 2, 2))).mul_(_turns(values.device))
     rows = increments.view(room * sums, count, CHAIN)
     products = scratch.products("products", torch.float32, room * sums)
     torch.bmm(rows, rows.transpose(1, 2), out=products)
     totals = products.view(room, sums, count, count).sum(1, dtype=torch.float64)
-    moved = increments[:pieces].ne(0).any(3).any(1)
     columns = torch.from_numpy(sampled_columns(places)).to(values.device)
     sample = values.index_select(1, columns).unflatten(1, (pieces, len(columns) // pieces))
     return Launched(totals[:pieces], moved, sample)
+
+
+@cache
+def _turns(device: torch.device) -> Tensor:
+    """Return by what the pairs of a piece's columns are turned, as they lie in increments."""
+    return torch.from_numpy(TURNS).view(PIECE // CHAIN, 1, CHAIN // 2).to(device)
 
 
 def _subtract(increments: Tensor, values: Tensor, firsts: Sequence[int]) -> None:

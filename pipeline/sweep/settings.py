@@ -229,6 +229,11 @@ def conflicts(stated: Mapping[str, Any]) -> list[str]:
             f"width: expected a multiple of {HEAD_WIDTH}, as network = {network} has attention heads"
             f" of that width, found {width}"
         )
+    if network == "cnn" and stated.get("optimizer") == "muon":
+        wrong.append(
+            "optimizer: expected sgd or adamw, as network = cnn has no matrices but its last, which"
+            " Muon could train, found muon"
+        )
     return wrong
 
 

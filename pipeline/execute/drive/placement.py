@@ -9,6 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+MOST_ON_A_GPU = 8
+"""Workers that share a GPU unless another number is asked for. A process has one interpreter, which is what its threads
+wait for: on an H200 with 16 cores one worker of 4 threads works at 2.6 to 4.0 GB/s, 4 of 4 at 9.5 to 13.0, 8 of 2 at
+15.3 to 15.7 and 16 of 1 at 16.1 to 17.5 (benchmarks/results/gpu.md), and each takes 0.3 GB, and half a GB of the GPU."""
+LEAST_CPUS = 2
+"""Of each of them: one thread computes while another reads."""
+
 _PARTS_OF_A_GPU = 10_000  # Ray counts resources in these, and would round 1/6 up
 
 
@@ -33,8 +40,8 @@ def on_gpus(
 ) -> tuple[int, int, float]:
     """Return how many workers there is room for, and the CPUs and GPUs of each.
 
-    One for each GPU. More workers than GPUs share them evenly. Where no node has a whole GPU free,
-    a worker takes the share that is. At least one, which waits if there is no room for it.
+    They share the GPUs evenly. Where no node has a whole GPU free, they share what is. At least one,
+    which waits if there is no room for it.
 
     Args:
         nodes: at least one has a GPU, or a part of one.
@@ -44,7 +51,13 @@ def on_gpus(
     gpus = [math.floor(node["GPU"]) or node["GPU"] for node in nodes]
     unit = min(1.0, free or 1.0, max(gpus))
     whole = sum(int(number / unit) for number in gpus)
-    each = unit / max(1, math.ceil((max_workers or whole) / whole))
+    spare = min(
+        int(node.get("CPU", 0) * unit / number) for node, number in zip(nodes, gpus, strict=True)
+    )
+    on_each = max(1, min(MOST_ON_A_GPU, spare // LEAST_CPUS))
+    if max_workers:
+        on_each = max(1, math.ceil(max_workers / whole))
+    each = unit / on_each
     each = math.floor(each * _PARTS_OF_A_GPU) / _PARTS_OF_A_GPU
 
     def held(threads: int) -> int:

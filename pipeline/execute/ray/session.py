@@ -154,9 +154,9 @@ def layout(
 ) -> Layout:
     """Return how many workers of how many threads the cluster has room for.
 
-    One worker per GPU, unless more are asked for than there are; without GPUs one per four cores,
-    since each costs 0.3 GB and four threads keep the interpreter's lock free (a product of 16,384
-    columns takes a millisecond or more). Where tasks pull, half of each node's cores are left to
+    Several workers share a GPU, each with two cores at least; without GPUs there is one per four
+    cores, since each costs 0.3 GB and four threads keep the interpreter's lock free (a product of
+    16,384 columns takes a millisecond or more). Where tasks pull, half of each node's cores are left to
     them: over TLS a byte costs about as much to pull as to compute, and whichever node is lost,
     some that compute and some that pull are left.
 

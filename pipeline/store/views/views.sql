@@ -144,6 +144,44 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
 FROM stored_indicators n
 JOIN groups g USING (run, attempt, group_id);
 
+-- How redundant the path of each group was: when its direction and its place were final, how predictable its
+-- increments were, and how many directions they took. `remaining` is of the checkpoint of `saturation_step`,
+-- which is found by its angle to the end: steps may repeat. A random walk's is at most sqrt(1 - 0.99²) = 0.14.
+CREATE OR REPLACE VIEW redundancy AS
+WITH figures AS (
+    SELECT n.run, n.attempt, n.group_id,
+        max(n.value) FILTER (n.indicator = 'saturation_step') AS saturation_step,
+        max(n.value) FILTER (n.indicator = 'settled_step') AS settled_step,
+        max(n.value) FILTER (n.indicator = 'predictability_1') AS predictability_1,
+        max(n.value) FILTER (n.indicator = 'effective_rank') AS effective_rank,
+        max(n.value) FILTER (n.indicator = 'rank_95') AS rank_95,
+        max(n.null_value) FILTER (n.indicator = 'saturation_step') AS null_saturation_step,
+        max(n.null_value) FILTER (n.indicator = 'settled_step') AS null_settled_step,
+        max(n.null_value) FILTER (n.indicator = 'predictability_1') AS null_predictability_1,
+        max(n.null_value) FILTER (n.indicator = 'effective_rank') AS null_effective_rank,
+        max(n.null_value) FILTER (n.indicator = 'rank_95') AS null_rank_95
+    FROM stored_indicators n
+    GROUP BY n.run, n.attempt, n.group_id
+), nexts AS (
+    SELECT p.run, p.attempt, p.group_id, p.k, p.apex_angle_last_deg, lead(p.remaining) OVER (
+        PARTITION BY p.run, p.attempt, p.group_id ORDER BY p.k
+    ) AS remaining
+    FROM stored_path p
+    WHERE p.norm IS NOT NULL
+), saturated AS (
+    SELECT n.run, n.attempt, n.group_id, arg_max(n.remaining, n.k) AS remaining
+    FROM nexts n
+    WHERE n.remaining IS NOT NULL AND coalesce(n.apex_angle_last_deg > degrees(acos(0.99)), true)
+    GROUP BY n.run, n.attempt, n.group_id
+)
+SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, f.saturation_step,
+    f.settled_step, CASE WHEN f.saturation_step IS NOT NULL THEN s.remaining END AS remaining,
+    f.predictability_1, f.effective_rank, f.rank_95, f.null_saturation_step, f.null_settled_step,
+    f.null_predictability_1, f.null_effective_rank, f.null_rank_95
+FROM groups g
+JOIN figures f ON f.run = g.run AND f.attempt = g.attempt AND f.group_id = g.group_id
+LEFT JOIN saturated s ON s.run = g.run AND s.attempt = g.attempt AND s.group_id = g.group_id;
+
 -- Parts of paths, each with the null values of its own checkpoints, of groups whose increments are kept.
 -- What the training log says beside: FROM windows w ASOF JOIN … ON w.run = t.run AND w.step_last >= t.step
 CREATE OR REPLACE VIEW windows AS
@@ -215,8 +253,7 @@ SELECT h.run, h.scope, h.stack, h.layer, h.component, h.tensor, h.head, h.expert
 FROM half h
 WHERE h.i < h.j;
 
--- One indicator of the same groups in every run, the largest first; of one setting, over seeds:
--- SELECT settings->>'lr' AS lr, avg(value), stddev(value) FROM compare('mds') GROUP BY lr
+-- One indicator of the same groups in every run, the largest first.
 CREATE OR REPLACE MACRO compare(indicator, scope := 'model') AS TABLE
 SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, n.run, n.value, n.stderr,
     n.null_value, n.value - n.null_value AS above_null,
@@ -228,6 +265,58 @@ FROM indicators n
 JOIN runs r ON r.run = n.run
 WHERE n.indicator = indicator AND n.scope = scope
 ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
+
+-- One indicator over seeds: mean, its standard error and the random walk's, for every combination of the settings
+-- in which runs differ, their seeds aside. `runs` is a list of patterns: 'momentum-*' or 'base,seed-1'. Those
+-- without settings are none of them; of one seed twice their mean counts, a run without one counts by itself;
+-- networks of other sizes and other numbers of checkpoints are not averaged.
+CREATE OR REPLACE MACRO over_seeds(indicator, scope := 'model', runs := '*') AS TABLE
+WITH chosen AS (
+    SELECT r.run, CASE WHEN json_valid(r.settings) THEN r.settings END AS settings, r.checkpoints,
+        r.parameters
+    FROM runs r
+    WHERE r.settings IS NOT NULL
+        AND len(list_filter(string_split(runs, ','), lambda name: r.run GLOB trim(name))) > 0
+), stated AS (
+    SELECT c.run, e.key, regexp_matches(e.key, '(^|[._])seed$') AS is_seed,
+        CASE WHEN e.type IN ('BIGINT', 'UBIGINT', 'DOUBLE')
+            THEN regexp_replace(e.value::DOUBLE::VARCHAR, '\.0$', '') ELSE e.value::VARCHAR END AS value
+    FROM chosen c, json_each(c.settings) e
+), varying AS (
+    SELECT s.key
+    FROM stated s
+    GROUP BY s.key
+    HAVING count(DISTINCT s.value) > 1 OR count(*) < (SELECT count(*) FROM chosen)
+), combinations AS (
+    SELECT c.run, c.checkpoints, c.parameters,
+        concat('{', string_agg(s.setting, ', ' ORDER BY s.key) FILTER (NOT s.is_seed), '}') AS settings,
+        list(try_cast(s.value AS DOUBLE) ORDER BY s.key) FILTER (NOT s.is_seed) AS numbers,
+        coalesce(string_agg(s.setting, ', ' ORDER BY s.key) FILTER (s.is_seed), c.run) AS seed
+    FROM chosen c
+    LEFT JOIN (
+        SELECT s.run, s.key, s.value, s.is_seed, concat(to_json(s.key), ': ', s.value) AS setting
+        FROM stated s
+        LEFT JOIN varying v ON v.key = s.key
+        WHERE s.is_seed OR v.key IS NOT NULL
+    ) s ON s.run = c.run
+    GROUP BY c.run, c.checkpoints, c.parameters
+), of_seeds AS (
+    SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, c.settings, c.checkpoints,
+        c.parameters, c.numbers, c.seed, avg(n.value) AS value, avg(n.null_value) AS null_value
+    FROM combinations c
+    JOIN indicators n ON n.run = c.run
+    WHERE n.indicator = indicator AND n.scope = scope AND n.value IS NOT NULL
+    GROUP BY ALL
+)
+SELECT o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.checkpoints,
+    o.parameters, count(*) AS seeds, avg(o.value ORDER BY o.seed) AS mean,
+    stddev_samp(o.value ORDER BY o.seed) / sqrt(count(*)) AS stderr,
+    avg(o.null_value ORDER BY o.seed) AS null_value
+FROM of_seeds o
+GROUP BY o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.numbers,
+    o.checkpoints, o.parameters
+ORDER BY o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.numbers, o.settings, o.checkpoints,
+    o.parameters;
 
 -- Two runs, indicator by indicator; a group that one of them lacks has NULL there. Its name is a word
 -- of SQL, so it stands in double quotes: FROM "between"('a', 'b').
