@@ -384,6 +384,36 @@ def draw_runs(
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 
+def draw_means(
+    axes: Axes,
+    lines: Mapping[str, Mapping[str, tuple[float, float]]],
+    meaning: str,
+    title: str,
+) -> None:
+    """Draw means with 1.96 standard errors, side by side at the same places for each of some lines.
+
+    Args:
+        lines: of each the mean and its standard error at each place, by the place's name.
+        meaning: of the values.
+    """
+    places = list(dict.fromkeys(place for line in lines.values() for place in line))
+    for number, (name, line) in enumerate(lines.items()):
+        aside = 0.5 * (
+            (number + 0.5) / len(lines) - 0.5
+        )  # so that intervals do not hide each other
+        values, errors = zip(*line.values(), strict=True)
+        axes.errorbar(
+            [places.index(place) + aside for place in line], values, yerr=_Z_95 * np.array(errors),
+            label=name, color=COLOURS[number % len(COLOURS)], elinewidth=0.7, marker=".",
+            markersize=3.5,
+        )  # fmt: skip
+    axes.axhline(0, color=_NULL, linewidth=0.6)
+    axes.set_xticks(range(len(places)), places)
+    axes.set_ylabel(meaning)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.5)
+
+
 def _colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None  # axes are in one
