@@ -10,6 +10,7 @@ import click
 from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
 from pipeline.errors import QueryError, RequestError, quoted
+from pipeline.report.comparison import shown_one_by_one
 from pipeline.report.content import content
 from pipeline.report.page import page
 from pipeline.store.folder import Folder
@@ -23,7 +24,7 @@ from pipeline.store.query import Store
     "names",
     multiple=True,
     metavar="NAME",
-    help="Only this run (repeatable; default: all runs).",
+    help="Only this run (repeatable; default: all; of more than 8 one by one as many).",
 )
 @click.option(
     "--out",
@@ -55,9 +56,10 @@ def report(
         raise QueryError(
             f"no run of {store} is whole", "the command that made a run makes it again"
         )
-    drawn = None if figures is None else _drawn(opened, sound, Path(figures))
+    shown = sound if names else shown_one_by_one(opened, sound)
+    drawn = None if figures is None else _drawn(opened, shown, sound, Path(figures))
     target = Path(out) if out is not None else _default(store)
-    text = page(content(opened, store, sound))
+    text = page(content(opened, store, shown, sound))
     try:
         _write(target, text)
     except OSError as error:
@@ -67,6 +69,8 @@ def report(
     say(console(), f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)")
     if drawn is not None:
         say(console(), f"figures: {drawn} in {figures}, each as PDF, SVG and PNG")
+    if shown != sound:
+        say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names others")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
 
 
@@ -82,11 +86,11 @@ def _write(target: Path, text: str) -> None:
         raise
 
 
-def _drawn(store: Store, runs: list[str], folder: Path) -> int:
+def _drawn(store: Store, runs: list[str], compared: list[str], folder: Path) -> int:
     """Write the pictures of some runs and return how many there are."""
     from pipeline.report.figures import write_figures  # matplotlib may be missing, and takes 0.3 s
 
-    return write_figures(store, runs, folder)
+    return write_figures(store, runs, folder, compared)
 
 
 def _is_whole(store: Store, name: str) -> bool:

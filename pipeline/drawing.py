@@ -96,10 +96,10 @@ def labels_of(steps: Sequence[int | None], names: Sequence[str]) -> list[str]:
     return list(map(plain, names))
 
 
-def plain(name: str) -> str:
+def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     """Return a name from outside as a label: a short line, in which no dollar sign begins a formula."""
     text = printable(name)
-    short = text if len(text) <= _LONGEST_NAME else f"…{text[1 - _LONGEST_NAME :]}"
+    short = text if len(text) <= longest else f"…{text[1 - longest :]}"
     return short.replace("$", r"\$")
 
 
@@ -384,34 +384,32 @@ def draw_runs(
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 
-def draw_means(
+def draw_against(
     axes: Axes,
-    lines: Mapping[str, Mapping[str, tuple[float, float]]],
-    meaning: str,
+    places: Sequence[str],
+    lines: Mapping[str, tuple[Sequence[int], FloatArray, FloatArray, FloatArray]],
     title: str,
 ) -> None:
-    """Draw means with 1.96 standard errors, side by side at the same places for each of some lines.
+    """Draw an indicator against a setting: means over seeds with 1.96 standard errors; dotted, random walks.
 
     Args:
-        lines: of each the mean and its standard error at each place, by the place's name.
-        meaning: of the values.
+        places: what the setting is, at even distances.
+        lines: of each label at which places it has values, (V,) of those, and means, standard errors and null
+            values, (V,) each; NaN where undefined.
     """
-    places = list(dict.fromkeys(place for line in lines.values() for place in line))
-    for number, (name, line) in enumerate(lines.items()):
-        aside = 0.5 * (
-            (number + 0.5) / len(lines) - 0.5
-        )  # so that intervals do not hide each other
-        values, errors = zip(*line.values(), strict=True)
+    for number, (label, (at, means, errors, nulls)) in enumerate(lines.items()):
+        shifted = np.array(at) + 0.05 * (number - (len(lines) - 1) / 2) * min(1.0, 8 / len(lines))
+        colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
-            [places.index(place) + aside for place in line], values, yerr=_Z_95 * np.array(errors),
-            label=name, color=COLOURS[number % len(COLOURS)], elinewidth=0.7, marker=".",
-            markersize=3.5,
+            shifted, means, yerr=_Z_95 * np.nan_to_num(errors), label=label or "runs", color=colour,
+            elinewidth=0.9, marker="osD^vP"[number % 6], markersize=3,
+            linestyle=("-", "--", "-.", ":")[number // 6 % 4],
         )  # fmt: skip
-    axes.axhline(0, color=_NULL, linewidth=0.6)
+        axes.plot(shifted, nulls, color=colour, linestyle=(0, (1, 1.5)), linewidth=0.9)
     axes.set_xticks(range(len(places)), places)
-    axes.set_ylabel(meaning)
+    axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_title(title)
-    axes.grid(axis="y", alpha=0.25, linewidth=0.5)
+    axes.grid(alpha=0.25, linewidth=0.5)
 
 
 def _colour_bar(axes: Axes, image: AxesImage, label: str) -> None:

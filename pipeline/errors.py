@@ -19,6 +19,7 @@
     ├── TileLost                    a worker died while it held a tile
     ├── PackageMissing              an optional package is not installed
     ├── DeviceFull                  a GPU has no memory for the least that can be computed at once
+    ├── Diverged                    the loss of a training is no finite number any more
     └── Interrupted                 SIGINT or SIGTERM                         exit 130
 
 An error says in one line what, where, expected and found; `hint` says what cures it. The second paragraph
@@ -182,6 +183,13 @@ class DeviceFull(HallmarksError):
     """A GPU has no memory for the least that can be computed at once.
 
     Free the GPU, read fewer checkpoints at once, or use --device cpu.
+    """
+
+
+class Diverged(HallmarksError):
+    """The loss of a training is no finite number any more.
+
+    Lower its learning rate, or lengthen its warmup.
     """
 
 

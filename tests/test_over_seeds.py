@@ -84,6 +84,10 @@ def test_patterns_choose_runs(store: Store) -> None:
     assert rows(store, "'straightness', runs := 'nothing'") == []
     assert rows(store, "'nonsense', runs := 'grid-*'") == []
     assert rows(store, "'straightness', runs := 'none'") == []  # of no known settings
+    assert {row["indicator"] for row in rows(store, "NULL, runs := 'unseeded-*'")} > {
+        "mds",
+        "straightness",
+    }
     everything = rows(store, "'straightness'")
     assert sum(row["seeds"] for row in everything) == 7 + 2 + 1 + 2 + 1
 

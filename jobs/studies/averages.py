@@ -15,6 +15,7 @@ import click
 from jobs.console import run as run_command
 from jobs.studies.experiment import (
     Key,
+    Mean,
     Means,
     Observations,
     experiment_options,
@@ -112,18 +113,18 @@ def averages(config: str, store: str, max_workers: int | None, **_: object) -> i
             *("accuracy", "above constant's last", "train loss"),
         ]
         print_table(network, names, rows)
-    write_picture(folder / "averages", _panels(both), "validation loss above constant's last")
+    write_picture(folder / "averages", _panels(both))
     return 0
 
 
-def _panels(means: Means) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+def _panels(means: Means) -> dict[str, dict[str, dict[str, Mean]]]:
     """Return how much each average of each schedule is above the constant training's last, by network."""
-    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    panels: dict[str, dict[str, dict[str, Mean]]] = {}
     for (network, schedule, weights), figures in means.items():
         above = figures.get("validation_loss_above_constant_last")
         if above is not None:
-            lines = panels.setdefault(network, {})
-            lines.setdefault(schedule, {})[weights] = above.mean, above.stderr or 0.0
+            lines = panels.setdefault(f"{network}: validation loss above constant's last", {})
+            lines.setdefault(schedule, {})[weights] = above
     return panels
 
 

@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import click
+import numpy as np
 
 from jobs.console import console, say
 from jobs.options import debug_option, store_option
@@ -38,6 +39,7 @@ Observations = Mapping[Key, Mapping[str, float]]
 Measure = Callable[[Run, Place], Observations]
 
 _TICK_S = 1.0
+_COLUMNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,26 +187,34 @@ def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[object
     say(screen, "")
 
 
-def write_picture(
-    path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]], meaning: str
-) -> None:
-    """Draw panels side by side, as a PDF, an SVG and a PNG.
+def write_picture(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Mean]]]) -> None:
+    """Draw panels side by side, as a PDF, an SVG and a PNG; dotted, zero.
 
     Args:
         path: without ending.
-        panels: of each its lines, and of these a mean and its standard error at each place.
-        meaning: of the values.
+        panels: of each its lines, and of these a mean at each place, by their names.
     """
     from pipeline import drawing  # matplotlib is optional, and takes a second
 
     with drawing.style():
-        columns = min(len(panels), 4)
+        columns = min(len(panels), _COLUMNS)
         rows = -(-len(panels) // columns)
-        figure = drawing.new_figure(drawing.PAGE, 2.0 * rows)
-        for number, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, columns, number + 1)
-            drawing.draw_means(axes, lines, meaning if number % columns == 0 else "", title)
+        figure = drawing.new_figure(drawing.PAGE, 2.2 * rows)
+        for number, (title, lines) in enumerate(panels.items(), 1):
+            places = list(dict.fromkeys(place for line in lines.values() for place in line))
+            drawn = {
+                name: (
+                    [places.index(place) for place in line],
+                    np.array([each.mean for each in line.values()]),
+                    np.array([each.stderr or 0.0 for each in line.values()]),
+                    np.zeros(len(line)),
+                )
+                for name, line in lines.items()
+            }
+            axes = figure.add_subplot(rows, columns, number)
+            drawing.draw_against(axes, places, drawn, title)
+            axes.tick_params("x", rotation=40)
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=6)
         for ending, data in drawing.files(figure):
-            path.with_suffix(f".{ending}").write_bytes(data)
+            path.with_name(f"{path.name}.{ending}").write_bytes(data)

@@ -23,6 +23,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from jobs.console import run as run_command
 from jobs.studies.experiment import (
+    Mean,
     Means,
     Observations,
     experiment_options,
@@ -341,7 +342,7 @@ def line_search(config: str, store: str, max_workers: int | None, **_: object) -
             for name in dict.fromkeys(key[0] for key in related)
         ],
     )
-    write_picture(folder / "line_search", _panels(means), "steps saved")
+    write_picture(folder / "line_search", _panels(means))
     return 0
 
 
@@ -350,14 +351,13 @@ def _rows(means: Means, figure: str) -> list[list[object]]:
     return [[" ".join(p), *(means[*p, method][figure] for method in METHODS)] for p in points]
 
 
-def _panels(means: Means) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+def _panels(means: Means) -> dict[str, dict[str, dict[str, Mean]]]:
     """Return steps saved, of each training, of each method, at each point."""
-    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    panels: dict[str, dict[str, dict[str, Mean]]] = {}
     for (network, schedule, at, method), figures in means.items():
         if method in (*JUDGED, f"random_{MOST}", f"mean_{MOST}"):
-            saved = figures["train_steps_saved"]
-            panel = panels.setdefault(f"{network}, {schedule}", {})
-            panel.setdefault(method, {})[at] = saved.mean, saved.stderr or 0.0
+            lines = panels.setdefault(f"{network}, {schedule}: steps saved", {})
+            lines.setdefault(method, {})[at] = figures["train_steps_saved"]
     return panels
 
 

@@ -20,7 +20,7 @@ from pipeline.store.training import stored_training
 from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 10
+FIGURES_FORMAT = 11
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 

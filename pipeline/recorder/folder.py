@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -57,7 +57,7 @@ class Folder:
             try:
                 self._open(resume)
             except BaseException:
-                self._lock.close()
+                self.close()
                 raise
         except OSError as error:
             raise RequestError(f"{quoted(path)} cannot be written: {error.strerror}") from None
@@ -68,27 +68,26 @@ class Folder:
         matches = (_STEP.fullmatch(each.name) for each in self.path.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
-    def add(self, step: int, write: Callable[[Path], None]) -> None:
-        """Add a checkpoint, as a whole or not at all.
-
-        Args:
-            write: fills an empty folder, down to the disk.
-
-        Raises:
-            HallmarksError: it cannot be written.
-        """
+    def begin(self, step: int, config: bytes | None) -> None:
+        """Make the folder in which a checkpoint is written, with the network's configuration."""
         growing = unfinished(self.path, step)
-        try:
-            growing.mkdir()
-            write(growing)
-            sync(growing)
-            if self._log is not None:
-                os.fsync(self._log)
-            growing.rename(finished(self.path, step))
-            sync(self.path)
-        except OSError as error:
-            shutil.rmtree(growing, ignore_errors=True)
-            raise self._cannot_write(f"checkpoint of step {step:,}", error) from error
+        growing.mkdir()
+        if config is not None:
+            (growing / "config.json").write_bytes(config)
+            sync(growing / "config.json")
+
+    def publish(self, step: int) -> None:
+        """Give a checkpoint its name, once its files are on the disk."""
+        growing = unfinished(self.path, step)
+        sync(growing)
+        if self._log is not None:
+            os.fsync(self._log)
+        growing.rename(finished(self.path, step))
+        sync(self.path)
+
+    def discard(self, step: int) -> None:
+        """Leave nothing of a checkpoint that cannot be written."""
+        shutil.rmtree(unfinished(self.path, step), ignore_errors=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a line of metrics.
@@ -106,7 +105,7 @@ class Folder:
                 os.ftruncate(self._log, os.fstat(self._log).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise self._cannot_write(f"metrics of step {step:,}", error) from error
+            raise cannot_write(f"metrics of step {step:,}", self.path, error) from error
 
     def close(self) -> None:
         """Give the directory up."""
@@ -116,12 +115,6 @@ class Folder:
         if not self._lock.closed:
             (self.path / _LOCK).unlink(missing_ok=True)
             self._lock.close()
-
-    def _cannot_write(self, what: str, error: OSError) -> HallmarksError:
-        return HallmarksError(
-            f"{what}: {quoted(self.path)} cannot be written: {error.strerror}",
-            "checkpoints that were written are kept; once there is room, resume from the last of them",
-        )
 
     def _open(self, resume: int | None) -> None:
         for each in list(self.path.iterdir()):
@@ -154,14 +147,15 @@ class Folder:
         if kept != lines:
             shutil.copyfile(log, aside / LOG)
             growing = log.with_name(f"{LOG}.partial")
-            write_synced(growing, b"".join(kept))
+            growing.write_bytes(b"".join(kept))
+            sync(growing)
             growing.rename(log)
         for step in reversed(later):  # so that what is left of a training is its beginning
             finished(self.path, step).rename(finished(aside, step))
         sync(self.path)
         self.set_aside = (
-            f"{len(later):,} checkpoints and {len(lines) - len(kept):,} lines of metrics after it are of an"
-            f" earlier attempt and were moved to {aside.name}"
+            f"what was recorded after it, by an earlier attempt, was moved to {aside.name}:"
+            f" {len(later):,} checkpoint(s) and {len(lines) - len(kept):,} line(s) of metrics"
         )
 
     def _step_of(self, line: bytes) -> int:
@@ -183,10 +177,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file, down to the disk."""
-    path.write_bytes(data)
-    sync(path)
+def cannot_write(what: str, directory: Path, error: OSError) -> HallmarksError:
+    """Return the error of a directory that cannot be written."""
+    return HallmarksError(
+        f"{what}: {quoted(directory)} cannot be written: {error.strerror}",
+        "what was recorded before is kept: resume from there",
+    )
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -198,6 +194,7 @@ def _locked(path: Path) -> IO[bytes]:
             if os.fstat(lock.fileno()).st_nlink:  # not removed by the process that held it before
                 return lock
         except BlockingIOError:
+            lock.close()
             raise RequestError(
                 f"another process records in {quoted(path)}",
                 "record in another directory; of a distributed training, initialize torch.distributed before",

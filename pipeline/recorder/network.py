@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,8 @@ def is_sharded(model: nn.Module) -> bool:
     return any(type(each).__name__ == "DTensor" for each in model.parameters())
 
 
-def tensors_of(model: nn.Module, whole: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of a network's state dict, and the names of what else there is in it.
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network's state dict; what else there is in it is said.
 
     Names are without what `torch.compile` puts into those of modules that it compiles.
 
@@ -60,19 +61,13 @@ def tensors_of(model: nn.Module, whole: bool) -> tuple[dict[str, Tensor], list[s
         RequestError: the values of one are not in memory.
     """
     tensors: dict[str, Tensor] = {}
-    others: list[str] = []
     for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            others.append(name)
-        elif type(value).__name__ == "DTensor" and whole:
-            raise RequestError(
-                f"state dict: expected whole tensors, found {quoted(name)} to be a DTensor",
-                "make the Recorder after fully_shard",
-            )
-        else:
+        if isinstance(value, Tensor):
             check_values(name, value)
             tensors[name.replace("_orig_mod.", "")] = value
-    return tensors, others
+        else:
+            warnings.warn(f"not recorded, since it is no tensor: {quoted(name)}", stacklevel=4)
+    return tensors
 
 
 def config_of(model: Any, config: Mapping[str, Any] | None) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,17 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 
 from pipeline.errors import HallmarksError, RequestError, quoted
-from pipeline.recorder.folder import Folder, finished, unfinished, write_synced
+from pipeline.recorder.folder import Folder, cannot_write, finished, unfinished
 from pipeline.recorder.network import bare, config_of, is_sharded, rank, tensors_of
-from pipeline.recorder.schedule import Schedule, step_number, steps
+from pipeline.recorder.schedule import Due, Schedule, step_number
 from pipeline.recorder.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from pipeline.recorder.sharded import ShardedSnapshot
 
 _SHOWN = 6
+_RESERVED = ("step", "metric")
+"""With them a line of the log would be a row of another form (training/rows.py)."""
 
 
 class Recorder:
@@ -71,26 +72,20 @@ class Recorder:
         """
         if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError(f"model: expected a torch.nn.Module, found {quoted(model)}")
-        self._model = bare(model)
+        self._model, self._directory = bare(model), Path(directory)
         self._config = config_of(self._model, config)
-        last = None if last_step is None else step_number("last_step", last_step)
-        self._steps = steps(schedule, last)
-        self._due = next(self._steps, None)
+        self._due = Due(
+            schedule, None if last_step is None else step_number("last_step", last_step)
+        )
         begin = None if resume is None else step_number("resume", resume)
+        self._snapshot = _snapshot_of(self._model)
         self._folder: Folder | None = None
-        self._directory = Path(directory)
-        self._snapshot, recorded = self._prepared(begin)
+        recorded = self._snapshot.agree(lambda: self._open(begin)) if self._snapshot else []
         self._last = -1 if begin is None else begin
         self._resumed = begin if begin in recorded else None
         self._recorded = -1
         if begin is not None:
-            lacking = self._go_on(begin, recorded)
-            if self._folder is not None:
-                for note in filter(None, (self._folder.set_aside, lacking)):
-                    warnings.warn(
-                        f"{directory}: continued from step {begin:,}: {note}", stacklevel=2
-                    )
-        self._told = False
+            self._say(begin, self._due.resume(begin, recorded))
         self._closed = False
         self._thread = ThreadPoolExecutor(1, "recorder")
         self._writing: Future[None] | None = None
@@ -111,7 +106,7 @@ class Recorder:
         step = self._check(step)
         if metrics:
             self.log(step, metrics)
-        if step == self._resumed or (self._due is not None and step >= self._due):
+        if step == self._resumed or self._due.at(step):
             self.record(step)
 
     def record(self, step: int) -> None:
@@ -122,20 +117,19 @@ class Recorder:
             HallmarksError: this or an earlier checkpoint cannot be written.
         """
         step = self._check(step)
-        is_whole = isinstance(self._snapshot, Snapshot)
-        if step == self._recorded or (is_whole and self._folder is None):
+        if step == self._recorded or self._snapshot is None:
             return
         self._wait()
-        self._snapshot.take(self._tensors(is_whole))
+        self._snapshot.take(tensors_of(self._model))
         if step != self._resumed:
-            self._writing = self._thread.submit(self._write, step)
-        elif isinstance(self._snapshot, Snapshot) and not self._snapshot.is_in(self._at(step)):
+            self._writing = self._thread.submit(self._write, step, self._snapshot)
+        elif not self._snapshot.is_in(finished(self._directory, step)):
             raise RequestError(
-                f"{quoted(self._at(step))} holds other weights than the network has now",
+                f"{quoted(finished(self._directory, step))} holds other weights than the network has now",
                 f"load the weights of step {step:,} before, or resume from a step before it",
             )
         self._recorded = step
-        self._skip(step + 1)
+        self._due.skip(step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Log metrics, as `step` does, of any step.
@@ -179,34 +173,20 @@ class Recorder:
             if error is not failed:
                 error.add_note(f"besides, in the recorder: {failed.message}")
 
-    def _prepared(self, begin: int | None) -> tuple[Snapshot | ShardedSnapshot, list[int]]:
-        """Return what takes the tensors, and the steps that are recorded already."""
-        if is_sharded(self._model):
-            from pipeline.recorder.sharded import ShardedSnapshot  # takes time to import
-
-            sharded = ShardedSnapshot()
-            return sharded, sharded.agree(lambda: self._open(begin))
-        return Snapshot(), self._open(begin) if rank() == 0 else []
-
     def _open(self, begin: int | None) -> list[int]:
         """Take the directory; return which steps are recorded there."""
         self._folder = Folder(self._directory, begin)
         return self._folder.steps
 
-    def _go_on(self, begin: int, recorded: Sequence[int]) -> str:
-        """Pass what was due before the loop begins; return which of it was not recorded then."""
-        passed = self._skip(begin)
-        ends = [*passed[1:], begin if self._due is None else self._due]
-        lacking: list[int] = []
-        for due, end in zip(passed, ends, strict=True):
-            at = bisect.bisect_left(recorded, due)
-            if at == len(recorded) or recorded[at] >= max(end, due + 1):
-                lacking.append(due)
-        if begin in recorded:
-            self._skip(begin + 1)
+    def _say(self, begin: int, lacking: Sequence[int]) -> None:
+        """Say what is not as the interrupted training left it, or should have."""
+        if self._folder is None:
+            return
         shown = ", ".join(f"{step:,}" for step in lacking[:_SHOWN])
         more = f" and {len(lacking) - _SHOWN:,} more" if len(lacking) > _SHOWN else ""
-        return f"these steps were due before and are not recorded: {shown}{more}" if lacking else ""
+        what = f"these steps were due before and are not recorded: {shown}{more}" if lacking else ""
+        for note in filter(None, (self._folder.set_aside, what)):
+            warnings.warn(f"{self._directory}: continued from step {begin:,}: {note}", stacklevel=3)
 
     def _check(self, step: int) -> int:
         """Return a step that a call is made for; raise what went wrong in the background."""
@@ -224,43 +204,33 @@ class Recorder:
         if self._writing is not None:
             self._writing.result()
 
-    def _skip(self, first: int) -> list[int]:
-        """Pass what is due before a step, and return that."""
-        passed: list[int] = []
-        while self._due is not None and self._due < first:
-            passed.append(self._due)
-            self._due = next(self._steps, None)
-        return passed
-
-    def _tensors(self, whole: bool) -> dict[str, Tensor]:
-        tensors, others = tensors_of(self._model, whole)
-        if others and not self._told:
-            self._told = True
-            shown = ", ".join(quoted(name) for name in others[:_SHOWN])
-            warnings.warn(f"not recorded, since it is no tensor: {shown}", stacklevel=3)
-        return tensors
-
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, snapshot: Snapshot | ShardedSnapshot) -> None:
         """In the background."""
-        if self._folder is not None:
-            self._folder.add(step, self._fill)
-        else:
-            self._snapshot.write(unfinished(self._directory, step))
+        folder = self._folder  # on rank 0
+        try:
+            snapshot.agree(lambda: folder and folder.begin(step, self._config))
+            snapshot.write(unfinished(self._directory, step))
+            snapshot.agree(lambda: folder and folder.publish(step))
+        except (HallmarksError, OSError) as error:
+            if folder is not None:
+                folder.discard(step)
+            if isinstance(error, OSError):
+                what = f"checkpoint of step {step:,}"
+                raise cannot_write(what, self._directory, error) from error
+            raise
 
-    def _at(self, step: int) -> Path:
-        return finished(self._directory, step)
 
-    def _fill(self, folder: Path) -> None:
-        if self._config is not None:
-            write_synced(folder / "config.json", self._config)
-        self._snapshot.write(folder)
+def _snapshot_of(model: nn.Module) -> Snapshot | ShardedSnapshot | None:
+    """Return what takes the tensors; None on ranks that leave it to rank 0."""
+    if is_sharded(model):
+        from pipeline.recorder.sharded import ShardedSnapshot  # takes half a second to import
+
+        return ShardedSnapshot()
+    return Snapshot() if rank() == 0 else None
 
 
 def _number(name: str, value: Any) -> float:
-    if name not in (
-        "step",
-        "metric",
-    ):  # which would make it a row of another form (training/rows.py)
+    if name not in _RESERVED:
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             return float(value.item() if isinstance(value, Tensor) else value)
     raise RequestError(f"metrics: expected numbers by name, found {quoted(name)}: {quoted(value)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import RequestError, quoted
@@ -46,6 +47,44 @@ def steps(schedule: Schedule, last_step: int | None) -> Iterator[int]:
             )
     last = [] if last_step is None else [last_step]
     return (step for step, _ in itertools.groupby(heapq.merge(listed, last)))
+
+
+class Due:
+    """The steps of a schedule that are still to be recorded."""
+
+    def __init__(self, schedule: Schedule, last_step: int | None) -> None:
+        """Begin with the first; raises what `steps` raises."""
+        self._steps = steps(schedule, last_step)
+        self._next = next(self._steps, None)
+
+    def at(self, step: int) -> bool:
+        """Return whether something has become due."""
+        return self._next is not None and self._next <= step
+
+    def skip(self, first: int) -> list[int]:
+        """Skip what comes before a step; return that."""
+        skipped: list[int] = []
+        while self._next is not None and self._next < first:
+            skipped.append(self._next)
+            self._next = next(self._steps, None)
+        return skipped
+
+    def resume(self, begin: int, recorded: Sequence[int]) -> list[int]:
+        """Skip what a training had recorded that is continued from a step; return what it had not.
+
+        A step that is due is recorded then, or later, before another one is.
+
+        Args:
+            recorded: its steps in order, none of which comes after `begin`.
+        """
+        ends = [*self.skip(begin), begin + 1 if self._next is None else self._next]
+        if begin in recorded:
+            self.skip(begin + 1)
+        return [
+            step
+            for step, end in itertools.pairwise(ends)
+            if bisect.bisect_left(recorded, step) == bisect.bisect_left(recorded, end)
+        ]
 
 
 def _by_name(schedule: str) -> Iterator[int]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.checkpoint.safetensors import head_of
+from pipeline.errors import RequestError, quoted
 from pipeline.recorder.network import dtype_name
 
 FILE = "model.safetensors"
+
+T = TypeVar("T")
 
 
 class Snapshot:
@@ -30,7 +34,17 @@ class Snapshot:
         self._places: list[Tensor] = []
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors as they are now; when this returns they may change."""
+        """Copy tensors as they are now; when this returns they may change.
+
+        Raises:
+            RequestError: of one this rank holds a part.
+        """
+        for name, tensor in tensors.items():
+            if type(tensor).__name__ == "DTensor":
+                raise RequestError(
+                    f"state dict: expected whole tensors, found {quoted(name)} to be a DTensor",
+                    "make the Recorder after fully_shard",
+                )
         kept, tied = _without_ties(tensors)
         ordered = sorted(kept.items(), key=lambda each: -each[1].element_size())  # all are aligned
         gpus = {tensor.device for _, tensor in ordered if tensor.is_cuda}
@@ -50,6 +64,10 @@ class Snapshot:
             file.write(self._values.numpy().data)
             file.flush()
             os.fsync(file.fileno())
+
+    def agree(self, of_rank_0: Callable[[], T]) -> T:
+        """Return what rank 0 does, which is alone."""
+        return of_rank_0()
 
     def is_in(self, folder: Path) -> bool:
         """Return whether the file that is there is the one that would be written."""

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.findings.finding import SEVERITIES
 from pipeline.numerics.indicators import INDICATORS
 from pipeline.numerics.straight_turns import SCALES
+from pipeline.report.comparison import comparison
 from pipeline.report.maps import KEYS, maps
 from pipeline.report.packing import FloatArray, pack
 from pipeline.report.parts import changes, widths, windows
@@ -44,6 +45,10 @@ SCOPES = {
     "head": (False, _SMALL),
 }
 """In the order in which they are taken: whether finely, and how many checkpoints a map has at most."""
+COMPARED = ("model", "body", "component", "layer", "layer_component")
+"""Scopes that are compared over settings, as many of them as fit."""
+_MOST_COMPARED = 1_200_000
+"""Characters that they may take of the page."""
 _CURVES = (
     *("norm", "displacement", "increment", "path_length", "update_angle_deg"),
     *("update_angle_stderr_deg", "noise_floor_deg"),
@@ -52,14 +57,19 @@ _RANKS = 10
 _STRAIGHT_TURNS = ", ".join(f"avg(straight_turn_{scale}_deg)" for scale in SCALES)
 
 
-def content(store: Store, address: str, runs: Sequence[str]) -> Json:
+def content(
+    store: Store, address: str, runs: Sequence[str], compared: Sequence[str] | None = None
+) -> Json:
     """Return what a page about these runs shows.
 
     Args:
         address: of the store, as its user wrote it.
+        runs: which are shown one by one.
+        compared: whose indicators are compared over settings; default: the same.
     """
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    size = SIZE // max(1, len(runs))
+    over_settings = _over_settings(store, runs if compared is None else compared)
+    size = (SIZE - len(json.dumps(over_settings))) // max(1, len(runs))
     return {
         "version": VERSION,
         "made": made,
@@ -68,10 +78,56 @@ def content(store: Store, address: str, runs: Sequence[str]) -> Json:
         "meanings": dict(
             store.sql("SELECT name, meaning FROM glossary WHERE kind = 'indicator'").fetchall()
         ),
+        "not_shown": len(runs if compared is None else compared) - len(runs),
+        "comparison": over_settings,
         "runs": [
             _run(store, address, run, size) | {"training": training(store, run, len(runs))}
             for run in runs
         ],
+    }
+
+
+def _over_settings(store: Store, runs: Sequence[str]) -> Json | None:
+    """Return indicators for each combination of settings, null where the runs differ in none.
+
+    Of each group, by `INDICATORS`: mean, standard error, null value and seeds of each combination.
+    """
+    compared = comparison(store, runs)
+    if compared is None:
+        return None
+    groups: list[Json] = []
+    left = _MOST_COMPARED
+    for scope in COMPARED:
+        by_keys: dict[_Keys, Json] = {}
+        for (keys, indicator), figure in compared.of(store, scope).items():
+            if indicator in INDICATORS:
+                by_keys.setdefault(keys, {})[indicator] = [
+                    [_short(value, digits) for value in values.tolist()]
+                    for values, digits in (
+                        (figure.mean, 6), (figure.stderr, 3), (figure.null_value, 5), (figure.seeds, 3),
+                    )
+                ]  # fmt: skip
+        shown = [
+            _named(scope, keys) | {"figures": [figures.get(name) for name in INDICATORS]}
+            for keys, figures in by_keys.items()
+        ]
+        left -= len(json.dumps(shown))
+        if left < 0 and groups:
+            break
+        groups += shown
+    return {
+        "settings": compared.names,
+        "combinations": compared.combinations,
+        "runs": compared.runs,
+        "groups": groups,
+    }
+
+
+def _named(scope: str, keys: _Keys) -> Json:
+    """Return what tells a group from the others: its scope and the keys that it has."""
+    return {
+        "scope": scope,
+        **{name: key for name, key in zip(KEYS, keys, strict=True) if key is not None},
     }
 
 
@@ -222,12 +278,7 @@ def _scope(
                 parts = (facts["widths"][0], len(checkpoints["source"]), packed["every"])
                 for each, shown in windows(store, run, scope, *parts).items():
                     curves[each]["windows"] = shown
-        group = {
-            "scope": scope,
-            **{name: key for name, key in zip(KEYS, keys, strict=True) if key is not None},
-            "maps": packed,
-            **curves[keys],
-        }
+        group = {**_named(scope, keys), "maps": packed, **curves[keys]}
         groups.append(group)
         total += len(json.dumps(group))
     return sorted(groups, key=_order), total
@@ -270,6 +321,7 @@ def _figures(
         if fine:
             figures[keys] |= _walk(curves["increment"], checkpoints)
     _add_indicators(store, run, scope, figures)
+    _add_remaining(store, run, scope, figures)
     if fine:
         _add_components(store, run, scope, figures)
     return figures
@@ -317,6 +369,15 @@ def _add_indicators(store: Store, run: str, scope: str, figures: dict[_Keys, Jso
         rows = [by_name.get(name, [None] * len(columns)) for name in INDICATORS]
         keys = tuple(row[key] for key in KEYS)
         figures[keys] |= dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _add_remaining(store: Store, run: str, scope: str, figures: dict[_Keys, Json]) -> None:
+    """Add what was left of the way when its direction was final."""
+    for *keys, remaining in store.sql(
+        f"SELECT {', '.join(KEYS)}, remaining FROM redundancy WHERE run = ? AND scope = ?",
+        [run, scope],
+    ).fetchall():
+        figures[tuple(keys)]["remaining"] = _short(remaining, 5)
 
 
 def _add_components(store: Store, run: str, scope: str, figures: dict[_Keys, Json]) -> None:

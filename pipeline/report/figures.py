@@ -8,6 +8,7 @@
     NAME-spectrum     shares of the principal components
     NAME-projection   the path on the first two
     runs              indicators of several runs beside each other
+    runs-against-SETTING  indicators over a setting in which runs differ: means over seeds
 
 Each is a PDF, an SVG and a PNG. One that a run has nothing to show in, such as layers where there are none, is
 left out. Undefined values are gaps.
@@ -15,10 +16,11 @@ left out. Undefined values are gaps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import numpy as np
 from pipeline import drawing
 from pipeline.drawing import COLUMN, PAGE, Figure, new_figure
 from pipeline.errors import RequestError, quoted
+from pipeline.report.comparison import Comparison, Keys, OverSeeds, as_text, comparison, place
+from pipeline.report.maps import KEYS
 from pipeline.report.packing import FloatArray
 from pipeline.report.paths import walk
 from pipeline.store.query import Store
@@ -36,6 +40,14 @@ _COMPARED = (
     *("relative_mds", "straightness", "mean_update_angle_deg"),
     *("pca_share_1", "effective_rank", "norm_ratio"),
 )
+_AGAINST = (
+    *("mds", "relative_mds", "straightness"),
+    *("mean_update_angle_deg", "effective_rank", "saturation_step"),
+)
+"""What the founding paper speaks of: how much direction a path explores, and when that is settled."""
+_LONGEST_FILE_NAME = 80
+_LONGEST_COMMON = 100
+"""Characters of what is the same in a picture: a line of it."""
 _RANKS = 10
 _MOST_IN_GRID = 64
 """Checkpoints of a map among others: as many dots as 5 mm have in print."""
@@ -71,19 +83,24 @@ class _Run:
         return {name: np.array(table[name].to_pylist(), float) for name in table.column_names}
 
 
-def write_figures(store: Store, runs: Sequence[str], folder: Path) -> int:
+def write_figures(
+    store: Store, runs: Sequence[str], folder: Path, compared: Sequence[str] | None = None
+) -> int:
     """Write the pictures of some runs and return how many there are.
+
+    Args:
+        compared: which runs are compared over settings; default: the same.
 
     Raises:
         RequestError: the folder cannot be written to.
     """
-    count = 0
+    number = 0
     with drawing.style():
-        for name, figure in pictures(store, runs):
+        for name, figure in pictures(store, runs, compared):
             for form, data in drawing.files(figure):
                 _write(folder, f"{name}.{form}", data)
-            count += 1
-    return count
+            number += 1
+    return number
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
@@ -101,8 +118,10 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         ) from None
 
 
-def pictures(store: Store, runs: Sequence[str]) -> Iterator[tuple[str, Figure]]:
-    """Yield the name of each picture of some runs, and the picture."""
+def pictures(
+    store: Store, runs: Sequence[str], compared: Sequence[str] | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """Yield the name of each picture of some runs, and the picture; `compared` as of `write_figures`."""
     for name in runs:
         rows = store.sql(
             "SELECT step, name, source FROM checkpoints WHERE run = ? ORDER BY k", [name]
@@ -113,6 +132,11 @@ def pictures(store: Store, runs: Sequence[str]) -> Iterator[tuple[str, Figure]]:
             yield f"{name}-{kind}", figure
     if len(runs) > 1:
         yield "runs", _runs(store, runs)
+    over_settings = comparison(store, runs if compared is None else compared)
+    if over_settings is not None:
+        figures = over_settings.of(store, "model")
+        for name, figure in _against(over_settings, figures):
+            yield f"runs-against-{name}", figure
 
 
 def _of_run(run: _Run) -> Iterator[tuple[str, Figure]]:
@@ -320,3 +344,75 @@ def _runs(store: Store, runs: Sequence[str]) -> Figure:
         drawing.draw_runs(axes, runs, values, errors, nulls, indicator)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
+
+
+def _against(
+    runs: Comparison, figures: Mapping[tuple[Keys, str], OverSeeds]
+) -> Iterator[tuple[str, Figure]]:
+    """Yield a picture for each setting as the axis: the next one tells its lines apart, others pictures.
+
+    Where they are the same only in combinations that have one value of the setting there is no picture.
+    """
+    taken: set[str] = set()
+    for axis in range(len(runs.names)):
+        line, *others = [at for at in range(len(runs.names)) if at != axis] or [axis]
+        parts: dict[str, list[int]] = {}
+        for number in range(len(runs.combinations)):
+            parts.setdefault(runs.said(number, others), []).append(number)
+        for part, combinations in parts.items():
+            if len({as_text(runs.combinations[number][axis]) for number in combinations}) > 1:
+                figure = new_figure(PAGE, 4.6)
+                _draw_setting(figure, runs, figures, axis, line, combinations, part)
+                yield _file_name(f"{runs.names[axis]} {part}", taken), figure
+
+
+def _draw_setting(
+    figure: Figure,
+    runs: Comparison,
+    figures: Mapping[tuple[Keys, str], OverSeeds],
+    axis: int,
+    line: int,
+    combinations: Sequence[int],
+    part: str,
+) -> None:
+    """Draw indicators of the model over a setting; `part` says what else these combinations have in common."""
+    values = sorted((runs.combinations[number][axis] for number in combinations), key=place)
+    places = list(dict.fromkeys(map(as_text, values)))
+    by_line: dict[str, list[int]] = {}
+    for number in combinations:
+        by_line.setdefault("" if line == axis else runs.said(number, [line]), []).append(number)
+    counts: set[int] = set()
+    for axes, indicator in zip(figure.subplots(2, 3).flat, _AGAINST, strict=True):
+        lines: dict[str, tuple[list[int], FloatArray, FloatArray, FloatArray]] = {}
+        if (known := figures.get(((None,) * len(KEYS), indicator))) is not None:
+            for label, numbers in by_line.items():
+                at = [places.index(as_text(runs.combinations[number][axis])) for number in numbers]
+                chosen = [numbers[n] for n in np.argsort(at)]
+                lines[drawing.plain(label)] = (
+                    sorted(at), known.mean[chosen], known.stderr[chosen], known.null_value[chosen],
+                )  # fmt: skip
+                counts.update(known.seeds[chosen][known.seeds[chosen] > 0].astype(int).tolist())
+        drawing.draw_against(axes, list(map(drawing.plain, places)), lines, indicator)
+        axes.set_xlabel(drawing.plain(runs.names[axis]))
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, title=_caption(counts, part))
+
+
+def _caption(counts: set[int], part: str) -> str:
+    """Return what the points are, over how many seeds."""
+    if max(counts, default=1) == 1:
+        points = "one seed each"
+    else:
+        seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
+        points = f"means over {seeds} seeds, 1.96 standard errors"
+    common = f"{drawing.plain(part, _LONGEST_COMMON)}\n" if part else ""
+    return f"{common}{points}; dotted: random walks with the same step lengths"
+
+
+def _file_name(text: str, taken: set[str]) -> str:
+    """Return a name for a file, from texts of outside, that none has yet."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")[:_LONGEST_FILE_NAME]
+    names = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
+    name = next(name for name in names if name.lower() not in taken)
+    taken.add(name.lower())
+    return name

@@ -57,11 +57,11 @@ class Directory:
         return beside(self._layout, self._reading)
 
     def logs(self) -> list[File]:
-        # Lightning logs beside the folder of its checkpoints
-        start = ".." if self._root.name == "checkpoints" else ""
+        paths = log_paths(self._list)
+        if not paths and self._root.name == "checkpoints":  # beside which Lightning has its logs
+            paths = log_paths(self._list, "..")
         return [
-            self._file(Candidate(path, None, path, True), self._root / path, path)
-            for path in log_paths(self._list, start)
+            self._file(Candidate(path, None, path, True), self._root / path, path) for path in paths
         ]
 
     def whole(self) -> list[Candidate]:

@@ -23,7 +23,6 @@ _DEVIATION = 0.02
 
 def network_of(settings: Settings) -> nn.Module:
     """Return a network with the initial weights of its seed, in the main memory."""
-    generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         width, depth = settings.width, settings.depth
@@ -33,21 +32,21 @@ def network_of(settings: Settings) -> nn.Module:
             case "cnn":
                 return Convolutional(width, depth)
             case "vit":
-                network = VisionTransformer(width, depth)
+                return VisionTransformer(width, depth)
             case _:
                 hidden = 8 * width // 3  # as many weights as an MLP without gates of 4 C
                 network = Decoder(VOCABULARY, width, depth, width // HEAD_WIDTH, hidden)
-    initialise(network, depth, generator)
-    return network
+                initialise(network, depth, torch.Generator().manual_seed(settings.seed))
+                return network
 
 
 def initialise(network: nn.Module, layers: int, generator: torch.Generator) -> None:
-    """Draw the matrices of a transformer: normal with 0.02, and less for what is added to the residual
+    """Draw the matrices of a decoder: normal with 0.02, and less for what is added to the residual
     stream (as in GPT-2)."""
     with torch.no_grad():
         for name, weights in network.named_parameters():
             if weights.dim() == 2:
-                added = name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight"))
+                added = name.endswith(("o_proj.weight", "down_proj.weight"))
                 scale = _DEVIATION / math.sqrt(2 * layers) if added else _DEVIATION
                 weights.copy_(scale * torch.randn(weights.shape, generator=generator))
 
@@ -126,6 +125,7 @@ class VisionTransformer(nn.Module):
         self.layers = nn.ModuleList(_VisionLayer(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, DIGITS)
+        nn.init.normal_(self.position_embeddings.weight, std=_DEVIATION)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 10) logits of (B, 1, 8, 8) images."""

@@ -130,7 +130,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "width": Key(
         Range(1, 4096, whole=True),
-        ("network", {"mlp": 64, "cnn": 16, "vit": 48, "lm": 64}),
+        ("network", {"mlp": 64, "cnn": 16, "vit": 32, "lm": 32}),
         "units of a hidden layer, channels of the first convolution, or length of a token's state,"
         f" which is a multiple of {HEAD_WIDTH}",
     ),
@@ -189,7 +189,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "epochs": Key(
         Range(0, 100_000, above=True),
-        ("network", {"mlp": 30.0, "cnn": 20.0, "vit": 30.0, "lm": 1.0}),
+        ("network", {"mlp": 30.0, "cnn": 20.0, "vit": 20.0, "lm": 1.0}),
         "passes over the data, unless `steps` says",
     ),
     "checkpoints": Key(
@@ -204,7 +204,9 @@ KEYS: Mapping[str, Key] = {
         Range(0, 2**31 - 1, whole=True), 0, "of the initialization and the order of the data"
     ),
 }
-"""Defaults of learning rates, widths and lengths: trained to the end on one thread in seconds."""
+"""Default lengths: a training takes 2 s (mlp), 5 s (cnn), 6 s (vit), 13 s (lm) of one core with AdamW, its
+41 checkpoints included, and ends where the loss no longer falls much: accuracies of 0.97, 1.00, 0.94 and 0.44
+on data held out."""
 
 
 def mistake(key: str, value: object) -> str | None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import HallmarksError, RequestError, quoted
+from pipeline.errors import Diverged, RequestError, quoted
 from pipeline.recorder.recorder import Recorder
 from pipeline.sweep.data import Data, Examples, data_of, order
 from pipeline.sweep.networks import network_of
@@ -31,13 +31,6 @@ from pipeline.sweep.settings import Settings
 
 _EVALUATED_AT_ONCE = 512
 """Examples; a few MiB of activations."""
-
-
-class Diverged(HallmarksError):
-    """The loss of a training is no finite number any more.
-
-    Lower its learning rate, or lengthen its warmup.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +154,10 @@ class Training:
         self.network.zero_grad()
         value = backward(self.network, loss, settings.sam_rho)
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {self.step} of {self.last_step}")
+            raise Diverged(
+                f"the loss is {value} at step {self.step:,} of {self.last_step:,}",
+                "lower learning_rate, or raise warmup",
+            )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

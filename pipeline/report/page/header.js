@@ -11,6 +11,7 @@ function pageHeader() {
       facts(run),
       run.followed ? reloading() : null,
       command(run),
+      notShown(),
       leftOut(run),
     );
   };
@@ -105,6 +106,15 @@ const command = (run) =>
     h("summary", {}, "Command"),
     h("pre", { tabindex: 0 }, h("code", {}, run.command)),
   );
+
+const notShown = () =>
+  CONTENT.not_shown
+    ? h(
+        "p",
+        { class: "note" },
+        `${CONTENT.runs.length} of ${CONTENT.runs.length + CONTENT.not_shown} runs are shown one by one, of different settings where they have such; indicators across settings are of all. “hallmarks report --run NAME” shows others.`,
+      )
+    : null;
 
 function leftOut(run) {
   if (!run.left_out.length) return null;

@@ -7,11 +7,13 @@ filled(page, pageHeader(), findings(), selection(), h("div", { class: "columns" 
 await map.drawn;
 await new Promise((shown) => setTimeout(shown));
 page.append(
+  ...(CONTENT.comparison ? [acrossSettings()] : []),
   ...(CONTENT.runs.length > 1 ? [severalRuns()] : []),
   training(),
   h("div", { class: "columns" }, turns(), windows()),
   keyFigures(),
   layers(),
+  redundancy(),
   h("div", { class: "columns" }, pathInComponents(), spectrum()),
   settling(),
   h(

@@ -115,6 +115,20 @@ GROUP BY metric, split, place // ceil(number / ${points})::BIGINT
 ORDER BY metric, split, step, k`;
 }
 
+const redundancyQuery = (run, scopes) => `SELECT scope, stack, layer, component, ${REDUNDANCY.join(", ")}
+FROM redundancy
+WHERE run = ${literal(run.run)} AND scope IN (${scopes.map(literal).join(", ")})
+ORDER BY saturation_step NULLS LAST, settled_step NULLS LAST, stack, layer, component`;
+
+function settingsQuery({ runs }, group, indicator) {
+  const keys = ["stack", "layer", "component"].map((key) => [key, group[key]]);
+  const where = keys.map(([key, value]) => (value === undefined ? `${key} IS NULL` : `${key} = ${literal(value)}`));
+  const chosen = runs === null ? "" : `, runs := ${literal(runs)}`;
+  return `SELECT settings, checkpoints, parameters, seeds, mean, stderr, null_value
+FROM over_seeds(${literal(indicator)}, scope := ${literal(group.scope)}${chosen})
+WHERE ${where.join(" AND ")}`;
+}
+
 const runsQuery = (group) => `SELECT run, indicator, value, stderr, null_value
 FROM indicators
 WHERE scope = ${literal(group.scope)} AND run IN (${CONTENT.runs.map((run) => literal(run.run)).join(", ")})

@@ -11,7 +11,7 @@ function settling() {
     meaning:
       "A bar ends at the step from which the weights stay within 5 % of their whole displacement from where they end; the point marks when the direction was final to 8°, the line when a random walk would have settled.",
     method:
-      "settled_step: the first step from which ‖θT − θk‖ ≤ 0.05 ‖θT − θ0‖ for good. saturation_step: the first from which cos(θk − θ0, θT − θ0) ≥ 0.99 for good. A part that settled early could have been frozen from there. docs/method.md, section 2.",
+      "settled_step: the first step from which ‖θT − θk‖ ≤ 0.05 ‖θT − θ0‖ for good. saturation_step: the first from which cos(θk − θ0, θT − θ0) ≥ 0.99 for good. Where weights were does not say that they could have been frozen there: docs/method-2.md, section 5.6. docs/method.md, section 2.",
     body: outside,
     query: () => settlingQuery(shownRun()),
     rows: async () => [

@@ -15,6 +15,9 @@ const DEFAULTS = {
   show: "maps",
   columns: "all",
   indicator: "relative_mds",
+  against: "",
+  lines: "",
+  order: "depth",
   minus: 0,
   sort: "",
   reload: 0,
@@ -25,6 +28,7 @@ const CHOICES = {
   scale: ["own", "common"],
   show: ["maps", "numbers"],
   columns: ["all", "qkv"],
+  order: ["depth", "saturation_step", "remaining", "settled_step", "predictability_1", "effective_rank", "rank_95"],
 };
 
 const QUIET_MS = 150; // browsers allow some 200 changes of the address in ten seconds, and a pointer makes more

@@ -95,10 +95,6 @@ JOIN checkpoints c ON c.run = t.run AND c.k = t.k;
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
-WITH lengths AS (
-    SELECT p.run, p.attempt, p.group_id, p.k, p.norm, p.displacement
-    FROM stored_path p
-)
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
     ci.step AS step_i, cj.step AS step_j, ci.source AS source_i, cj.source AS source_j, s.dot,
     CASE WHEN s.dot IS NULL OR pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
@@ -111,9 +107,9 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     sqrt(s.squared_distance) AS distance, s.cosine_stderr, s.relative_cosine_stderr
 FROM stored_similarity s
 JOIN groups g USING (run, attempt, group_id)
-JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
+JOIN stored_path pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
     AND pi.k = s.i
-JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
+JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
@@ -266,7 +262,7 @@ JOIN runs r ON r.run = n.run
 WHERE n.indicator = indicator AND n.scope = scope
 ORDER BY n.stack, n.layer, n.component, n.tensor, n.head, n.expert, place, n.run;
 
--- One indicator over seeds: mean, its standard error and the random walk's, for every combination of the settings
+-- An indicator over seeds, or all where that is NULL: mean, its standard error and the random walk's, for every combination of the settings
 -- in which runs differ, their seeds aside. `runs` is a list of patterns: 'momentum-*' or 'base,seed-1'. Those
 -- without settings are none of them; of one seed twice their mean counts, a run without one counts by itself;
 -- networks of other sizes and other numbers of checkpoints are not averaged.
@@ -302,21 +298,21 @@ WITH chosen AS (
     GROUP BY c.run, c.checkpoints, c.parameters
 ), of_seeds AS (
     SELECT n.scope, n.stack, n.layer, n.component, n.tensor, n.head, n.expert, c.settings, c.checkpoints,
-        c.parameters, c.numbers, c.seed, avg(n.value) AS value, avg(n.null_value) AS null_value
+        c.parameters, c.numbers, c.seed, n.indicator, avg(n.value) AS value, avg(n.null_value) AS null_value
     FROM combinations c
     JOIN indicators n ON n.run = c.run
-    WHERE n.indicator = indicator AND n.scope = scope AND n.value IS NOT NULL
+    WHERE (indicator IS NULL OR n.indicator = indicator) AND n.scope = scope AND n.value IS NOT NULL
     GROUP BY ALL
 )
-SELECT o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.checkpoints,
-    o.parameters, count(*) AS seeds, avg(o.value ORDER BY o.seed) AS mean,
+SELECT o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.settings,
+    o.checkpoints, o.parameters, count(*) AS seeds, avg(o.value ORDER BY o.seed) AS mean,
     stddev_samp(o.value ORDER BY o.seed) / sqrt(count(*)) AS stderr,
     avg(o.null_value ORDER BY o.seed) AS null_value
 FROM of_seeds o
-GROUP BY o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.settings, o.numbers,
-    o.checkpoints, o.parameters
-ORDER BY o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.numbers, o.settings, o.checkpoints,
-    o.parameters;
+GROUP BY o.scope, o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.settings,
+    o.numbers, o.checkpoints, o.parameters
+ORDER BY o.stack, o.layer, o.component, o.tensor, o.head, o.expert, o.indicator, o.numbers, o.settings,
+    o.checkpoints, o.parameters;
 
 -- Two runs, indicator by indicator; a group that one of them lacks has NULL there. Its name is a word
 -- of SQL, so it stands in double quotes: FROM "between"('a', 'b').

@@ -1,0 +1,146 @@
+"""Indicators for each combination of the settings in which runs differ, over seeds.
+
+The page and the pictures draw the same: SQL's `over_seeds`, of all runs that are shown.
+
+Shapes: C = combinations.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.maps import KEYS
+from pipeline.report.packing import FloatArray
+from pipeline.store.query import Store
+from pipeline.training.settings import of_text
+
+Keys = tuple[Any, ...]
+
+MOST_RUNS = 8
+"""That are shown one by one if nobody names them. Each takes a second or two, and what one after the other
+shows beyond as many, their means over seeds say at once."""
+_SEED = re.compile(r"(^|[._])seed$")
+"""As `over_seeds` has it."""
+_SIZES = ("checkpoints", "parameters")
+"""What tells rows of the same settings apart: of such runs no mean is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """One indicator of one group; (C,) each, NaN where no run has a value."""
+
+    mean: FloatArray
+    stderr: FloatArray
+    """NaN where there is one seed."""
+    null_value: FloatArray
+    seeds: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs that differ in settings."""
+
+    names: tuple[str, ...]
+    """Of the settings in which they differ; of sizes besides, where the same settings have several."""
+    combinations: tuple[tuple[Any, ...], ...]
+    """(C,) what each of these settings is; None where it is not stated."""
+    runs: str | None
+    """As `over_seeds` takes them; None: all of the store."""
+    _rows: Mapping[Keys, int] = field(repr=False)
+    """Number of each combination, by what the store calls it."""
+
+    def said(self, number: int, settings: Sequence[int]) -> str:
+        """Return what some of its settings, by their numbers, are in a combination: `lr 0.1, width 8`."""
+        values = self.combinations[number]
+        return ", ".join(f"{self.names[at]} {as_text(values[at])}" for at in settings)
+
+    def of(self, store: Store, scope: str) -> dict[tuple[Keys, str], OverSeeds]:
+        """Return the indicators of the groups of a scope, by the keys of the group and the indicator."""
+        table = store.table(
+            f"SELECT {', '.join(KEYS)}, indicator, list([settings, checkpoints::VARCHAR, parameters::VARCHAR]) AS at,"
+            " list(mean) AS mean, list(stderr) AS stderr, list(null_value) AS null_value,"
+            f" list(seeds) AS seeds FROM {_macro('NULL', scope, self.runs)} GROUP BY ALL"
+        )
+        found: dict[tuple[Keys, str], OverSeeds] = {}
+        for row in table.to_pylist():
+            places = [self._rows[tuple(each)] for each in row["at"]]
+            columns: list[FloatArray] = []
+            for name in ("mean", "stderr", "null_value", "seeds"):
+                values = np.full(len(self.combinations), np.nan)
+                values[places] = np.array(row[name], float)
+                columns.append(values)
+            found[tuple(row[key] for key in KEYS), row["indicator"]] = OverSeeds(*columns)
+        return found
+
+
+def comparison(store: Store, runs: Sequence[str]) -> Comparison | None:
+    """Return in which settings runs differ; None where there are no two combinations of them."""
+    every = {run for (run,) in store.sql("SELECT run FROM runs").fetchall()} == set(runs)
+    named = None if every else ",".join(runs)
+    rows = store.sql(
+        "SELECT DISTINCT settings, checkpoints::VARCHAR, parameters::VARCHAR, checkpoints, parameters"
+        f" FROM {_macro('NULL', 'model', named)}"
+    ).fetchall()
+    stated = [of_text(settings) for settings, *_ in rows]
+    sizes = [
+        at
+        for at in range(len(_SIZES))
+        if any(
+            one[0] == other[0] and one[3 + at] != other[3 + at] for one in rows for other in rows
+        )
+    ]
+    names = sorted({name for settings in stated for name in settings})
+    combinations = [
+        (*(settings.get(name) for name in names), *(row[3 + at] for at in sizes))
+        for settings, row in zip(stated, rows, strict=True)
+    ]
+    if len(rows) < 2:
+        return None
+    order = sorted(range(len(rows)), key=lambda at: list(map(place, combinations[at])))
+    return Comparison(
+        (*names, *(_SIZES[at] for at in sizes)),
+        tuple(combinations[at] for at in order),
+        named,
+        {tuple(rows[at][:3]): number for number, at in enumerate(order)},
+    )
+
+
+def place(value: Any) -> tuple[int, float, str]:
+    """Return what settings are sorted by: numbers by size before anything else, what is not stated last."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0, value, ""
+    return (2, 0.0, "") if value is None else (1, 0.0, as_text(value))
+
+
+def as_text(value: Any) -> str:
+    """Return a setting as it is read: a text without quotation marks, a number in few digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "–" if value is None else json.dumps(value)
+
+
+def shown_one_by_one(store: Store, runs: Sequence[str]) -> list[str]:
+    """Return all runs; of more than `MOST_RUNS` as many, of different settings if there are such."""
+    if len(runs) <= MOST_RUNS:
+        return list(runs)
+    first: dict[str, str] = {}
+    for run, settings in store.sql("SELECT run, settings FROM runs ORDER BY run").fetchall():
+        seedless = {k: v for k, v in of_text(settings).items() if not _SEED.search(k)}
+        if run in runs:
+            first.setdefault(json.dumps(seedless, sort_keys=True), run)
+    chosen = list(first.values()) if len(first) > 1 else list(runs)
+    count = min(len(chosen), MOST_RUNS)
+    return [chosen[round(at * (len(chosen) - 1) / (count - 1))] for at in range(count)]
+
+
+def _macro(indicator: str, scope: str, runs: str | None) -> str:
+    chosen = "" if runs is None else f", runs := '{runs}'"  # whose names have no quotation marks
+    return f"over_seeds({indicator}, scope := '{scope}'{chosen})"
