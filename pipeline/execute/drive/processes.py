@@ -1,8 +1,8 @@
 """Calls in processes of this machine, which stay for further calls.
 
 Each is started by itself, not forked: a fork would copy what threads of this process hold. It has a
-session of its own, so that a terminal's ^C reaches the driver alone, and ends as soon as the driver has,
-however that ends. What it does must bear a kill at any time.
+session of its own, so that a terminal's ^C reaches the driver alone, and ends with the driver, however that
+ends: what it has in hand is ended as by an exception, and after some seconds by force.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any
 
 from pipeline.errors import TileLost
 from pipeline.execute.drive.calls import outcome
 from pipeline.signals import uninterrupted
 
+_END_S = 5.0
+"""For a process to leave what it has in hand; a call of torch's takes less than a second."""
 _SCRIPT = "import sys\nsys.path[:] = {path!r}\nfrom {module} import serve\nserve({descriptor})"
 
 
@@ -79,8 +83,12 @@ class Processes:
         """End all of them, whatever they have in hand."""
         with uninterrupted():
             for each in self._processes:
-                each.process.kill()
+                each.process.terminate()
+            deadline = time.monotonic() + _END_S
             for each in self._processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    each.process.wait(max(0.0, deadline - time.monotonic()))
+                each.process.kill()
                 each.process.wait()
                 each.connection.close()
             self._processes.clear()
@@ -118,23 +126,37 @@ def _end(code: int) -> str:
 
 def serve(descriptor: int) -> None:
     """Make the calls that a driver asks for, until it is gone."""
+    signal.signal(signal.SIGTERM, _leave)
     connection: Connection[Any, Any] = Connection(descriptor)
     asked: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
     listening = threading.Thread(target=_listen, args=[connection, asked], daemon=True)
     listening.start()
-    while True:
-        function, arguments = asked.get()
-        made = outcome(function, *arguments)
-        try:
-            data = pickle.dumps(made)
-        except Exception as error:  # what cannot be pickled is told in words
-            data = pickle.dumps(RuntimeError(f"{made!r:.300} cannot be sent: {error}"))
-        connection.send_bytes(data)
+    try:
+        while True:
+            function, arguments = asked.get()
+            connection.send_bytes(_pickled(outcome(function, *arguments)))
+    finally:
+        os._exit(1)  # whatever threads are left of a call
 
 
 def _listen(connection: Connection[Any, Any], asked: SimpleQueue[Any]) -> None:
     """Hand on what is asked; end the process with the driver."""
-    with contextlib.suppress(BaseException):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             asked.put(connection.recv())
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_END_S)
     os._exit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit
+
+
+def _pickled(made: Any) -> bytes:
+    try:
+        return pickle.dumps(made)
+    except Exception as error:  # told in words
+        return pickle.dumps(RuntimeError(f"{made!r:.300} cannot be sent: {error}"))
