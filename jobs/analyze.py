@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from jobs.console import EXIT_INCOMPLETE, Result, one_object, run
-from jobs.options import requests_from, resources_from, selection_and_resources, store_option
+from jobs.options import (
+    check_store,
+    requests_from,
+    resources_from,
+    selection_and_resources,
+    store_option,
+)
 from jobs.program import resumable
 from jobs.progress import JobProgress
 from jobs.summary import print_summary
-from pipeline.errors import RequestError
 from pipeline.job.analyze import analyze as run_analysis
 from pipeline.job.analyze import analyze_joint
 from pipeline.job.summary import Summary
 from pipeline.planning.request import Request
-from pipeline.store.folder import Folder
 
 
 @click.command()
@@ -57,7 +59,7 @@ def analyze(**options: Any) -> int:
 def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
     """Do one job: of one request, or of several in one read."""
     resumable()
-    _check_store(options["store"])
+    check_store(options["store"])
     progress = JobProgress(options["store"])
     where, resources = options["store"], resources_from(options)
     how: dict[str, Any] = {"progress": progress}
@@ -68,20 +70,6 @@ def _analyze(requests: list[Request], options: dict[str, Any]) -> list[Summary]:
         return [run_analysis(requests[0], where, resources, **how)]
     finally:
         progress.close()
-
-
-def _check_store(store: str) -> None:
-    """Refuse what cannot be a store, before anything is read.
-
-    A relative one of a submitted job neither: its working directory is a copy that Ray removes.
-    """
-    Folder(store)
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and "://" not in store and not Path(store).is_absolute():
-        raise RequestError(
-            f"--store {store} is relative, and the working directory of a Ray job is a cache",
-            "name a directory that all nodes see, by its absolute path",
-        )
 
 
 if __name__ == "__main__":

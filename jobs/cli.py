@@ -21,6 +21,7 @@ COMMANDS = {
     "sql": "Run a query over the views of a store.",
     "average": "Write a combination of checkpoints as a checkpoint.",
     "report": "Write one page that shows the runs of a store.",
+    "sweep": "Train small networks over a grid of settings and analyse each.",
     "demo": "Train a small language model and analyse it.",
 }
 

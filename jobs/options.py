@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from pipeline.planning.request import (
     Resources,
 )
 from pipeline.statistics.table import SAID
+from pipeline.store.folder import Folder
 from pipeline.training.settings import Settings, assigned, read_settings
 
 _NAMED = [
@@ -313,3 +315,19 @@ def _refuse_expanded(sources: Sequence[str], patterns: Mapping[str, Sequence[str
 def resources_from(options: dict[str, Any]) -> Resources:
     """Return what the figures do not depend on."""
     return Resources(**{name: options[name] for name in RESOURCES if name in options})
+
+
+def check_store(store: str) -> None:
+    """Refuse what cannot be a store, before anything is read."""
+    Folder(store)
+    check_place("--store", store)
+
+
+def check_place(option: str, place: str) -> None:
+    """Refuse a relative directory of a submitted job: its working directory is a copy that Ray removes."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in place and not Path(place).is_absolute():
+        raise RequestError(
+            f"{option} {place} is relative, and the working directory of a Ray job is a cache",
+            "name a directory that all nodes see, by its absolute path",
+        )

@@ -23,6 +23,7 @@ from pipeline.execute.drive.schedule import Lost
 from pipeline.job.summary import Summary
 from pipeline.planning.memory import show_size
 from pipeline.planning.plan import Plan
+from pipeline.sweep.sweep import Failed, SweepState
 
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 
@@ -84,6 +85,66 @@ class AverageProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class SweepProgress:
+    """How far a sweep is: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, store: str) -> None:
+        """`store`: logs of internal errors lie beside it."""
+        self._store = store
+        self._console = console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._last_line = time.monotonic()
+
+    def begun(self, state: SweepState) -> None:
+        earlier = f", {state.stored} done earlier" if state.stored else ""
+        say(self._console, f"{state.total} run{'s'[state.total == 1 :]}{earlier}")
+        if self._console.is_terminal and state.over < state.total:
+            self._bar = Progress(
+                BarColumn(), TextColumn("{task.description}"), console=self._console
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(_how_far(state), total=state.total, completed=state.over)
+
+    def advanced(self, state: SweepState) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.over, description=_how_far(state))
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            say(self._console, _how_far(state))
+
+    def failed(self, failed: Failed) -> None:
+        """Name a run that has failed; the others go on."""
+        if isinstance(failed.error, HallmarksError):
+            cure = f" ({failed.error.hint})" if failed.error.hint else ""
+            why = failed.error.message + cure
+        else:
+            why = "{} ({})".format(*told(failed.error, self._store))
+        say(self._console, f"run {failed.run} failed: {why}")
+
+    def note(self, text: str) -> None:
+        say(self._console, f"note: {text}")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _how_far(state: SweepState) -> str:
+    failed = f", {len(state.failed)} failed" if state.failed else ""
+    left = "" if state.seconds_left is None else f", {show_time(state.seconds_left)} left"
+    return f"{state.over} of {state.total} runs{failed}{left}"
+
+
+def show_time(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class JobProgress:

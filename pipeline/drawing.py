@@ -96,10 +96,10 @@ def labels_of(steps: Sequence[int | None], names: Sequence[str]) -> list[str]:
     return list(map(plain, names))
 
 
-def plain(name: str) -> str:
+def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     """Return a name from outside as a label: a short line, in which no dollar sign begins a formula."""
     text = printable(name)
-    short = text if len(text) <= _LONGEST_NAME else f"…{text[1 - _LONGEST_NAME :]}"
+    short = text if len(text) <= longest else f"…{text[1 - longest :]}"
     return short.replace("$", r"\$")
 
 

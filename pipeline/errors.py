@@ -5,7 +5,8 @@
     │   ├── SourceNotFound          no such repository, revision or path
     │   ├── NothingMatches          the selection leaves too few checkpoints or tensors
     │   ├── PlanDoesNotFit          the memory budget is too small
-    │   ├── StoreUnusable           the store cannot be written, or another driver holds the run
+    │   ├── StoreUnusable           the store cannot be written
+    │   │   └── RunInUse            another driver holds the run
     │   ├── QueryError              DuckDB refused a query
     │   └── FormatError             a header, an index or a listing is malformed
     ├── ReadError                   bytes that were planned could not be read
@@ -81,9 +82,16 @@ class PlanDoesNotFit(RequestError):
 
 
 class StoreUnusable(RequestError):
-    """The store cannot be written or read, or another driver holds the run.
+    """The store cannot be written or read.
 
-    Name another store, make this one writable, or wait for the other driver.
+    Name another store, or make this one writable.
+    """
+
+
+class RunInUse(StoreUnusable):
+    """Another driver holds the run.
+
+    Wait for the other driver, or stop it.
     """
 
 

@@ -47,7 +47,7 @@ def estimated(folder: Folder, run: str) -> Estimated | None:
     """Return what was followed; None if the run of that name is none that was."""
     if not has_records(folder, run) or not counting(folder, run):
         return None
-    store = Store(folder.root)
+    store = Store(folder.root, only=run)
     if (True,) not in store.sql("SELECT followed FROM runs WHERE run = ?", [run]).fetchall():
         return None
     names = store.sql("SELECT name FROM checkpoints WHERE run = ? ORDER BY k", [run]).fetchall()
@@ -77,7 +77,7 @@ def compared(followed: Estimated, folder: Folder, run: str) -> dict[str, Any]:
     For each figure the largest difference, in standard errors too, and the share of differences that
     are less than 1.96 of these.
     """
-    exact = _figures(Store(folder.root), run)
+    exact = _figures(Store(folder.root, only=run), run)
     pairs = [pair for pair in followed.figures.pairs if pair in exact.pairs]
     off: dict[str, Any] = {"checkpoints": len(followed.checkpoints)}
     for number, name in enumerate(_FIGURES):

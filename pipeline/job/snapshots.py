@@ -194,6 +194,6 @@ class Snapshots:
 def _is_complete(folder: Folder, store: str, run: str) -> bool:
     if not counting(folder, run):
         return False
-    return (True,) in Store(store).sql(
+    return (True,) in Store(store, only=run).sql(
         "SELECT complete OR followed FROM runs WHERE run = ?", [run]
     ).fetchall()

@@ -20,7 +20,7 @@ from pipeline.store.training import stored_training
 from pipeline.training.settings import as_text
 from pipeline.version import VERSION
 
-FIGURES_FORMAT = 10
+FIGURES_FORMAT = 11
 """Raised when figures, scopes or findings are added or change: stored runs are then made again from
 their sums, without reading a weight."""
 
@@ -144,7 +144,7 @@ def stored_summary(folder: Folder, plan: Plan, execution: Execution) -> Summary 
     """
     if not counting(folder, plan.run):
         return None
-    stored, run = Store(execution.store), [plan.run]
+    stored, run = Store(execution.store, only=plan.run), [plan.run]
     columns = "fraction, device, tensors, parameters, plan, complete, figures, windows"
     rows = stored.sql(f"SELECT {columns} FROM attempts WHERE run = ?", run).fetchall()
     whole = plan.sketch is None  # a run that is followed never is

@@ -6,6 +6,7 @@ import bisect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -66,7 +67,8 @@ class AlignedTensor:
         others = set(self.twin.filled) if self.twin else set[int]()
         rows = enumerate(zip(self.files, self.starts, self.dtypes, strict=True))
         places = {place for k, place in rows if k not in others}
-        codes = (WEIGHT_DTYPES[dtype].reach(0, self.numel)[1] for _, _, dtype in places)
+        stored = Counter(dtype for _, _, dtype in places).items()
+        codes = (WEIGHT_DTYPES[dtype].reach(0, self.numel)[1] * count for dtype, count in stored)
         scales = {each for k, each in self.scales.items() if k not in others}
         num_bytes = sum(codes) + sum(each.num_bytes(0, self.numel) for each in scales)
         object.__setattr__(self, "num_bytes", num_bytes)
@@ -268,9 +270,9 @@ def _names_in_storage_order(contents: Sequence[Contents]) -> list[str]:
     order: dict[str, None] = {}
     for of_checkpoint in contents:
         places = of_checkpoint.tensors
-        order.update(
-            dict.fromkeys(sorted(places, key=lambda name: (places[name][0], places[name][1].start)))
-        )
+        if not places.keys() <= order.keys():
+            of_files = sorted(places, key=lambda name: (places[name][0], places[name][1].start))
+            order.update(dict.fromkeys(of_files))
     return list(order)
 
 

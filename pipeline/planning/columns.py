@@ -17,6 +17,8 @@ def in_one_order(contents: Sequence[Stored]) -> list[Stored]:
 
     As many of them as that makes no more than `MAX_EXTENTS` extents of, in all checkpoints together.
     """
+    if not any(tensor.ranks > 1 for stored in contents for _, tensor in stored.values()):
+        return list(contents)
     counts: dict[str, set[int]] = {}
     for stored in contents:
         for name, (_, tensor) in stored.items():

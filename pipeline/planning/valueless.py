@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from pipeline.checkpoint.dtypes import WEIGHT_DTYPES
 from pipeline.checkpoint.stored import StoredTensor
@@ -29,9 +29,14 @@ def without_values(contents: Sequence[Stored], firsts: Sequence[int]) -> dict[in
     Args:
         firsts: where each path begins; a path of which fewer than two would be left keeps all.
     """
-    usual = _usual(contents)
+    holding = [{n: t for n, (_, t) in stored.items() if has_values(t)} for stored in contents]
+    usual = _usual(holding)
     most = MOST_WITHOUT * sum(usual.values())
-    lacking = {k: why for k, stored in enumerate(contents) if (why := _lacks(stored, usual, most))}
+    lacking = {
+        k: why
+        for k, (stored, held) in enumerate(zip(contents, holding, strict=True))
+        if (why := _lacks(stored, usual, [name for name in usual if name not in held], most))
+    }
     for first, stop in pairwise([*firsts, len(contents)]):
         if sum(k not in lacking for k in range(first, stop)) < 2:
             for k in range(first, stop):
@@ -44,29 +49,34 @@ def has_values(tensor: StoredTensor) -> bool:
     return not tensor.unreadable and 0 not in tensor.shape and tensor.dtype in WEIGHT_DTYPES
 
 
-def _usual(contents: Sequence[Stored]) -> dict[str, int]:
-    """Return the weights that half of the checkpoints hold, and their sizes."""
-    counts: Counter[str] = Counter()
-    sizes: dict[str, int] = {}
-    for stored in contents:
-        for name, (_, tensor) in stored.items():
-            if has_values(tensor):
-                counts[name] += 1
-                sizes[name] = tensor.numel
-    return {name: sizes[name] for name, count in counts.items() if 2 * count >= len(contents)}
+def _usual(holding: Sequence[Mapping[str, StoredTensor]]) -> dict[str, int]:
+    """Return the weights that half of the checkpoints hold, and their sizes.
+
+    Args:
+        holding: what has values in each.
+    """
+    counts = Counter(chain.from_iterable(holding))
+    last = {name: tensor for held in holding for name, tensor in held.items()}
+    return {name: last[name].numel for name, count in counts.items() if 2 * count >= len(holding)}
 
 
-def _lacks(stored: Stored, usual: Mapping[str, int], most: float) -> str:
-    """Return what a checkpoint holds in place of more than `most` weights; empty: it holds weights."""
+def _lacks(
+    stored: Stored, usual: Mapping[str, int], without_values: Sequence[str], most: float
+) -> str:
+    """Return what a checkpoint holds in place of more than `most` weights; empty: it holds weights.
+
+    Args:
+        without_values: those of the usual ones that have none in it.
+    """
     lacking: Counter[str] = Counter()
     packed = any(tensor.lost for _, tensor in stored.values())
-    for name, numel in usual.items():
+    for name in without_values:
         if name not in stored:
-            lacking[_PACKED] += numel * packed
+            lacking[_PACKED] += usual[name] * packed
         elif 0 in stored[name][1].shape:
-            lacking[_EMPTY] += numel
-        elif not has_values(stored[name][1]):
-            lacking[_PACKED] += numel
+            lacking[_EMPTY] += usual[name]
+        else:
+            lacking[_PACKED] += usual[name]
     if sum(lacking.values()) <= most:
         return ""
     (what, numel), *_ = lacking.most_common()

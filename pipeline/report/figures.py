@@ -46,6 +46,8 @@ _AGAINST = (
 )
 """What the founding paper speaks of: how much direction a path explores, and when that is settled."""
 _LONGEST_FILE_NAME = 80
+_LONGEST_COMMON = 100
+"""Characters of what is the same in a picture: a line of it."""
 _RANKS = 10
 _MOST_IN_GRID = 64
 """Checkpoints of a map among others: as many dots as 5 mm have in print."""
@@ -347,7 +349,10 @@ def _runs(store: Store, runs: Sequence[str]) -> Figure:
 def _against(
     runs: Comparison, figures: Mapping[tuple[Keys, str], OverSeeds]
 ) -> Iterator[tuple[str, Figure]]:
-    """Yield a picture for each setting as the axis: the next setting tells its lines apart, others pictures."""
+    """Yield a picture for each setting as the axis: the next one tells its lines apart, others pictures.
+
+    Where they are the same only in combinations that have one value of the setting there is no picture.
+    """
     taken: set[str] = set()
     for axis in range(len(runs.names)):
         line, *others = [at for at in range(len(runs.names)) if at != axis] or [axis]
@@ -355,9 +360,10 @@ def _against(
         for number in range(len(runs.combinations)):
             parts.setdefault(runs.said(number, others), []).append(number)
         for part, combinations in parts.items():
-            figure = new_figure(PAGE, 4.6)
-            _draw_setting(figure, runs, figures, axis, line, combinations, part)
-            yield _file_name(f"{runs.names[axis]} {part}", taken), figure
+            if len({as_text(runs.combinations[number][axis]) for number in combinations}) > 1:
+                figure = new_figure(PAGE, 4.6)
+                _draw_setting(figure, runs, figures, axis, line, combinations, part)
+                yield _file_name(f"{runs.names[axis]} {part}", taken), figure
 
 
 def _draw_setting(
@@ -399,7 +405,7 @@ def _caption(counts: set[int], part: str) -> str:
     else:
         seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
         points = f"means over {seeds} seeds, 1.96 standard errors"
-    common = f"{drawing.plain(part)}; " if part else ""
+    common = f"{drawing.plain(part, _LONGEST_COMMON)}\n" if part else ""
     return f"{common}{points}; dotted: random walks with the same step lengths"
 
 

@@ -194,14 +194,17 @@ def spacing(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return counts by the spacing of a format's values, (…, U), and these spacings, (U,), ascending.
 
-    Below its least normal number they no longer shrink.
+    Below its least normal number they no longer shrink. None is less than all values have, or more.
 
     Args:
         exponents: (…, E) counts by exponent.
     """
     form = WEIGHT_DTYPES[stored]
     least = max(form.least_exponent, LEAST_EXPONENT) if stored in COARSEST_FIRST else LEAST_EXPONENT
-    below = least - LEAST_EXPONENT
-    by_spacing = exponents[..., below:].astype(np.float64)
-    by_spacing[..., 0] += exponents[..., :below].sum(axis=-1)
-    return by_spacing, np.exp2(np.arange(least, MOST_EXPONENT + 1.0) - form.fraction_bits)
+    used = np.flatnonzero(exponents.reshape(-1, NUM_EXPONENTS).any(axis=0))
+    lowest, highest = (used[0], used[-1]) if used.size else (0, 0)
+    below = max(least - LEAST_EXPONENT, lowest)
+    by_spacing = exponents[..., below : max(below, highest) + 1].astype(np.float64)
+    by_spacing[..., 0] += exponents[..., lowest:below].sum(axis=-1)
+    finest = LEAST_EXPONENT + below - form.fraction_bits
+    return by_spacing, np.exp2(finest + np.arange(by_spacing.shape[-1], dtype=np.float64))

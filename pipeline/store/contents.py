@@ -59,14 +59,17 @@ class _Damaged(ValueError):
     """The message says what is wrong with a file."""
 
 
-def contents(folder: Folder) -> Contents:
+def contents(folder: Folder, only: str | None = None) -> Contents:
     """Read the row of every run; one that cannot be read does not count, and is named.
+
+    Args:
+        only: this run and no other.
 
     Raises:
         StoreUnusable: the storage does not answer.
     """
     survey = _Survey()
-    for run, (path, data) in _rows(folder).items():
+    for run, (path, data) in _rows(folder, only).items():
         try:
             check_run_name(run)
         except RequestError:
@@ -137,10 +140,11 @@ def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def _rows(folder: Folder) -> dict[str, tuple[str, bytes | _Damaged]]:
+def _rows(folder: Folder, only: str | None) -> dict[str, tuple[str, bytes | _Damaged]]:
     """Return the file that holds the row of every run, by run, and its contents."""
     while True:
-        paths = [path for path in folder.list("runs") if _is_of_a_run(path)]
+        listed = folder.list("runs" if only is None else f"runs/run={only}")
+        paths = [path for path in listed if _is_of_a_run(path)]
         with ThreadPoolExecutor(_REQUESTS) as pool:
             read = list(pool.map(lambda path: _tried(folder, path), paths))
         if None not in read:

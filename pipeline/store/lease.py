@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LeaseLost, StoreUnusable, quoted
+from pipeline.errors import LeaseLost, RunInUse, StoreUnusable, quoted
 from pipeline.store.attempts import bar, highest_token
 from pipeline.store.folder import Folder
 
@@ -57,7 +57,8 @@ class Lease:
         """Take the lease.
 
         Raises:
-            StoreUnusable: another driver holds it, or the store cannot be written.
+            RunInUse: another driver holds it.
+            StoreUnusable: the store cannot be written.
         """
         _held.add(self._id)
         try:
@@ -72,7 +73,7 @@ class Lease:
         """Take the next number; return False if another driver was quicker."""
         numbers = self._numbers()
         if numbers and not _is_over(holder := self._holder(numbers[-1])):
-            raise StoreUnusable(
+            raise RunInUse(
                 f"run {self._run} is being written by process {holder['pid']} on"
                 f" {quoted(holder['host'])}",
                 "wait for it, stop it, or write another run with --run NAME",

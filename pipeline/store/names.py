@@ -15,6 +15,7 @@ from pipeline.planning.options import Windows
 from pipeline.planning.plan import Plan
 from pipeline.store.attempts import counting, row_path
 from pipeline.store.folder import Folder
+from pipeline.training.settings import Settings, of_text
 
 
 def refuse_to_replace(folder: Folder, plans: Sequence[Plan]) -> None:
@@ -85,6 +86,13 @@ def stored_windows(folder: Folder, plan: Plan) -> Windows | None:
         return Windows.of(row["windows"]) if row.get("plan") == plan.digest else None
     except (TypeError, ValueError):  # what somebody else has written
         return None
+
+
+def stored_settings(folder: Folder, run: str) -> tuple[Settings, bool] | None:
+    """Return the settings of a run, and whether its figures are final and of all its tiles; None if the
+    store has no such run."""
+    row = _row(folder, run, ("settings", "final", "complete"))
+    return None if row is None else (of_text(row["settings"]), row["final"] and row["complete"])
 
 
 def _row(

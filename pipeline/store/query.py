@@ -107,11 +107,12 @@ class Store:
     each page when it is read. What is gone or damaged is left out and named.
     """
 
-    def __init__(self, path: str, *, confined: bool = True) -> None:
+    def __init__(self, path: str, *, confined: bool = True, only: str | None = None) -> None:
         """Open a store.
 
         Args:
             confined: queries read this store and nothing else, and write nothing.
+            only: one run, as if there were no other: others may be written meanwhile.
 
         Raises:
             StoreUnusable: there is no store, or no run in it.
@@ -119,7 +120,8 @@ class Store:
         self._folder = Folder(path)
         if not self._folder.exists:
             raise StoreUnusable(f"no such store: {path}", "name it with --store")
-        self._contents = contents(self._folder)
+        self._only = only
+        self._contents = contents(self._folder, only)
         if not len(self._contents.rows) and not self._contents.damaged:
             raise StoreUnusable(f"no finished run in {path}", "hallmarks analyze makes one")
         self._confined = confined
@@ -213,7 +215,7 @@ class Store:
         parts = self._contents.parts.get(table, [])
         troubles = self._troubles(parts)
         if troubles:
-            now = contents(self._folder)
+            now = contents(self._folder, self._only)
             for part, why in troubles.items():
                 if now.attempt(part.run) != self._contents.attempt(part.run):
                     raise QueryError(f"run {part.run} was written again meanwhile", "ask again")

@@ -19,7 +19,7 @@ def stored_training(folder: Folder, run: str) -> tuple[Settings, Training]:
     """Return the settings and the metrics of a run; none if there is no such run."""
     if not counting(folder, run):
         return {}, Training()
-    store = Store(folder.root)
+    store = Store(folder.root, only=run)
     settings = store.sql("SELECT settings FROM runs WHERE run = ?", [run]).fetchall()
     curves = {
         Metric(split.as_py(), metric.as_py()): Curve(

@@ -67,26 +67,25 @@ def test_against_steps_that_are_rounded(size: float) -> None:
 
 
 def test_no_step_depends_on_others() -> None:
-    """To the bit: not on those worked on with it, nor on how many these are."""
+    """To the bit: not on those worked on with it, nor on how many these are, nor on what ulps they have."""
     weights = [drawn(kind) for kind in ("normal", "sparse", "wide")]
     ulps = np.unique(straight.spacing(np.concatenate(weights), "BF16"))
     counts = np.array(
         [(straight.spacing(each, "BF16")[:, None] == ulps).sum(0) for each in weights]
     )
     rng = np.random.default_rng(0)
+    counts = counts * rng.uniform(1, 2, (3, 1))  # weights that each sampled one stands for
     which = rng.integers(3, size=1000)
     lengths = 10.0 ** rng.uniform(-8, 3, 1000)
     lengths[::7] = 0.0
-    together = turned_products(counts.astype(float), ulps, which, lengths)
+    together = turned_products(counts, ulps, which, lengths)
+    chances = np.array(changes(counts, ulps, which, lengths))
     assert not together[::7].any() and np.all(together[lengths > 0] >= 0)
     for n in range(0, 1000, 37):
-        alone = turned_products(
-            counts[which[n] : which[n] + 1].astype(float),
-            ulps,
-            np.zeros(1, int),
-            lengths[n : n + 1],
-        )
-        assert alone[0] == together[n]
+        own = np.flatnonzero(counts[which[n]])
+        one = counts[which[n]][None, own], ulps[own], np.zeros(1, int), lengths[n : n + 1]
+        assert turned_products(*one)[0] == together[n]
+        assert np.array_equal(np.array(changes(*one))[:, 0], chances[:, n])
 
 
 def test_steps_without_length_or_beyond_all_numbers_have_no_product() -> None:

@@ -244,6 +244,7 @@ def test_keys_choose_a_window(browser: Browser, page: str) -> None:
         "training",
         "figures",
         "layers",
+        "redundancy",
         "path",
         "spectrum",
         "settling",
@@ -286,7 +287,10 @@ def test_the_query_under_a_figure_gives_its_numbers(
 
 @pytest.mark.parametrize(
     "figure",
-    ["map", "curves", "turns", "windows", "training", "layers", "path", "spectrum", "settling"],
+    [
+        *("map", "curves", "turns", "windows", "training", "layers", "redundancy"),
+        *("path", "spectrum", "settling"),
+    ],
 )
 @pytest.mark.parametrize("form", ["SVG", "PNG"])
 def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
@@ -364,6 +368,65 @@ def test_turns_by_scale_are_the_store_s(
         scale, turn = re.findall(r"[\d.]+", text)[:2]
         assert int(scale) == row["scale"]
         assert float(turn) == pytest.approx(row["mean_turn_deg"], rel=1e-3)
+
+
+def test_keys_read_the_redundancy_of_each_role(browser: Browser, page: str, store: Path) -> None:
+    """Every place of the strips, against the view, and the order of the layers by a figure of it."""
+    browser.open(page)
+    browser.until("!!document.querySelector('#redundancy svg rect')")
+    rows = {
+        (row["layer"], row["component"]): row
+        for row in Store(str(store)).table(query_of(browser, "redundancy")).to_pylist()
+    }
+    columns, roles = [None, 0, 1, 2, 3], [None, "attn_q", "attn_k", "attn_v", "attn_out", "norm"]
+    assert {(layer, role) for layer, role in rows} <= {(c, r) for c in columns for r in roles}
+    press = "document.querySelector('#redundancy .surface').dispatchEvent(new KeyboardEvent('keydown', {{ key: '{}' }}))"
+    told = "document.querySelector('#redundancy-readout').textContent"
+    browser.evaluate(press.format("ArrowRight"))
+    seen = 0
+    for at, layer in enumerate(columns):
+        for role in roles:
+            if (row := rows.get((layer, role))) is None:
+                assert browser.evaluate(told).startswith("Point at")
+            else:
+                name, _, figures = browser.evaluate(told).partition(": ")
+                assert (
+                    name
+                    == {
+                        (True, True): "whole model",
+                        (True, False): f"{role}, all layers",
+                        (False, True): f"layer {layer}",
+                        (False, False): f"layer {layer}, {role}",
+                    }[layer is None, role is None]
+                )
+                values = [float(v.replace(",", "")) for v in re.findall(r" ([\d.,]+) \(", figures)]
+                names = (
+                    *("saturation_step", "remaining", "settled_step"),
+                    *("predictability_1", "effective_rank", "rank_95"),
+                )
+                assert values == pytest.approx([row[each] for each in names], rel=5e-3, abs=1e-9)
+                walks = [
+                    float(v.replace(",", ""))
+                    for v in re.findall(r"walk (?:≤ )?([\d.,]+)\)", figures)
+                ]
+                assert walks.pop(1) == 0.141
+                expected = [row[f"null_{each}"] for each in names if each != "remaining"]
+                assert walks == pytest.approx(expected, rel=5e-3, abs=1e-9)
+                seen += 1
+            browser.evaluate(press.format("ArrowDown"))
+        for _ in roles if at + 1 < len(columns) else ():
+            browser.evaluate(press.format("ArrowUp"))
+        browser.evaluate(press.format("ArrowRight"))
+    assert seen == len(rows) > 20
+    browser.evaluate(
+        press.format("Home") + ";" + press.format("ArrowRight") + ";" + press.format("Enter")
+    )
+    browser.until("document.querySelector('.surface').ariaLabel.includes('layer 0, ')")
+    browser.evaluate("location.hash = '#order=effective_rank'")
+    ticks = "[...document.querySelectorAll('#redundancy svg .ticks')[0].children].map((e) => e.textContent)"
+    by_rank = sorted(range(4), key=lambda layer: rows[layer, None]["effective_rank"])
+    assert by_rank != [0, 1, 2, 3]
+    browser.until(f"{ticks}.join() === {json.dumps(','.join(['all', *map(str, by_rank)]))}")
 
 
 @pytest.fixture(scope="module")
@@ -650,51 +713,6 @@ def test_odd_runs_are_shown(browser: Browser, tmp_path: Path, name: str) -> None
             "for (const each of document.querySelectorAll('details')) each.open = true"
         )
         browser.until("document.querySelectorAll('.numbers table').length >= 2")
-
-
-def test_an_indicator_against_a_setting(browser: Browser, store: Path, tmp_path: Path) -> None:
-    """Means over seeds with their errors; runs that differ in something else are other lines."""
-    made = content(Store(str(store)), "store", ["suite"])
-    settings = [(1e-4, 0, 0.1), (1e-3, 0, 0.1), (1e-3, 1, 0.1), (1e-2, 0, 0.1), (1e-2, 1, 0.0)]
-    straightness = made["indicators"].index("straightness")
-    made["runs"] = [
-        {
-            **made["runs"][0],
-            "run": f"run-{at}",
-            "settings": {"lr": rate, "data.seed": seed, "wd": decay, "name": "<b>"},
-            "groups": [
-                group
-                | {
-                    "value": [
-                        v if n != straightness else 0.2 + at for n, v in enumerate(group["value"])
-                    ]
-                }
-                for group in made["runs"][0]["groups"]
-            ],
-        }
-        for at, (rate, seed, decay) in enumerate(settings)
-    ]
-    (tmp_path / "page.html").write_text(page_of(made))
-    browser.open((tmp_path / "page.html").as_uri() + "#indicator=straightness")
-    browser.until("!!document.querySelector('#runs .scatter')")
-    labels = browser.evaluate(
-        "[...document.querySelectorAll('#runs .scatter')].map((svg) => svg.ariaLabel)"
-    )
-    assert labels == ["straightness against lr", "straightness against wd"]
-    shown = browser.evaluate(
-        "[...document.querySelectorAll('#runs .scatter:first-of-type .value title')]"
-        ".map((e) => e.textContent)"
-    )
-    assert shown == ["wd 0.1 0.2", "wd 0.1 1.7", "wd 0.1 3.2", "wd 0 4.2"]
-    errors = browser.evaluate(
-        "[...document.querySelectorAll('#runs .scatter:first-of-type line.error')]"
-        ".map((e) => e.y1.baseVal.value - e.y2.baseVal.value)"
-    )
-    # of 1.2 and 2.2: twice a standard error of 0.5, up and down; from 0.2 to 4.2 the figure is 150 high
-    assert errors == pytest.approx([0, 4 * 0.5 * 150 / 4.0, 0, 0])
-    assert "lr 0.0001, data.seed 0, wd 0.1, name <b>" in browser.evaluate(
-        "document.querySelector('.facts').textContent"
-    )
 
 
 def test_several_runs_stand_side_by_side(browser: Browser, store: Path, tmp_path: Path) -> None:

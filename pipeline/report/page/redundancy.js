@@ -17,7 +17,8 @@ const REDUNDANCY = [
 const WALK_REMAINING = Math.sqrt(1 - 0.99 ** 2); // at most, when its direction is final
 const STRIP = { top: 24, row: 15, below: 52, left: 78, all: 18, gap: 6, widest: 26, side: 28 };
 
-const shareOfStrip = (group, name) => (name === "remaining" ? (group.remaining ?? null) : indicatorValue(group, name));
+const shareOfStrip = (group, name) =>
+  name === "remaining" ? (group.remaining ?? null) : indicatorValue(group, name);
 const walkOfStrip = (group, name) => (name === "remaining" ? WALK_REMAINING : nullValueOf(group, name));
 const differsFromWalk = (group, name) =>
   name === "remaining"
@@ -55,7 +56,11 @@ function redundancy() {
       ["scope", "stack", "layer", "component", ...REDUNDANCY],
       ...cells()
         .map(({ group }) => group)
-        .sort((a, b) => early(a, "saturation_step") - early(b, "saturation_step") || early(a, "settled_step") - early(b, "settled_step"))
+        .sort(
+          (a, b) =>
+            early(a, "saturation_step") - early(b, "saturation_step") ||
+            early(a, "settled_step") - early(b, "settled_step"),
+        )
         .map((group) => [
           group.scope,
           group.stack,
@@ -84,7 +89,8 @@ function redundancy() {
     const model = groups.findIndex(({ scope }) => scope === "model");
     const columns = [...rows];
     if (columns.every(({ stack }) => stack === "") && model >= 0) {
-      if (!columns.some(({ layer }) => layer < 0)) columns.unshift({ key: " -1", name: "all", stack: "", layer: -1 });
+      if (!columns.some(({ layer }) => layer < 0))
+        columns.unshift({ key: " -1", name: "all", stack: "", layer: -1 });
       at.set(" -1 ", { group: groups[model], number: model });
     }
     const rank = ({ key, layer }) => {
@@ -100,7 +106,9 @@ function redundancy() {
   function draw() {
     const { columns, roles, at } = arrange();
     shown = { columns, roles, at, panels: [] };
-    const strips = STRIPS.filter(({ name }) => cells().some(({ group }) => shareOfStrip(group, name) !== null));
+    const strips = STRIPS.filter(({ name }) =>
+      cells().some(({ group }) => shareOfStrip(group, name) !== null),
+    );
     section.hidden = !strips.some(({ name }) => name === "saturation_step");
     if (section.hidden) return;
     controls.replaceChildren(
@@ -116,7 +124,11 @@ function redundancy() {
     const side = (width - STRIP.side * (across - 1)) / across;
     const height = STRIP.top + roles.length * STRIP.row + STRIP.below;
     shown.widths = widthsOf(columns, side - STRIP.left);
-    shown.panels = strips.map((strip, n) => ({ ...strip, x: (n % across) * (side + STRIP.side), y: Math.floor(n / across) * height }));
+    shown.panels = strips.map((strip, n) => ({
+      ...strip,
+      x: (n % across) * (side + STRIP.side),
+      y: Math.floor(n / across) * height,
+    }));
     const whole = height * Math.ceil(strips.length / across);
     svg.setAttribute("viewBox", `0 0 ${width} ${whole}`);
     surface.style.setProperty("width", `${width}px`);
@@ -144,7 +156,10 @@ function redundancy() {
     const known = cells()
       .map(({ group }) => ({ value: shareOfStrip(group, name), walk: walkOfStrip(group, name) }))
       .filter(({ value }) => value !== null);
-    const walks = known.map(({ walk }) => walk).filter((walk) => walk !== null).sort((a, b) => a - b);
+    const walks = known
+      .map(({ walk }) => walk)
+      .filter((walk) => walk !== null)
+      .sort((a, b) => a - b);
     const walk = walks.length ? walks[walks.length >> 1] : null;
     const ends = [...known.map(({ value }) => value), ...(walk === null ? [] : [walk])];
     const scale = new ColourScale(SEQUENTIAL, Math.min(...ends), Math.max(...ends));
@@ -156,11 +171,28 @@ function redundancy() {
       ...shown.roles.map((role, row) =>
         s(
           "text",
-          { x: x + STRIP.left - 6, y: y + STRIP.top + row * STRIP.row + 11, "text-anchor": "end", class: "tick" },
+          {
+            x: x + STRIP.left - 6,
+            y: y + STRIP.top + row * STRIP.row + 11,
+            "text-anchor": "end",
+            class: "tick",
+          },
           role || "whole",
         ),
       ),
-      ...shown.columns.flatMap((column, n) => shown.roles.map((role, row) => cell(name, scale, column, role, x + shown.widths[n].x, y + STRIP.top + row * STRIP.row, shown.widths[n].width))),
+      ...shown.columns.flatMap((column, n) =>
+        shown.roles.map((role, row) =>
+          cell(
+            name,
+            scale,
+            column,
+            role,
+            x + shown.widths[n].x,
+            y + STRIP.top + row * STRIP.row,
+            shown.widths[n].width,
+          ),
+        ),
+      ),
       ...shown.roles.flatMap((role, row) => frames(role, x, y + STRIP.top + row * STRIP.row)),
       layerTicks(x, bottom + 12),
       legendOf(name, scale, walk, x + STRIP.left, bottom + 24),
@@ -171,11 +203,20 @@ function redundancy() {
     const group = shown.at.get(`${column.key} ${role}`)?.group;
     if (!group) return "";
     const value = shareOfStrip(group, name);
-    const box = { x: x.toFixed(2), y, width: Math.max(0.5, wide - (wide > 7 ? 1 : 0)).toFixed(2), height: STRIP.row - 1 };
+    const box = {
+      x: x.toFixed(2),
+      y,
+      width: Math.max(0.5, wide - (wide > 7 ? 1 : 0)).toFixed(2),
+      height: STRIP.row - 1,
+    };
     if (value === null) return s("rect", { ...box, class: "undefined" });
     const rect = s("rect", { ...box, fill: scale.css(value) });
     if (differsFromWalk(group, name)) return rect;
-    const dot = { cx: (x + wide / 2 - 0.5).toFixed(2), cy: y + STRIP.row / 2 - 0.5, r: Math.min(2, wide / 3).toFixed(1) };
+    const dot = {
+      cx: (x + wide / 2 - 0.5).toFixed(2),
+      cy: y + STRIP.row / 2 - 0.5,
+      r: Math.min(2, wide / 3).toFixed(1),
+    };
     return s("g", {}, rect, s("circle", { ...dot, fill: scale.inkOn(value) }));
   }
 
@@ -188,7 +229,11 @@ function redundancy() {
       const step = Math.ceil((7.4 * longest + 6) / wide);
       at = layer < 0 ? 0 : at + 1; // counts from the first of a stack
       if (layer >= 0 && (at - 1) % step) return "";
-      return s("text", { x: x + left + wide / 2, y, "text-anchor": "middle" }, layer < 0 ? stack || "all" : layer);
+      return s(
+        "text",
+        { x: x + left + wide / 2, y, "text-anchor": "middle" },
+        layer < 0 ? stack || "all" : layer,
+      );
     });
     return s("g", { class: "ticks" }, ...texts);
   }
@@ -226,10 +271,18 @@ function redundancy() {
       ),
       walk === null ? "" : s("line", { x1: at(walk), x2: at(walk), y1: y - 3, y2: y + 10, class: "walk" }),
       s("text", { x, y: y + 21, class: "tick" }, readable(name, scale.low)),
-      s("text", { x: x + length, y: y + 21, "text-anchor": "end", class: "tick" }, readable(name, scale.high)),
+      s(
+        "text",
+        { x: x + length, y: y + 21, "text-anchor": "end", class: "tick" },
+        readable(name, scale.high),
+      ),
       walk === null
         ? ""
-        : s("text", { x: x + length + 8, y: y + 8, class: "tick" }, `│ walk ${name === "remaining" ? "≤ " : ""}${readable(name, walk)}`),
+        : s(
+            "text",
+            { x: x + length + 8, y: y + 8, class: "tick" },
+            `│ walk ${name === "remaining" ? "≤ " : ""}${readable(name, walk)}`,
+          ),
     );
   }
 

@@ -14,7 +14,10 @@ function severalRuns() {
     const header = ["indicator", ...CONTENT.runs.map((run) => run.run)];
     return [
       header,
-      ...CONTENT.indicators.map((name) => [name, ...groups.map((group) => group && indicatorValue(group, name))]),
+      ...CONTENT.indicators.map((name) => [
+        name,
+        ...groups.map((group) => group && indicatorValue(group, name)),
+      ]),
     ];
   };
   const { section, refresh } = figure({

@@ -25,7 +25,13 @@ function acrossSettings() {
     query: () => settingsQuery(CONTENT.comparison, shownGroup(), state.indicator),
     rows: async () => [
       [...settings, "seeds", "mean", "stderr", "null_value"],
-      ...points().map(({ values, seeds, mean, stderr, walk }) => [...values.map(settingText), seeds, mean, stderr, walk]),
+      ...points().map(({ values, seeds, mean, stderr, walk }) => [
+        ...values.map(settingText),
+        seeds,
+        mean,
+        stderr,
+        walk,
+      ]),
     ],
     picture: () => svg,
   });
@@ -40,7 +46,16 @@ function acrossSettings() {
     return combinations.flatMap((values, at) =>
       means[at] === null
         ? []
-        : [{ values, mean: means[at], stderr: errors[at], walk: walks[at], seeds: seeds[at], reach: 1.96 * (errors[at] ?? 0) }],
+        : [
+            {
+              values,
+              mean: means[at],
+              stderr: errors[at],
+              walk: walks[at],
+              seeds: seeds[at],
+              reach: 1.96 * (errors[at] ?? 0),
+            },
+          ],
     );
   }
 
@@ -72,43 +87,72 @@ function acrossSettings() {
     width = Math.max(240, outside.clientWidth);
     const chosen = roles();
     showControls(chosen);
-    const all = points();
+    const known = points();
     refresh();
-    note.textContent = all.length ? seedsOf(all) : "The page does not have these weights of all runs, or none has this indicator: the query below asks the store.";
-    svg.toggleAttribute("hidden", !all.length);
+    const chartName = ({ values }) =>
+      chosen.charts.map((at) => `${settings[at]} ${settingText(values[at])}`).join(", ");
+    const placesIn = (name) =>
+      new Set(
+        known
+          .filter((point) => chartName(point) === name)
+          .map(({ values }) => settingText(values[chosen.against])),
+      );
+    const charts = [...new Set(known.map(chartName))].filter((name) => placesIn(name).size > 1);
+    const all = known.filter((point) => charts.includes(chartName(point)));
+    note.textContent = noteOf(known, all, settings[chosen.against]);
+    svg.style.setProperty("display", all.length ? "block" : "none");
     if (!all.length) return;
-    const valuesOf = (at) => [...new Map(all.map(({ values }) => [settingText(values[at]), values[at]]))].sort(bySize).map(([text]) => text);
+    const valuesOf = (at) =>
+      [...new Map(all.map(({ values }) => [settingText(values[at]), values[at]]))]
+        .sort(bySize)
+        .map(([text]) => text);
     const places = valuesOf(chosen.against);
     const lines = chosen.lines === null ? [""] : valuesOf(chosen.lines);
-    const chartName = ({ values }) => chosen.charts.map((at) => `${settings[at]} ${settingText(values[at])}`).join(", ");
-    const charts = [...new Set(all.map(chartName))];
-    const ends = all.flatMap(({ mean, reach, walk }) => [mean - reach, mean + reach, ...(walk === null ? [] : [walk])]);
+    const ends = all.flatMap(({ mean, reach, walk }) => [
+      mean - reach,
+      mean + reach,
+      ...(walk === null ? [] : [walk]),
+    ]);
     const [low, high] = endsOf(ends);
     const across = Math.max(1, Math.min(charts.length, Math.floor(width / CHART.least)));
     const side = Math.min(CHART.widest, width / across);
     const rows = Math.ceil(charts.length / across);
-    const keys = legendPlaces(chosen.lines === null ? [] : lines.map((text) => `${settings[chosen.lines]} ${text}`), width);
+    const keys = legendPlaces(
+      chosen.lines === null ? [] : lines.map((text) => `${settings[chosen.lines]} ${text}`),
+      width,
+    );
     const whole = rows * CHART.height + keys.height;
     svg.setAttribute("viewBox", `0 0 ${width} ${whole}`);
     svg.style.setProperty("height", `${whole}px`);
-    svg.setAttribute("aria-label", `${state.indicator} of ${groupName(shownGroup())} against ${settings[chosen.against]}; the same as numbers below`);
+    svg.setAttribute(
+      "aria-label",
+      `${state.indicator} of ${groupName(shownGroup())} against ${settings[chosen.against]}; the same as numbers below`,
+    );
     svg.replaceChildren(
       ...charts.map((name, n) => {
         const [left, top] = [(n % across) * side, Math.floor(n / across) * CHART.height];
-        const x = (place) => left + CHART.left + ((side - CHART.left - CHART.right) * (place + 0.5)) / places.length;
+        const x = (place) =>
+          left + CHART.left + ((side - CHART.left - CHART.right) * (place + 0.5)) / places.length;
         const y = (value) =>
           top + CHART.top + ((CHART.height - CHART.top - CHART.bottom) * (high - value)) / (high - low);
         const inside = all.filter((point) => chartName(point) === name);
         return s(
           "g",
           {},
-          s("text", { x: left + CHART.left, y: top + 16, class: "title" }, name || `${state.indicator}, ${groupName(shownGroup())}`),
+          s(
+            "text",
+            { x: left + CHART.left, y: top + 16, class: "title" },
+            name || `${state.indicator}, ${groupName(shownGroup())}`,
+          ),
           ...frame(x, y, places, low, high, left, side, settings[chosen.against]),
           ...lines.flatMap((text, at) => {
             const shift = (at - (lines.length - 1) / 2) * Math.min(5, 30 / lines.length);
             const of = inside
               .filter(({ values }) => chosen.lines === null || settingText(values[chosen.lines]) === text)
-              .map((point) => ({ ...point, x: x(places.indexOf(settingText(point.values[chosen.against]))) + shift }))
+              .map((point) => ({
+                ...point,
+                x: x(places.indexOf(settingText(point.values[chosen.against]))) + shift,
+              }))
               .sort((a, b) => a.x - b.x);
             return series(of, at, y);
           }),
@@ -127,21 +171,39 @@ function acrossSettings() {
   }
 
   function frame(x, y, places, low, high, left, side, name) {
-    const step = Math.ceil(places.length / Math.max(1, Math.floor((side - CHART.left) / (10 + 7 * Math.max(...places.map((text) => text.length))))));
+    const step = Math.ceil(
+      places.length /
+        Math.max(
+          1,
+          Math.floor((side - CHART.left) / (10 + 7 * Math.max(...places.map((text) => text.length)))),
+        ),
+    );
     return [low, (low + high) / 2, high]
       .map((value) =>
         s(
           "g",
           { class: "ticks" },
-          s("line", { x1: left + CHART.left, x2: left + side - CHART.right, y1: y(value), y2: y(value), class: "rail" }),
+          s("line", {
+            x1: left + CHART.left,
+            x2: left + side - CHART.right,
+            y1: y(value),
+            y2: y(value),
+            class: "rail",
+          }),
           s("text", { x: left + CHART.left - 6, y: y(value) + 4, "text-anchor": "end" }, number(value, 3)),
         ),
       )
       .concat(
         places.map((text, place) =>
-          place % step ? "" : s("text", { x: x(place), y: y(low) + 16, "text-anchor": "middle", class: "tick" }, text),
+          place % step
+            ? ""
+            : s("text", { x: x(place), y: y(low) + 16, "text-anchor": "middle", class: "tick" }, text),
         ),
-        s("text", { x: left + side - CHART.right, y: y(low) + 32, "text-anchor": "end", class: "tick" }, `${name} →`),
+        s(
+          "text",
+          { x: left + side - CHART.right, y: y(low) + 32, "text-anchor": "end", class: "tick" },
+          `${name} →`,
+        ),
       );
   }
 
@@ -164,7 +226,10 @@ function acrossSettings() {
               d: `M${point.x.toFixed(1)} ${y(point.mean - point.reach).toFixed(1)}V${y(point.mean + point.reach).toFixed(1)}`,
               class: "series reach",
             }),
-            s("path", { d: SHAPES[at % 4](Number(point.x.toFixed(1)), Number(y(point.mean).toFixed(1))), class: "point" }),
+            s("path", {
+              d: SHAPES[at % 4](Number(point.x.toFixed(1)), Number(y(point.mean).toFixed(1))),
+              class: "point",
+            }),
           ),
         ),
       ),
@@ -174,17 +239,29 @@ function acrossSettings() {
   const told = ({ values, mean, reach, walk, seeds }) =>
     `${values.map((value, at) => `${settings[at]} ${settingText(value)}`).join(", ")}: ${number(mean)}${reach ? ` ± ${number(reach, 2)}` : ""}, random walk ${number(walk)}, ${seeds} ${seeds === 1 ? "seed" : "seeds"}`;
 
-  onChange((names) => ["run", "group", "indicator", "against", "lines"].some((name) => names.has(name)) && draw());
+  onChange(
+    (names) => ["run", "group", "indicator", "against", "lines"].some((name) => names.has(name)) && draw(),
+  );
   new ResizeObserver(() => outside.clientWidth !== width && draw()).observe(outside);
   return section;
 }
 
-/** What the points are, and over how many seeds. */
-function seedsOf(points) {
-  const counts = points.map(({ seeds }) => seeds);
+/** What the points are, over how many seeds, and what is not drawn. */
+function noteOf(known, drawn, setting) {
+  if (!known.length)
+    return "This page does not have these weights of all runs, or none of them has this indicator; the query below asks the store.";
+  if (!drawn.length) return `No two runs differ in ${setting} and at most one other setting.`;
+  const counts = drawn.map(({ seeds }) => seeds);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
-  if (most === 1) return "One seed each: how far seeds scatter is not known.";
-  return `Means over ${least === most ? most : `${least} to ${most}`} seeds; bars: 1.96 standard errors${least === 1 ? ", where there are several" : ""}.`;
+  const alone = known.length - drawn.length;
+  return [
+    most === 1
+      ? "One seed each: how far seeds scatter is not known."
+      : `Means over ${least === most ? most : `${least} to ${most}`} seeds; bars: 1.96 standard errors${least === 1 ? ", where there are several" : ""}.`,
+    alone
+      ? ` Not drawn: ${alone} combinations of settings that no other differs from in ${setting} and at most one more.`
+      : "",
+  ].join("");
 }
 
 /** What a setting is called; null where it is not stated. */
