@@ -1,1 +1,1 @@
-"""Studies of what trajectories depend on, and experiments on what their redundancy is worth."""
+"""Studies: configurations of sweeps, and experiments with what they have trained (`docs/studies/`)."""

@@ -1,215 +1,220 @@
-"""What the experiments have in common: trainings with several seeds, their runs in a store, a table and a figure.
+"""What experiments have in common: the runs of a sweep, something measured of each, and means over seeds.
 
-An experiment trains each network with each seed, records and analyses it, and then trains it again with
-something changed on the way. Each variant is compared with the full training of the same seed.
+The runs are trained and analyzed as `hallmarks sweep` does it, unless the store has them.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import click
 import numpy as np
 
-import hallmarks
-from jobs.console import console, run, say
-from pipeline.errors import RequestError, quoted
-from pipeline.sweep.settings import Settings, settings_of
-from pipeline.sweep.train import train
+from jobs.console import console, say
+from jobs.options import debug_option, store_option
+from jobs.program import resumable
+from jobs.progress import SweepProgress, with_error
+from jobs.tables import table_lines
+from pipeline.errors import HallmarksError, RequestError
+from pipeline.execute.drive.calls import Calls
+from pipeline.store.folder import Folder
+from pipeline.sweep.config import read_sweep
+from pipeline.sweep.grid import Run, Sweep
+from pipeline.sweep.run import Place
+from pipeline.sweep.sweep import SweepState, callers, carry_out_all, left_to_do
 
-FULL = "full training"
-"""The variant with which all others are compared."""
-DRAWN = "validation_loss"
+Key = tuple[str, ...]
+"""What is measured: its network, its schedule, ..."""
+Observations = Mapping[Key, Mapping[str, float]]
+"""What was measured of one run: figures by name."""
+Measure = Callable[[Run, Place], Observations]
 
-
-@dataclass(frozen=True, slots=True)
-class Trajectory:
-    """A training that was recorded, and its run in a store."""
-
-    settings: Settings
-    run: str
-    directory: Path
-    store: hallmarks.Store
-
-    def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, in which `$run` is the run."""
-        return self.store.sql(query.replace("$run", f"'{self.run}'")).fetchall()
+_TICK_S = 1.0
+_COLUMNS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What one variant came to, with one seed."""
+class Mean:
+    """Of one figure, over seeds."""
 
-    variant: str
-    at: str
-    """What is varied along the figure; empty of the full training."""
-    values: Mapping[str, float]
-
-
-Measure = Callable[[Trajectory], Iterable[Result]]
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """One question that is put to trainings."""
-
-    name: str
-    networks: Mapping[str, Mapping[str, Any]]
-    """What is stated of the training of each network."""
-    measure: Measure
-    varied: str
-    """What `at` is, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Of one variant, over the seeds."""
-
-    network: str
-    variant: str
-    at: str
-    metric: str
     seeds: int
     mean: float
-    stderr: float
-    """Standard error of the mean over the seeds."""
-    difference: float
-    """Mean of the differences from the full training of the same seed."""
-    difference_stderr: float
+    stderr: float | None
+    """Standard error of the mean; None of one seed."""
+
+    def __str__(self) -> str:
+        return with_error(self.mean, self.stderr)
 
 
-def conduct(experiment: Experiment) -> None:
-    """Run an experiment as the command that it is."""
-
-    @click.command(help=f"Run the experiment {experiment.name} and print its table.")
-    @click.option("--store", type=click.Path(path_type=Path), required=True, metavar="STORE",
-                  help="Where trainings, their runs, and the table and figure (STORE/studies) are left.")  # fmt: skip
-    @click.option("--seeds", type=click.IntRange(2), default=5, show_default=True)
-    def command(store: Path, seeds: int) -> None:
-        screen, started = console(stderr=True), time.monotonic()
-        results: dict[tuple[str, int], list[Result]] = {}
-        for network, stated in experiment.networks.items():
-            for seed in range(seeds):
-                settings = settings_of({**stated, "seed": seed})
-                trajectory = recorded(store, f"{experiment.name}-{network}-seed-{seed}", settings)
-                results[network, seed] = list(experiment.measure(trajectory))
-                passed = time.monotonic() - started
-                say(screen, f"{network}, seed {seed}: done after {passed:.0f} s")
-        rows = list(summarized(results))
-        target = store / "studies"
-        target.mkdir(exist_ok=True)
-        _write(target / f"{experiment.name}.csv", _as_csv(rows))
-        _write(target / f"{experiment.name}.png", picture(rows, experiment.varied))
-        for line in as_table(rows):
-            say(console(), line)
-
-    run(command)
+Means = Mapping[Key, Mapping[str, Mean]]
 
 
-def recorded(store: Path, name: str, settings: Settings) -> Trajectory:
-    """Return a training's run in a store; it is trained and analysed if it is not there.
+def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of an experiment to a command."""
+    config = click.option(
+        "--config",
+        metavar="CONFIG.toml",
+        default=str(files("jobs").joinpath("studies", "late-training.toml")),
+        help="Sweep whose runs are measured (default: the study late-training).",
+    )
+    workers = click.option(
+        "--max-workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of runs at once (default: one for each core).",
+    )
+    for option in (debug_option, workers, config, store_option):
+        command = option(command)
+    return command
+
+
+def measured(
+    config: str,
+    store: str,
+    measure: Measure,
+    max_workers: int | None,
+    is_measured: Callable[[Run], bool] = lambda _: True,
+) -> dict[int, Observations]:
+    """Return what was measured of the runs of a sweep, by seed; they are trained first where they are not.
 
     Raises:
-        RequestError: the store has another training of that name.
+        HallmarksError: a run failed.
     """
-    directory = store / "trainings" / name
-    if not directory.exists():
-        train(settings, directory)
-    stated = json.loads((directory / "step-0" / "config.json").read_text())["training"]
-    if not settings.as_dict().items() <= stated.items():
-        raise RequestError(
-            f"{quoted(directory)} holds a training with other settings", "name another --store"
-        )
-    hallmarks.analyze(directory, run=name, store=store, executor="local")
-    return Trajectory(settings, name, directory, hallmarks.open_store(store))
+    resumable("finished runs are kept")
+    sweep = _chosen(read_sweep(config), is_measured)
+    folder = Folder(store)
+    if folder.remote:
+        raise RequestError(f"--store {store}: expected a directory", "checkpoints lie within it")
+    place = Place(folder.root, str(Path(folder.root, "_trained").absolute()), "cpu")
+    left = left_to_do(sweep, place)
+    state = SweepState(len(sweep.runs), stored=len(sweep.runs) - len(left))
+    progress = SweepProgress(folder.root)
+    with callers("local", None, "cpu", max_workers) as calls:
+        if left:
+            try:
+                carry_out_all(left, place, calls, state, progress)
+            finally:
+                progress.close()
+        if state.failed:
+            raise HallmarksError(f"{len(state.failed)} of {len(sweep.runs)} runs failed")
+        by_seed: dict[int, dict[Key, Mapping[str, float]]] = {}
+        for run, observations in _each(sweep.runs, place, measure, calls):
+            by_seed.setdefault(run.settings.seed, {}).update(observations)
+    return dict(sorted(by_seed.items()))
 
 
-def summarized(results: Mapping[tuple[str, int], Sequence[Result]]) -> Iterator[Row]:
-    """Yield a row for each network, variant, place and metric, in their first order."""
-    values: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
-    for (network, _), variants in results.items():
-        (full,) = (each.values for each in variants if each.variant == FULL)
-        for each in variants:
-            for metric, value in each.values.items():
-                key = network, each.variant, each.at, metric
-                values.setdefault(key, []).append((value, value - full.get(metric, math.nan)))
-    for key, pairs in values.items():
-        (mean, difference), (stderr, difference_stderr) = _mean_and_error(pairs)
-        yield Row(*key, len(pairs), mean, stderr, difference, difference_stderr)
+def _chosen(sweep: Sweep, is_measured: Callable[[Run], bool]) -> Sweep:
+    return Sweep(sweep.name, sweep.varied, tuple(filter(is_measured, sweep.runs)))
 
 
-def _mean_and_error(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    array = np.array(pairs)
-    errors = array.std(0, ddof=1) / math.sqrt(len(array))
-    return array.mean(0).tolist(), errors.tolist()
+def _each(
+    runs: Sequence[Run], place: Place, measure: Measure, calls: Calls
+) -> Iterator[tuple[Run, Observations]]:
+    """Yield the runs with what was measured of them, in the order of the runs."""
+    screen, begun = console(stderr=True), time.monotonic()
+    waiting, ended = deque(range(len(runs))), dict[int, Observations]()
+    while len(ended) < len(runs):
+        while waiting and calls.free > 0:
+            number = waiting.popleft()
+            calls.begin(number, measure, runs[number], place)
+        for number, outcome in calls.ended(_TICK_S):
+            if isinstance(outcome, Exception):
+                raise outcome
+            ended[number] = outcome
+            seconds = time.monotonic() - begun
+            say(screen, f"measured {len(ended)} of {len(runs)} runs, {seconds:.0f} s")
+    for number, run in enumerate(runs):
+        yield run, ended[number]
 
 
-def as_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown: a row for each variant, a column for each metric."""
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    yield f"| network | variant | at | {' | '.join(m.replace('_', ' ') for m in metrics)} |"
-    yield "|---" * (3 + len(metrics)) + "|"
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        text = f"{row.mean:.4g} ± {row.stderr:.1g}"
-        if row.variant != FULL and not math.isnan(row.difference):
-            text += f" ({row.difference:+.2g} ± {row.difference_stderr:.1g})"
-        cells.setdefault((row.network, row.variant, row.at), {})[row.metric] = text
-    for key, texts in cells.items():
-        yield f"| {' | '.join([*key, *(texts.get(metric, '') for metric in metrics)])} |"
+def means_over_seeds(by_seed: Mapping[int, Observations]) -> Means:
+    """Return the mean of each figure over the seeds that have it, in the order of the first of them."""
+    values: dict[Key, dict[str, list[float]]] = {}
+    for observations in by_seed.values():
+        for key, figures in observations.items():
+            for name, value in figures.items():
+                values.setdefault(key, {}).setdefault(name, []).append(value)
+    return {
+        key: {name: mean_of(each) for name, each in figures.items()}
+        for key, figures in values.items()
+    }
 
 
-def picture(rows: Sequence[Row], varied: str) -> bytes:
-    """Return a PNG: the loss on data held out against what is varied, a panel for each network."""
-    from pipeline import drawing
+def mean_of(values: Sequence[float]) -> Mean:
+    """Return the mean of some values and its standard error."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Mean(len(values), fmean(values), error)
 
-    drawn = [row for row in rows if row.metric == DRAWN]
-    networks = list(dict.fromkeys(row.network for row in drawn))
+
+def results_folder(store: str) -> Path:
+    """Return the directory beside a store that tables and pictures of experiments are written to."""
+    folder = Path(Folder(store).root)
+    return folder.with_name(f"{folder.name}-studies")
+
+
+def write_means(path: Path, names: Sequence[str], means: Means) -> None:
+    """Write all means as CSV, a row for each figure.
+
+    Args:
+        names: of what a key consists of.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*names, "figure", "seeds", "mean", "stderr"])
+        for key, figures in means.items():
+            for name, each in figures.items():
+                error = "" if each.stderr is None else each.stderr
+                table.writerow([*key, name, each.seeds, each.mean, error])
+
+
+def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table whose first column has texts."""
+    screen = console()
+    say(screen, title)
+    texts = [[str(value) for value in row] for row in rows]
+    for line in table_lines(list(names), texts, [False] + [True] * (len(names) - 1)):
+        say(screen, line)
+    say(screen, "")
+
+
+def write_picture(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Mean]]]) -> None:
+    """Draw panels side by side, as a PDF, an SVG and a PNG; dotted, zero.
+
+    Args:
+        path: without ending.
+        panels: of each its lines, and of these a mean at each place, by their names.
+    """
+    from pipeline import drawing  # matplotlib is optional, and takes a second
+
     with drawing.style():
-        figure = drawing.new_figure(drawing.COLUMN * len(networks), 2.8)
-        for panel, network in zip(
-            np.ravel(figure.subplots(1, len(networks))), networks, strict=True
-        ):
-            inner = [row for row in drawn if row.network == network]
-            places = list(dict.fromkeys(row.at for row in inner if row.at))
-            lines: dict[str, Any] = {}
-            for variant in dict.fromkeys(row.variant for row in inner):
-                of = {row.at: row for row in inner if row.variant == variant}
-                if "" in of:  # the same everywhere
-                    of = dict.fromkeys(places, of[""])
-                at = [number for number, place in enumerate(places) if place in of]
-                chosen = [of[places[number]] for number in at]
-                means, errors = (
-                    np.array([getattr(row, name) for row in chosen]) for name in ("mean", "stderr")
+        columns = min(len(panels), _COLUMNS)
+        rows = -(-len(panels) // columns)
+        figure = drawing.new_figure(drawing.PAGE, 2.2 * rows)
+        for number, (title, lines) in enumerate(panels.items(), 1):
+            places = list(dict.fromkeys(place for line in lines.values() for place in line))
+            drawn = {
+                name: (
+                    [places.index(place) for place in line],
+                    np.array([each.mean for each in line.values()]),
+                    np.array([each.stderr or 0.0 for each in line.values()]),
+                    np.zeros(len(line)),
                 )
-                lines[variant] = at, means, errors, np.full(len(at), np.nan)
-            drawing.draw_against(panel, places, lines, network)
-            panel.set_yscale("log")
-            panel.set_xlabel(varied)
-            panel.set_ylabel(DRAWN.replace("_", " "))
-            panel.legend(fontsize=6)
-        return dict(drawing.files(figure))["png"]
-
-
-def _as_csv(rows: Sequence[Row]) -> bytes:
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row.__slots__)
-    writer.writerows([getattr(row, name) for name in Row.__slots__] for row in rows)
-    return text.getvalue().encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    growing = path.with_name(f".{path.name}.{os.getpid()}")
-    growing.write_bytes(data)
-    growing.replace(path)
+                for name, line in lines.items()
+            }
+            axes = figure.add_subplot(rows, columns, number)
+            drawing.draw_against(axes, places, drawn, title)
+            axes.tick_params("x", rotation=40)
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=6)
+        for ending, data in drawing.files(figure):
+            path.with_name(f"{path.name}.{ending}").write_bytes(data)
