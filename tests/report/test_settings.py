@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import pipeline
+from pipeline.errors import names_like
 from pipeline.report import comparison as module
 from pipeline.report.comparison import comparison, shown_one_by_one
 from pipeline.report.content import content
@@ -120,6 +121,23 @@ def test_of_many_runs_some_are_shown(
     assert done.returncode == 0, done.stderr
     assert "one by one: 2 of 8 runs; --run names others" in done.stdout
     assert '"not_shown":6' in out.read_text()
+    done = hallmarks("report", "--store", store.path, "--run", "run-3-?", "--out", out)
+    assert done.returncode == 0 and "one by one: 2 of 3 runs" in done.stdout
+    done = hallmarks("report", "--store", store.path, *names_of(runs[-3:]), "--out", out)
+    assert done.returncode == 0 and "one by one" not in done.stdout  # they were named
+    done = hallmarks("report", "--store", store.path, "--run", "run-4*", "--out", out)
+    assert done.returncode == 2 and "no run 'run-4*'" in done.stderr and "run-0-0" in done.stderr
+
+
+def names_of(runs: list[str]) -> list[str]:
+    return [argument for run in runs for argument in ("--run", run)]
+
+
+def test_of_many_names_those_that_are_alike_are_told() -> None:
+    known = [f"width-{width}--seed-{seed}" for width in range(10) for seed in range(10)]
+    told = names_like("width-7-seed-3", known)
+    assert told.startswith("width-7--seed-3, ") and told.endswith(", … (88 more)")
+    assert names_like("x", ["b", "a"]) == "a, b"
 
 
 @pytest.mark.slow
