@@ -167,13 +167,7 @@ class Training:
 
     def metrics(self) -> dict[str, float]:
         """Return losses and accuracies now, by split and metric as `validation_loss`."""
-        examples = {"train": self.data.train, "validation": self.data.validation}
-        values: dict[str, float] = {}
-        for split, each in examples.items():
-            measured = evaluate(self.network, each.take(slice(self.data.measured)))
-            values[f"{split}_loss"] = measured.loss
-            values[f"{split}_accuracy"] = measured.accuracy
-        return values
+        return metrics_of(self.network, self.data)
 
 
 def train(
@@ -246,10 +240,22 @@ def evaluate(network: nn.Module, examples: Examples) -> Measured:
     return Measured(loss / count, right / count)
 
 
+def metrics_of(network: nn.Module, data: Data) -> dict[str, float]:
+    """Return losses and accuracies of a network, by split and metric as `validation_loss`."""
+    values: dict[str, float] = {}
+    for split, examples in (("train", data.train), ("validation", data.validation)):
+        measured = evaluate(network, examples.take(slice(data.measured)))
+        values[f"{split}_loss"] = measured.loss
+        values[f"{split}_accuracy"] = measured.accuracy
+    return values
+
+
 def renew_statistics(network: nn.Module, examples: Examples) -> None:
     """Take the statistics of batch norm from examples, as those of an average of checkpoints are of none
     of its networks (Izmailov 2018)."""
     norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    if not norms:
+        return
     before = [each.momentum for each in norms]
     was_training = network.training
     network.train()

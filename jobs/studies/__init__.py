@@ -1,0 +1,1 @@
+"""Studies: configurations of sweeps, and experiments with what they have trained (`docs/studies/`)."""
