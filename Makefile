@@ -12,10 +12,10 @@ demo: $(READY)      ## train a small language model, analyse it, show what there
 examples: $(READY)  ## the checkpoints and the store that the pages ask about, in the folder `examples`
 	PYTHONPATH=. $(BIN)/python -m docs.examples examples
 
-# Two processes, however many cores: one begins with all tests that start Ray (tests/conftest.py), which
-# mostly wait and so go beside the others on a single core, too; with more, those with deadlines would miss them.
+# Three processes, however many cores: one begins with all tests that start Ray (tests/conftest.py), which
+# mostly wait, beside two that mostly compute.
 test: $(READY)      ## the whole suite but what is slow
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 3
 
 test-all: $(READY)  ## everything, the slow checks too, one after the other: some take a machine for themselves
 	$(BIN)/python -m pytest

@@ -28,8 +28,8 @@ SOURCE is one of
 | a table: `.csv`, `.jsonl`, `.parquet` | a row each: `uri`, and if known `name`, `step`, `tokens`, `state`; paths begin where the table lies; other columns of numbers are metrics |
 | a repository's folder in a Hub cache | the revisions that were downloaded |
 
-Read besides, where they are: `trainer_state.json` of transformers' Trainer, `metrics.csv` of Lightning's CSVLogger and TensorBoard's
-event files (`pip install 'hallmarks[tensorboard]'`), in the last checkpoint that has one or beside the checkpoints; `training` in the last
+Read besides, where they are: `trainer_state.json` of transformers' Trainer, `metrics.csv` of Lightning's CSVLogger, `metrics.jsonl` of
+[`Recorder`](recording.md) and TensorBoard's event files (`pip install 'hallmarks[tensorboard]'`), in the last checkpoint that has one or beside the checkpoints; `training` in the last
 `config.json`; columns of numbers in a table. They become view `training` and column `runs.settings`; `--set`, `--settings` and `--training`
 state what is not there.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
+import resource
 import sys
 import tempfile
 import warnings
@@ -33,35 +33,34 @@ class Done:
 
 def hallmarks(*arguments: object) -> Done:
     """Run `hallmarks ARGUMENTS` and return its exit code and what it prints."""
-    words = list(map(str, arguments))
-    done = _apart(words) if words[0] == "sql" else _here(words)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def _apart(words: list[str]) -> Done:
-    """In a process of its own, whose memory the command limits."""
-    command = [sys.executable, "-c", "from jobs.cli import main; main()", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def _here(words: list[str]) -> Done:
     with (
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as errors,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(sys, "argv", ["hallmarks", *words])
+        patch.setattr(sys, "argv", ["hallmarks", *map(str, arguments)])
         with (
             _sent_to(output, 1, "stdout", patch),
             _sent_to(errors, 2, "stderr", patch),
+            _memory_as_before(),
             warnings.catch_warnings(),
             telling(),
         ):
             warnings.simplefilter("default")  # as in a new process, where none is an error
             code = outcome(cli.hallmarks, Invocation())
-        return Done(code, _text(output), _text(errors))
+        done = Done(code, _text(output), _text(errors))
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@contextlib.contextmanager
+def _memory_as_before() -> Iterator[None]:
+    """Lift the bound that `sql` puts on the memory of its process."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # fifty times as long on a machine that has something else to do.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+# Ray's workers are as good as the tests beside them, which else take the cores from them: of two cores
+# that others want they get a thirtieth, and cases of a minute took six.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+
 # Processes that tests start find the package compiled, whatever the user prefers: each of some three
 # hundred took a quarter of a second for that.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -44,6 +48,11 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let collections see it again: duckdb's classes are said to leak by what frees them last."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)  # a bare machine with a GPU has no pytest-xdist

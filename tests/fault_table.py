@@ -82,7 +82,7 @@ class Bench:
         from pipeline.planning.make import make_plan
         from pipeline.planning.request import Request
 
-        self._hub = hub
+        self.hub = hub
         self._plan, _ = make_plan(Request(NAME), least_tile_bytes=1 << 20)
 
     def run(self, *faults: Fault, before: Callable[[], None] = lambda: None) -> Outcome:
@@ -102,7 +102,7 @@ class Bench:
         from pipeline.sources.hub import HubRepository
         from tests.test_bits import Kept
 
-        plan, hub, kept = self._plan, self._hub, Kept()
+        plan, hub, kept = self._plan, self.hub, Kept()
         hub.reset()
         urls = UrlBroker(plan, HubRepository(NAME))
         urls.accesses(range(len(plan.files)))

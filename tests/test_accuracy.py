@@ -163,10 +163,10 @@ def devices() -> list[object]:
 
 
 PATHS = [
-    ("walk", 64, 1e-2, 20_000, "F16"),
-    ("decaying", 154, 1e-1, 10_000, "BF16"),
-    ("smooth", 24, 1e-5, 40_000, "F32"),
-    ("folding", 40, 1e-3, 40_000, "BF16"),
+    ("walk", 64, 1e-2, 5_000, "F16"),
+    ("decaying", 154, 1e-1, 2_500, "BF16"),
+    ("smooth", 24, 1e-5, 10_000, "F32"),
+    ("folding", 40, 1e-3, 10_000, "BF16"),
     # so many are multiplied in float32
     ("smooth", 8, 1e-5, LEAST_IN_FLOAT32, "F32"),
     ("folding", 8, 1e-3, LEAST_IN_FLOAT32, "BF16"),

@@ -58,7 +58,9 @@ def results(plan: Plan, source: Source, threads: int, budget: int) -> dict[str, 
     return kept.files
 
 
-@pytest.mark.parametrize(("count", "most_threads"), [(65, 4), (154, 2)])
+@pytest.mark.parametrize(
+    ("count", "most_threads"), [(65, 4), pytest.param(154, 2, marks=pytest.mark.slow)]
+)
 def test_threads_and_memory_decide_no_bit(count: int, most_threads: int, tmp_path: Path) -> None:
     """n = 65 is where a BLAS with four threads gives other bits than with one."""
     rows = trajectory("walk", count, LEAST_IN_FLOAT32, 0.1).astype(np.float32)

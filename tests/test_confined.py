@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import pipeline
@@ -128,7 +129,7 @@ def test_refused(query: str, store: Path, work: Path) -> None:
     """Nothing has happened to any file, and the store still answers."""
     (file,) = store.glob("findings/run=r/*.parquet")
     before = contents(work), contents(store)
-    secret_frame = pipeline.open_store(str(store)).sql("SELECT 1").to_arrow_table()
+    secret_frame = pa.table({"secret": [1]})
     opened = pipeline.open_store(str(store))
     with pytest.raises(QueryError):
         list(opened.rows(query.format(file=file, store=store))[1])

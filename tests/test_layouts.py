@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -166,6 +167,17 @@ def published(root: Path, name: str, bucket: str, hub: Hub) -> dict[str, str]:
     return {"directory": str(root), "bucket": url, "hub": f"hf://org/{name}@main"}
 
 
+def planned(source: str) -> dict[str, Any]:
+    """Return what of a plan must not depend on where the files lie: which bytes are which weights, too."""
+    plan = pipeline.plan(source)
+    return {
+        "checkpoints": [(c.name, c.step, c.elapsed) for c in plan.checkpoints],
+        "files": [(f.checkpoint.name, f.path, f.size) for f in plan.files],
+        "left out": [(entry.name, entry.reason) for entry in plan.left_out_checkpoints],
+        "tensors": plan.tensors,
+    }
+
+
 def read(source: str, store: Path) -> dict[str, list]:
     """Return everything that must not depend on where the files lie."""
     plan = pipeline.plan(source)
@@ -187,6 +199,28 @@ def test_a_tree_is_the_same_wherever_it_lies(
 ) -> None:
     root = tree(layout, tmp_path / "suite")
     sources = published(root, layout.replace(" ", "-").replace(",", ""), bucket, hub)
+    found = {kind: planned(source) for kind, source in sources.items()}
+    assert [step for _, step, _ in found["directory"]["checkpoints"]] == list(STEPS)
+    assert found["bucket"] == found["directory"]
+    assert found["hub"] == found["directory"]
+
+
+READ = ("index", "legacy", "bin", "distributed")
+"""Of each format a layout: those of the same bytes are read alike."""
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(each, marks=[] if each in READ else pytest.mark.slow)
+        for each in FOLDERS | FILES
+    ],
+)
+def test_figures_are_the_same_wherever_a_tree_lies(
+    layout: str, bucket: str, hub: Hub, tmp_path: Path
+) -> None:
+    name = f"read-{layout.replace(' ', '-').replace(',', '')}"
+    sources = published(tree(layout, tmp_path / "suite"), name, bucket, hub)
     found = {kind: read(source, tmp_path / kind) for kind, source in sources.items()}
     assert [step for _, _, step, *_ in found["directory"]["checkpoints"]] == list(STEPS)
     assert found["bucket"] == found["directory"]

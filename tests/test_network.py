@@ -85,15 +85,15 @@ def test_faults_that_pass_change_no_bit(table: tuple[Bench, Outcome], row: str) 
 )
 @pytest.mark.parametrize("occurrence", [0, 7])
 def test_a_wrong_answer_is_an_error_that_says_which(
-    bench: Bench, quiet: Outcome, hub: Hub, action: Action, error: type, message: str,
-    occurrence: int,
-) -> None:  # fmt: skip
+    table: tuple[Bench, Outcome], action: Action, error: type, message: str, occurrence: int
+) -> None:
     """At once, in one line that names the bytes; what comes after is none the worse."""
+    bench, quiet = table
     with pytest.raises(error, match=message) as raised:
         bench.run(Fault(action, occurrences={occurrence}))
     assert re.search(rf"{NAME}@[0-9a-f]{{40}}/model.safetensors\[\d+:\d+\]", str(raised.value))
     assert "Signature" not in str(raised.value) and raised.value.__cause__ is None
-    assert [fault.action for fault, _ in hub.faults.applied] == [action]
+    assert [fault.action for fault, _ in bench.hub.faults.applied] == [action]
     assert bench.run().results == quiet.results
 
 

@@ -32,7 +32,6 @@ from pipeline.reduce.memory import (
     kept_increments,
     largest_estimate,
     least,
-    most_open,
     projected,
     projected_estimate,
 )
@@ -92,7 +91,7 @@ def test_groups_that_are_open_at_one_time(tmp_path: Path) -> None:
                 for b, now, size in zip(begun, seen, grouped.sizes, strict=True)
             ),
         )
-    assert most_open(grouped) == most > 1
+    assert grouped.most_open == most > 1
 
 
 def test_tables_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:

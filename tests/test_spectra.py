@@ -73,19 +73,27 @@ def assert_spectra(
     """Compare both spectra of a tensor at the checkpoints `ks` with those of these matrices."""
     where = f"tensor = '{tensor}'"
     first = matrices[0].double().numpy()
-    seen = store.sql(f"SELECT DISTINCT k FROM matrix_ranks WHERE {where} ORDER BY k").fetchall()
-    assert [k for (k,) in seen] == list(range(len(matrices)) if ks is None else ks)
-    for (k,) in seen:
+    sigmas: dict[tuple[int, str], list[float]] = {}
+    for k, of, sigma in store.sql(
+        f"SELECT k, of, sigma FROM matrix_spectrum WHERE {where} ORDER BY k, of, rank"
+    ).fetchall():
+        sigmas.setdefault((k, of), []).append(sigma)
+    columns = "k, of, stable_rank, matrix_effective_rank, matrix_participation_ratio"
+    ranks_of = {
+        (k, of): stored
+        for k, of, *stored in store.sql(
+            f"SELECT {columns} FROM matrix_ranks WHERE {where}"
+        ).fetchall()
+    }
+    expected_ks = list(range(len(matrices)) if ks is None else ks)
+    assert sorted({k for k, _ in ranks_of}) == expected_ks
+    for k in expected_ks:
         for of, less in (("weights", 0.0), ("displacement", first)):
-            at = f"{where} AND k = {k} AND of = '{of}'"
-            sigma = store.sql(
-                f"SELECT sigma FROM matrix_spectrum WHERE {at} ORDER BY rank"
-            ).fetchall()
             if of == "displacement" and not k:
-                assert sigma == []
+                assert (k, of) not in sigmas
                 continue
             exact = np.linalg.svd(matrices[k].double().numpy() - less, compute_uv=False)
-            found = np.array([value for (value,) in sigma])
+            found = np.array(sigmas[k, of])
             assert len(found) == min(10, len(exact))
             assert np.all(np.abs(found - exact[:10]) <= 1e-6 * exact[0]), (tensor, k, of)
             shares = exact**2 / np.sum(exact**2)
@@ -95,9 +103,9 @@ def assert_spectra(
                 math.exp(-np.sum(shares * np.log(shares))),
                 1 / np.sum(shares**2),
             )
-            columns = "stable_rank, matrix_effective_rank, matrix_participation_ratio"
-            (stored,) = store.sql(f"SELECT {columns} FROM matrix_ranks WHERE {at}").fetchall()
-            np.testing.assert_allclose(stored, ranks, rtol=1e-5, err_msg=f"{tensor} {k} {of}")
+            np.testing.assert_allclose(
+                ranks_of[k, of], ranks, rtol=1e-5, err_msg=f"{tensor} {k} {of}"
+            )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

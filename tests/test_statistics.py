@@ -120,7 +120,9 @@ def assert_sparsity(found: dict[str, np.ndarray], stored: torch.Tensor) -> None:
     assert found["changed_since_first"][0] == found["ever_changed"][0] == 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), "float32"]
+)
 def test_all_groups_of_a_run(dtype: str, tmp_path: Path) -> None:
     checkpoints = weights(dtype, 3e-5)
     store = analysed(written(tmp_path / "run", checkpoints), tmp_path / "store", statistics="all")

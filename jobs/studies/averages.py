@@ -86,7 +86,7 @@ def differences(by_seed: Mapping[int, Observations]) -> Means:
 
 
 @click.command()
-@experiment_options
+@experiment_options("late-training")
 def averages(config: str, store: str, max_workers: int | None, **_: object) -> int:
     """Average late checkpoints of trainings, and compare with the last ones and with decayed trainings."""
     by_seed = measured(config, store, measure, max_workers)

@@ -58,13 +58,17 @@ class Mean:
 Means = Mapping[Key, Mapping[str, Mean]]
 
 
-def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of an experiment to a command."""
+def experiment_options(study: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds the options of an experiment to a command.
+
+    Args:
+        study: configuration in this package, without ending, whose runs are measured by default.
+    """
     config = click.option(
         "--config",
         metavar="CONFIG.toml",
-        default=str(files("jobs").joinpath("studies", "late-training.toml")),
-        help="Sweep whose runs are measured (default: the study late-training).",
+        default=str(files("jobs").joinpath("studies", f"{study}.toml")),
+        help=f"Sweep whose runs are measured (default: the study {study}).",
     )
     workers = click.option(
         "--max-workers",
@@ -72,9 +76,11 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="Maximum number of runs at once (default: one for each core).",
     )
-    for option in (debug_option, workers, config, store_option):
-        command = option(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        return store_option(config(workers(debug_option(command))))
+
+    return add
 
 
 def measured(
@@ -113,7 +119,16 @@ def measured(
 
 
 def _chosen(sweep: Sweep, is_measured: Callable[[Run], bool]) -> Sweep:
-    return Sweep(sweep.name, sweep.varied, tuple(filter(is_measured, sweep.runs)))
+    """Return the runs that are measured, each of which is told by network, schedule and seed."""
+    runs = tuple(filter(is_measured, sweep.runs))
+    told = {(r.settings.network, r.settings.schedule, r.settings.seed) for r in runs}
+    if not runs or len(told) < len(runs):
+        raise RequestError(
+            f"sweep {sweep.name}: expected runs that differ in network, schedule and seed alone,"
+            f" found {len(runs)} of {len(told)} kinds",
+            "name another configuration with --config",
+        )
+    return Sweep(sweep.name, sweep.varied, runs)
 
 
 def _each(

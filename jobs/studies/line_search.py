@@ -35,6 +35,7 @@ from jobs.studies.experiment import (
     write_means,
     write_picture,
 )
+from pipeline.errors import RequestError
 from pipeline.store.query import Store
 from pipeline.sweep.data import Examples, data_of
 from pipeline.sweep.grid import Run
@@ -241,6 +242,12 @@ def measure(run: Run, place: Place) -> Observations:
     observations: dict[tuple[str, ...], Mapping[str, float]] = {}
     for share in SHARES:
         k = min(range(len(path.steps)), key=lambda k: abs(path.steps[k] - share * path.steps[-1]))
+        if k < MOST:
+            raise RequestError(
+                f"{run.name}: expected at least {MOST} checkpoints in the first {share:.0%} of the"
+                f" steps, found {k}",
+                "record more: checkpoints = 40, spacing = linear",
+            )
         before = path.metrics[k]
         key = (settings.network, settings.schedule, f"{share:.0%}")
         observations[*key, "training"] = {
@@ -297,10 +304,11 @@ def correlations(by_seed: Mapping[int, Observations]) -> Means:
                 for figure in ("train_loss_change", "train_steps_saved"):
                     sign = -1 if figure.endswith("_change") else 1
                     gains = [sign * each[figure] for each in of_method]
-                    key = (name, "all", "all", method)
-                    values.setdefault(key, {}).setdefault(f"spearman_{figure}", []).append(
-                        rank_correlation(known, gains)
-                    )
+                    value = rank_correlation(known, gains)
+                    if not math.isnan(value):
+                        key = (name, "all", "all", method)
+                        figures = values.setdefault(key, {})
+                        figures.setdefault(f"spearman_{figure}", []).append(value)
     return {
         key: {name: mean_of(each) for name, each in figures.items()}
         for key, figures in values.items()
@@ -308,7 +316,7 @@ def correlations(by_seed: Mapping[int, Observations]) -> Means:
 
 
 @click.command()
-@experiment_options
+@experiment_options("late-training")
 def line_search(config: str, store: str, max_workers: int | None, **_: object) -> int:
     """Search along the last updates of trainings, and compare with how the trainings went on."""
     by_seed = measured(
@@ -338,12 +346,17 @@ def line_search(config: str, store: str, max_workers: int | None, **_: object) -
         "Spearman's correlation of predictability_1 with the fall of the training loss",
         ["", *JUDGED],
         [
-            [name, *(related[name, "all", "all", m]["spearman_train_loss_change"] for m in JUDGED)]
+            [name, *(_correlation(related, name, method) for method in JUDGED)]
             for name in dict.fromkeys(key[0] for key in related)
         ],
     )
     write_picture(folder / "line_search", _panels(means))
     return 0
+
+
+def _correlation(related: Means, network: str, method: str) -> Mean | str:
+    figures = related.get((network, "all", "all", method), {})
+    return figures.get("spearman_train_loss_change", "undefined")
 
 
 def _rows(means: Means, figure: str) -> list[list[object]]:

@@ -58,7 +58,7 @@ def turned_products(
     products = np.zeros(len(which))
     for rows in _rows(squared_lengths, _AT_ONCE):
         sizes = 2.0 * steps.sizes(which[rows], squared_lengths[rows])
-        related = steps.reach_an_ulp(sizes)  # else no value changes in both steps
+        related = steps.reach_an_ulp(sizes, which[rows])  # else no value changes in both steps
         rows, sizes = rows[related], sizes[related]
         lengths, (twice, _) = squared_lengths[rows], steps.squared_lengths(sizes, which[rows])
         products[rows] = np.clip(twice / 2.0 - lengths, 0.0, lengths)
@@ -110,12 +110,15 @@ class _Steps:
         of_ulps *= ulps[:, None]
         self._ulps = _over_ulps(of_ulps)
         of_ulps *= ulps[:, None]
-        self._squares, self._least = of_ulps, ulps[0]
+        self._all_squares = _over_ulps(of_ulps)
+        of_ulps /= np.maximum(self._all_squares, np.finfo(np.float64).tiny)
+        self._squares = of_ulps.astype(np.float32)
+        self._least = ulps[(counts > 0).argmax(axis=1)]
         self._units = np.floor(_places(ulps[:, None])).astype(np.int64)
 
-    def reach_an_ulp(self, sizes: FloatArray) -> BoolArray:
+    def reach_an_ulp(self, sizes: FloatArray, which: IntArray) -> BoolArray:
         """(R,) whether any weight may move by an ulp, in steps of these sizes; else a(x) is x for all."""
-        return sizes * _Z[-1] > self._least
+        return sizes * _Z[-1] > self._least[which]
 
     def sizes(self, which: IntArray, squared_lengths: FloatArray) -> FloatArray:
         """(R,) the m of steps whose squared lengths are given.
@@ -126,7 +129,7 @@ class _Steps:
             np.sqrt(squared_lengths / self._numbers[which]),
             squared_lengths / (self._ulps[which] * _MEAN_Z),
         )
-        going = np.flatnonzero(self.reach_an_ulp(sizes))
+        going = np.flatnonzero(self.reach_an_ulp(sizes, which))
         for _ in range(_MOST_STEPS):
             lengths = squared_lengths[going]
             excess, slopes = self.squared_lengths(sizes[going], which[going])
@@ -149,11 +152,13 @@ class _Steps:
         rises -= added
         added += rises * within
         squares = self._squares.take(which, axis=1)
-        unrounded = self._numbers[which] * sizes
+        added *= squares
+        rises *= squares
+        of_all, unrounded = self._all_squares[which], self._numbers[which] * sizes
         width = np.exp2(np.floor(cells / 2.0**_CELL_BITS) - _CELL_BITS)
         return (
-            unrounded * sizes + _over_ulps(squares * added),
-            2.0 * unrounded + _over_ulps(squares * rises) / width,
+            unrounded * sizes + of_all * _over_ulps(added),
+            2.0 * unrounded + of_all * _over_ulps(rises) / width,
         )
 
 

@@ -159,6 +159,8 @@ def results(range_: TensorRange, tensors: Sequence[AlignedTensor]) -> Iterator[P
 
 def elements(part: Part, first: int, stop: int) -> int:
     """Return how many of the elements [first, stop) of its tensor belong to the part."""
+    if part.stop - part.start == part.period:  # the whole tensor, as most are
+        return stop - first
     return part.below(stop) - part.below(first)
 
 

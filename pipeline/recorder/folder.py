@@ -21,6 +21,8 @@ from pipeline.recorder.schedule import step_number
 
 LOG = "metrics.jsonl"
 _LOCK = "recorder.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Of file systems of clusters: Lustre unless it is mounted with `flock`, NFS without its lock service."""
 _STEP = re.compile(r"step-(0|[1-9]\d{0,17})")
 _PARTIAL = re.compile(r"step-\d{1,18}\.partial|metrics\.jsonl\.partial")
 
@@ -191,12 +193,16 @@ def _locked(path: Path) -> IO[bytes]:
         lock = (path / _LOCK).open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock.fileno()).st_nlink:  # not removed by the process that held it before
-                return lock
         except BlockingIOError:
             lock.close()
             raise RequestError(
                 f"another process records in {quoted(path)}",
                 "record in another directory; of a distributed training, initialize torch.distributed before",
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                lock.close()
+                raise
+        if os.fstat(lock.fileno()).st_nlink:  # not removed by the process that held it before
+            return lock
         lock.close()

@@ -91,14 +91,14 @@ class RecorderCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        del pl_module, exception
-        self._close(trainer)
+        del pl_module
+        self._close(trainer, exception)
 
-    def _close(self, trainer: Trainer) -> None:
+    def _close(self, trainer: Trainer, error: BaseException | None = None) -> None:
         trainer.loggers = [each for each in trainer.loggers if each is not self._logger]
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            recorder.close()
+            recorder.__exit__(type(error) if error else None, error, None)
 
 
 class _Log(Logger):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,8 @@ class Grouping:
     """How many weights each group has."""
     increments_kept: tuple[bool, ...]
     """Whether products of increments of each group are in the tables."""
+    most_open: int
+    """How many groups of several parts have some of their sums at one time, and not all."""
 
 
 def grouping(plan: Plan) -> Grouping:
@@ -92,7 +94,21 @@ def grouping(plan: Plan) -> Grouping:
         tuple(sizes[group] for group in order),
         tuple(parameters[group] for group in order),
         tuple(keys[group].scope in (*INCREMENTS_KEPT, *plan.windows.scopes) for group in order),
+        _most_open([groups for _, _, groups in members], sizes),
     )
+
+
+def _most_open(members: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
+    """Return how many groups of several parts have some of their sums at one time, and not all."""
+    left = list(sizes)
+    now = most = 0
+    for groups in members:
+        for group in groups:
+            now += left[group] == sizes[group] > 1
+            left[group] -= 1
+        most = max(most, now)
+        now -= sum(not left[group] and sizes[group] > 1 for group in groups)
+    return most
 
 
 def order_of(tensor: AlignedTensor, number: int) -> tuple[str, int, str, str, int]:

@@ -84,14 +84,15 @@ def buffers(plan: Plan, grouped: Grouping, budget: int, threads: int) -> Buffers
         budget: `least` or more.
         threads: at most.
     """
-    divisions = list(_divisions(threads))
-    fitting = (each for each in divisions if projected(plan, grouped, each) <= budget)
+    divisions, result = list(_divisions(threads)), _result(plan)
+    fitting = (each for each in divisions if projected(plan, grouped, each, result) <= budget)
     return next(fitting, divisions[-1])
 
 
 def least(plan: Plan, grouped: Grouping) -> int:
     """Return the smallest budget in which figures and tables are made."""
-    return min(projected(plan, grouped, divided) for divided in _divisions(1))
+    result = _result(plan)
+    return min(projected(plan, grouped, divided, result) for divided in _divisions(1))
 
 
 def _divisions(threads: int) -> Iterator[Buffers]:
@@ -107,22 +108,32 @@ def _divisions(threads: int) -> Iterator[Buffers]:
         )
 
 
-def projected(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
-    """Return the most that the reduction takes beyond an idle process: parts come first, then groups."""
+def projected(plan: Plan, grouped: Grouping, divided: Buffers, result: int | None = None) -> int:
+    """Return the most that the reduction takes beyond an idle process: parts come first, then groups.
+
+    Args:
+        result: bytes of the largest result of a tile, where that is known.
+    """
     of_part = part_bytes(plan.statistics, len(plan.checkpoints))
     of_group = group_bytes(plan)
-    result = largest_result(plan.tiles, plan.tensors, of_part, plan.rows) // 2  # no accumulators
+    result = _result(plan) if result is None else result
     of_parts = max(divided.ahead, result) + result
     of_groups = (
         min(divided.held, len(grouped.members) * of_part)
         + _STACKS * max(divided.stack, of_group)
         + _of_tables(plan, grouped, divided)
         + _of_figures(plan, divided, _folds(plan))
-        + most_open(grouped) * of_group
+        + grouped.most_open * of_group
         + _of_rows(plan, divided)
     )
     of_files = 2 * max(FILE_OF_SUMS, result)  # one, as bytes and as arrays
     return _FIXED + plan_bytes(plan.tensors) + of_files + max(of_parts, of_groups)
+
+
+def _result(plan: Plan) -> int:
+    """Return the bytes of the largest result of a tile; there are no accumulators besides."""
+    of_part = part_bytes(plan.statistics, len(plan.checkpoints))
+    return largest_result(plan.tiles, plan.tensors, of_part, plan.rows) // 2
 
 
 def projected_estimate(
@@ -268,16 +279,3 @@ def requested(plan: Plan, grouped: Grouping) -> dict[str, Requested]:
         sums = sum(rows_of_tile(tile, plan.rows) for tile in plan.tiles)
         costs[ROWS] = Requested(memory, sums + _ROW[1] * total * len(plan.firsts))
     return costs
-
-
-def most_open(grouped: Grouping) -> int:
-    """Return how many groups of several parts have some of their sums at one time, and not all."""
-    left = list(grouped.sizes)
-    now = most = 0
-    for member in grouped.members:
-        for group in member.groups:
-            now += left[group] == grouped.sizes[group] > 1
-            left[group] -= 1
-        most = max(most, now)
-        now -= sum(not left[group] and grouped.sizes[group] > 1 for group in member.groups)
-    return most

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -281,12 +283,21 @@ class WithExtraState(nn.Linear):
         pass
 
 
-def test_what_is_no_tensor_is_said_once(tmp_path: Path) -> None:
-    with Recorder(WithExtraState(2, 2), tmp_path, "linear:1") as recorder:
-        with pytest.warns(UserWarning, match="not recorded, since it is no tensor: '_extra_state'"):
-            recorder.step(0)
-        recorder.step(1)
-    assert checkpoint(tmp_path, 1).keys() == {"weight", "bias"}
+def test_what_is_no_tensor_is_said(tmp_path: Path) -> None:
+    said = pytest.warns(UserWarning, match="not recorded, since it is no tensor: '_extra_state'")
+    with Recorder(WithExtraState(2, 2), tmp_path, "linear:1") as recorder, said:
+        recorder.step(0)
+    assert checkpoint(tmp_path, 0).keys() == {"weight", "bias"}
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Recorder(plain(), tmp_path, [0]) as recorder:
+        recorder.step(0)
+    assert recorded(tmp_path) == [0]
 
 
 def odd(value: Tensor) -> nn.Module:

@@ -95,6 +95,10 @@ JOIN checkpoints c ON c.run = t.run AND c.k = t.k;
 -- A cosine is a dot product over two norms. Checkpoints whose stored values are equal have
 -- distance 0, and then a cosine of exactly 1. (greatest and least pass NULLs over: asked first.)
 CREATE OR REPLACE VIEW similarity AS
+WITH lengths AS (
+    SELECT p.run, p.attempt, p.group_id, p.k, p.norm, p.displacement
+    FROM stored_path p
+)
 SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert, s.i, s.j,
     ci.step AS step_i, cj.step AS step_j, ci.source AS source_i, cj.source AS source_j, s.dot,
     CASE WHEN s.dot IS NULL OR pi.norm * pj.norm = 0 THEN NULL WHEN s.squared_distance = 0 THEN 1.0
@@ -107,9 +111,9 @@ SELECT g.run, g.scope, g.stack, g.layer, g.component, g.tensor, g.head, g.expert
     sqrt(s.squared_distance) AS distance, s.cosine_stderr, s.relative_cosine_stderr
 FROM stored_similarity s
 JOIN groups g USING (run, attempt, group_id)
-JOIN stored_path pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
+JOIN lengths pi ON pi.run = s.run AND pi.attempt = s.attempt AND pi.group_id = s.group_id
     AND pi.k = s.i
-JOIN stored_path pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
+JOIN lengths pj ON pj.run = s.run AND pj.attempt = s.attempt AND pj.group_id = s.group_id
     AND pj.k = s.j
 JOIN checkpoints ci ON ci.run = s.run AND ci.k = s.i
 JOIN checkpoints cj ON cj.run = s.run AND cj.k = s.j;
