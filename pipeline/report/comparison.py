@@ -98,7 +98,7 @@ class Comparison:
             " list(mean) AS mean, list(stderr) AS stderr, list(null_value) AS null_value,"
             f" list(seeds) AS seeds FROM {_macro('NULL', scope, self.runs)} GROUP BY ALL"
         )
-        found: dict[tuple[Keys, str], OverSeeds] = {}
+        over_seeds: dict[tuple[Keys, str], OverSeeds] = {}
         for row in table.to_pylist():
             places = [self._rows[tuple(each)] for each in row["at"]]
             columns: list[FloatArray] = []
@@ -106,8 +106,8 @@ class Comparison:
                 values = np.full(len(self.combinations), np.nan)
                 values[places] = np.array(row[name], float)
                 columns.append(values)
-            found[tuple(row[key] for key in KEYS), row["indicator"]] = OverSeeds(*columns)
-        return found
+            over_seeds[tuple(row[key] for key in KEYS), row["indicator"]] = OverSeeds(*columns)
+        return over_seeds
 
 
 def comparison(store: Store, runs: Sequence[str]) -> Comparison | None:
