@@ -241,7 +241,10 @@ class _Swept:
         names = [*self.sweep.varied, "seeds", ACCURACY, *INDICATORS]
         rows = [
             [
-                *map(as_word, row.varied.values()),
+                *(
+                    as_word(row.varied[key]) if key in row.varied else ""
+                    for key in self.sweep.varied
+                ),
                 str(max(figure.seeds for figure in row.figures.values())),
                 *(_shown_mean(row.figures.get(name)) for name in (ACCURACY, *INDICATORS)),
             ]

@@ -117,7 +117,9 @@ def _over_settings(store: Store, runs: Sequence[str]) -> Json | None:
         groups += shown
     return {
         "settings": compared.names,
+        "following": compared.following,
         "combinations": compared.combinations,
+        "lines": [compared.lines(at) for at in range(len(compared.names))],
         "runs": compared.runs,
         "groups": groups,
     }
