@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.errors import RequestError
 from pipeline.sweep.config import MOST_RUNS, ConfigError, checked, read_sweep
 from pipeline.sweep.grid import Sweep
 from pipeline.sweep.settings import KEYS
+from tests.commands import hallmarks
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "jobs" / "studies").glob("*.toml"))
@@ -192,6 +194,26 @@ def test_what_is_no_toml(tmp_path: Path, data: bytes, told: str) -> None:
 def test_what_is_no_file(name: str) -> None:
     with pytest.raises(ConfigError):
         read_sweep(name)
+
+
+def test_the_command_tells_each_mistake_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('name = "n"\nseeds = 0\n[fixed]\nwidth = 0\nbatch = 3\n')
+    done = hallmarks("sweep", tmp_path / "c.toml", "--store", tmp_path / "store")
+    assert done.returncode == 2 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [line.partition("': ")[2].split(":")[0] for line in lines] == [
+        "seeds", "[fixed] width", "[fixed] 'batch'",
+    ]  # fmt: skip
+    assert all(line.startswith("error: ") for line in lines)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_study_is_known_by_its_name(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = hallmarks("sweep", "momentum-weight-decay", "--store", store, "--dry-run", "--json")
+    assert len(json.loads(done.stdout)["runs"]) == 4 * 4 * 5
+    unknown = hallmarks("sweep", "momentum", "--store", store)
+    assert unknown.returncode == 2 and "momentum-weight-decay" in unknown.stderr
 
 
 def test_an_error_crosses_processes(tmp_path: Path) -> None:
