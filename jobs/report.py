@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -24,7 +26,7 @@ from pipeline.store.query import Store
     "names",
     multiple=True,
     metavar="NAME",
-    help="Only this run (repeatable; default: all; of more than 8 one by one as many).",
+    help="Only runs of this name, or pattern such as 'momentum-*' (repeatable; default: all).",
 )
 @click.option(
     "--out",
@@ -47,16 +49,17 @@ def report(
     del debug
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
-    for name in names:
-        if name not in runs:
+    named = [[run for run in runs if fnmatchcase(run, name)] for name in names]
+    for name, matching in zip(names, named, strict=True):
+        if not matching:
             raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
-    wanted = list(dict.fromkeys(names or runs))
+    wanted = list(dict.fromkeys(chain.from_iterable(named))) or runs
     sound = [name for name in wanted if _is_whole(opened, name)]
     if not sound:
         raise QueryError(
             f"no run of {store} is whole", "the command that made a run makes it again"
         )
-    shown = sound if names else shown_one_by_one(opened, sound)
+    shown = shown_one_by_one(opened, sound)
     drawn = None if figures is None else _drawn(opened, shown, sound, Path(figures))
     target = Path(out) if out is not None else _default(store)
     text = page(content(opened, store, shown, sound))
@@ -70,7 +73,7 @@ def report(
     if drawn is not None:
         say(console(), f"figures: {drawn} in {figures}, each as PDF, SVG and PNG")
     if shown != sound:
-        say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names others")
+        say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names fewer")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
 
 

@@ -130,20 +130,12 @@ def test_of_many_runs_some_are_shown(
     assert shown_one_by_one(store, runs[:2]) == runs[:2]
     assert shown_one_by_one(store, runs[-3:]) == [runs[-3], runs[-1]]  # whose seeds alone differ
     out = tmp_path / "page.html"
-    done = hallmarks("report", "--store", store.path, "--out", out)
+    done = hallmarks("report", "--store", store.path, "--out", out, "--run", "run-[03]-*")
     assert done.returncode == 0, done.stderr
-    assert "one by one: 2 of 8 runs; --run names others" in done.stdout
-    assert '"not_shown":6' in out.read_text()
-
-
-@pytest.mark.slow
-def test_all_runs_that_are_named_are_shown(
-    store: Store, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_RUNS", 2)
-    out, names = tmp_path / "page.html", [f"--run={run}" for run in runs[:3]]
-    done = hallmarks("report", "--store", store.path, "--out", out, *names)
-    assert "one by one" not in done.stdout and '"not_shown":0' in out.read_text()
+    assert "one by one: 2 of 5 runs; --run names fewer" in done.stdout
+    assert '"not_shown":3' in out.read_text()
+    refused = hallmarks("report", "--store", store.path, "--out", out, "--run", "nobody-*")
+    assert refused.returncode == 2 and "no run 'nobody-*'" in refused.stderr
 
 
 @pytest.fixture(scope="module")
