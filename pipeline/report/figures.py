@@ -123,11 +123,12 @@ def pictures(
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the name of each picture of some runs, and the picture; `compared` as of `write_figures`."""
     for name in runs:
-        rows = store.sql(
+        alone = Store(store.path, only=name)  # of many runs each query would look at all files
+        rows = alone.sql(
             "SELECT step, name, source FROM checkpoints WHERE run = ? ORDER BY k", [name]
         ).fetchall()
         steps, names, sources = map(list, zip(*rows, strict=True))
-        run = _Run(store, name, steps, drawing.labels_of(steps, names), sources)
+        run = _Run(alone, name, steps, drawing.labels_of(steps, names), sources)
         for kind, figure in _of_run(run):
             yield f"{name}-{kind}", figure
     if len(runs) > 1:
