@@ -41,7 +41,8 @@ WEIGHTS = (
     *("ema:0.5", "ema:0.75", "ema:0.9", "warmdown:8"),
 )
 """As of `hallmarks average`, of checkpoints that are a fortieth of the training apart."""
-CONSTANT, DECAYED = "constant", ("cosine", "wsd")
+CONSTANT = "constant"
+"""The schedule whose last checkpoint all others are compared with."""
 
 
 def measure(run: Run, place: Place) -> Observations:
