@@ -29,7 +29,7 @@ class Cost:
     disk_bytes: int
     """Of all checkpoints."""
     seconds: float
-    """On one thread, without the analysis."""
+    """Of one thread with a core of its own, without the analysis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def _measured(settings: Settings) -> _Rates:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    begun = time.monotonic()
+    """Return what some work takes of a processor, whoever else uses it meanwhile."""
+    begun = time.process_time()
     work()
-    return time.monotonic() - begun
+    return time.process_time() - begun
