@@ -108,7 +108,7 @@ def _steps(run: str, store: Store, criterion: str) -> dict[str, int]:
 
 
 @click.command()
-@experiment_options
+@experiment_options("late-training")
 def freeze_layers(config: str, store: str, max_workers: int | None, **_: object) -> int:
     """Freeze layers once they have settled, and compare with full training."""
     by_seed = measured(config, store, measure, max_workers, is_measured)

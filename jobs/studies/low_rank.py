@@ -82,7 +82,7 @@ def _kept_in(training: Training, span: Tensor) -> Callable[[float], None]:
 
 
 @click.command()
-@experiment_options
+@experiment_options("late-training")
 def low_rank(config: str, store: str, max_workers: int | None, **_: object) -> int:
     """Train in the span of leading components, and compare with full training."""
     by_seed = measured(config, store, measure, max_workers, is_measured)

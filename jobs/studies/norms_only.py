@@ -79,7 +79,7 @@ def _all_but(training: Training, share: float, seed: int) -> Callable[[float], N
 
 
 @click.command()
-@experiment_options
+@experiment_options("late-training")
 def norms_only(config: str, store: str, max_workers: int | None, **_: object) -> int:
     """Train only norms from some step on, and compare with full training."""
     by_seed = measured(config, store, measure, max_workers, is_measured)
