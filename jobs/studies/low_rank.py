@@ -50,9 +50,9 @@ def measure(run: Run, place: Place) -> Observations:
         drawn = torch.linalg.qr(torch.randn(shape, generator=generator)).Q.T
         variants[f"components of the first {share:.0%}", "0"] = training.metrics()
         for count in COMPONENTS:
-            for name, span in ("components of", leading), ("drawn directions after", drawn):
+            for name, directions in ("components of", leading), ("drawn directions after", drawn):
                 branch = training.branch()
-                branch.run_to(last, _kept_in(branch, span[:count]))
+                branch.run_to(last, _kept_in(branch, directions[:count]))
                 variants[f"{name} the first {share:.0%}", str(count)] = branch.metrics()
     training.run_to(last)
     rank = {"rank_95": _rank(run.name, place.store)}
@@ -70,12 +70,12 @@ def _weights(training: Training) -> Tensor:
     return parameters_to_vector(training.network.parameters()).detach().clone()
 
 
-def _kept_in(training: Training, span: Tensor) -> Callable[[float], None]:
-    """Return what puts the weights back into a span, (m, weights) of orthonormal rows, through where they are."""
+def _kept_in(training: Training, directions: Tensor) -> Callable[[float], None]:
+    """Return what lets weights move in some directions only: (m, weights), orthonormal."""
     origin = _weights(training)
 
     def project(_: float) -> None:
-        moved = span.T @ (span @ (_weights(training) - origin))
+        moved = directions.T @ (directions @ (_weights(training) - origin))
         vector_to_parameters(origin + moved, training.network.parameters())
 
     return project
