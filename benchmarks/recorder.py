@@ -1,4 +1,4 @@
-"""What recording costs the loop that trains: the table of benchmarks/results/recorder.md.
+"""What recording costs the loop that trains.
 
     PYTHONPATH=. python benchmarks/recorder.py [--steps 720] [--directory DIR]
 
