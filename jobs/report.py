@@ -73,7 +73,7 @@ def report(
     if drawn is not None:
         say(console(), f"figures: {drawn} in {figures}, each as PDF, SVG and PNG")
     if shown != sound:
-        say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names fewer")
+        say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names others")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
 
 
