@@ -23,7 +23,7 @@ from pipeline.training.settings import of_text
 Keys = tuple[Any, ...]
 
 MOST_RUNS = 8
-"""That are shown one by one. Each takes a second, and what one after the other shows beyond as many, their
+"""That are shown one by one if nobody names them. Each takes a second, and what one after the other shows beyond as many, their
 means over seeds say at once."""
 _SEED = re.compile(r"(^|[._])seed$")
 """As `over_seeds` has it."""

@@ -154,16 +154,6 @@ def test_of_many_names_those_that_are_alike_are_told() -> None:
     assert names_like("x", ["b", "a"]) == "a, b"
 
 
-@pytest.mark.slow
-def test_all_runs_that_are_named_are_shown(
-    store: Store, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_RUNS", 2)
-    out, names = tmp_path / "page.html", [f"--run={run}" for run in runs[:3]]
-    done = hallmarks("report", "--store", store.path, "--out", out, *names)
-    assert "one by one" not in done.stdout and '"not_shown":0' in out.read_text()
-
-
 @pytest.fixture(scope="module")
 def drawn(store: Store, runs: list[str]) -> dict[str, Figure]:
     return dict(pictures(store, [], runs))
