@@ -4,10 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo examples test test-all check docs pages bench gpu-check update clean
+.PHONY: demo study examples test test-all check docs pages bench gpu-check update clean
 
 demo: $(READY)      ## train a small language model, analyse it, show what there is to see
 	$(BIN)/hallmarks demo
+
+study: $(READY)     ## train and analyse small networks over momentum and weight decay; print the table
+	$(BIN)/hallmarks sweep momentum-weight-decay --store hallmarks-study --executor local
 
 examples: $(READY)  ## the checkpoints and the store that the pages ask about, in the folder `examples`
 	PYTHONPATH=. $(BIN)/python -m docs.examples examples
@@ -65,4 +68,4 @@ update:             ## newest versions into constraints.txt, torch excepted
 	mv constraints.new constraints.txt
 
 clean:              ## remove what was built and the demo's store
-	rm -rf .venv build *.egg-info hallmarks-demo examples .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build *.egg-info hallmarks-demo hallmarks-study examples .ruff_cache .hypothesis .import_linter_cache

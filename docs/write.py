@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from docs import blocks, examples, messages, schema, sources
+from docs import blocks, examples, messages, schema, sources, sweeps
 
 DOCS = Path(__file__).parent
 GENERATED: dict[str, Callable[[], str]] = {
     "operations.md": messages.page,
     "schema.md": schema.page,
     "sources.md": sources.page,
+    "sweeps.md": sweeps.page,
 }
 """Pages that are made as a whole."""
 

@@ -18,7 +18,7 @@ from jobs.options import (
     store_option,
 )
 from jobs.tables import between_words
-from pipeline.errors import RequestError, printable, quoted
+from pipeline.errors import RequestError, names_like, printable, quoted
 from pipeline.findings.finding import SEVERITIES
 from pipeline.store.query import Store
 
@@ -87,7 +87,9 @@ def _of_store(store: str, name: str | None, strict: bool, as_json: bool) -> int:
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
     if name is not None and name not in runs:
-        raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
+        raise RequestError(
+            f"no run {quoted(name)} in {store}", f"there are: {names_like(name, runs)}"
+        )
     screen = console()
     errors, damaged = 0, bool(opened.damaged)
     described = []

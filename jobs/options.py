@@ -26,7 +26,6 @@ from pipeline.planning.request import (
     Resources,
 )
 from pipeline.statistics.table import SAID
-from pipeline.store.folder import Folder
 from pipeline.training.settings import Settings, assigned, read_settings
 
 _NAMED = [
@@ -319,6 +318,8 @@ def resources_from(options: dict[str, Any]) -> Resources:
 
 def check_store(store: str) -> None:
     """Refuse what cannot be a store, before anything is read."""
+    from pipeline.store.folder import Folder  # obstore takes a tenth of a second
+
     Folder(store)
     check_place("--store", store)
 

@@ -106,7 +106,9 @@ class SweepProgress:
                 BarColumn(), TextColumn("{task.description}"), console=self._console
             )
             self._bar.start()
-            self._task = self._bar.add_task(_how_far(state), total=state.total, completed=state.over)
+            self._task = self._bar.add_task(
+                _how_far(state), total=state.total, completed=state.over
+            )
 
     def advanced(self, state: SweepState) -> None:
         if self._bar is not None:

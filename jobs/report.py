@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import click
 
 from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
-from pipeline.errors import QueryError, RequestError, quoted
+from pipeline.errors import QueryError, RequestError, names_like, quoted
 from pipeline.report.comparison import shown_one_by_one
 from pipeline.report.content import content
 from pipeline.report.page import page
@@ -24,7 +27,8 @@ from pipeline.store.query import Store
     "names",
     multiple=True,
     metavar="NAME",
-    help="Only this run (repeatable; default: all; of more than 8 one by one as many).",
+    help="Only this run, or those that match a pattern (repeatable; default: all; of more than 8 that are not"
+    " named 8 one by one).",
 )
 @click.option(
     "--out",
@@ -47,16 +51,15 @@ def report(
     del debug
     opened = Store(store)
     runs = [row[0] for row in opened.sql("SELECT run FROM runs ORDER BY run").fetchall()]
-    for name in names:
-        if name not in runs:
-            raise RequestError(f"no run {quoted(name)} in {store}", f"there are: {', '.join(runs)}")
-    wanted = list(dict.fromkeys(names or runs))
+    wanted = list(
+        dict.fromkeys(chain.from_iterable(_matching(name, runs, store) for name in names or "*"))
+    )
     sound = [name for name in wanted if _is_whole(opened, name)]
     if not sound:
         raise QueryError(
             f"no run of {store} is whole", "the command that made a run makes it again"
         )
-    shown = sound if names else shown_one_by_one(opened, sound)
+    shown = sound if names and set(names) <= set(runs) else shown_one_by_one(opened, sound)
     drawn = None if figures is None else _drawn(opened, shown, sound, Path(figures))
     target = Path(out) if out is not None else _default(store)
     text = page(content(opened, store, shown, sound))
@@ -72,6 +75,15 @@ def report(
     if shown != sound:
         say(console(), f"one by one: {len(shown)} of {len(sound)} runs; --run names others")
     return EXIT_INCOMPLETE if opened.damaged or sound != wanted else 0
+
+
+def _matching(pattern: str, runs: Sequence[str], store: str) -> list[str]:
+    """Return the runs that a name or pattern means."""
+    if matching := fnmatch.filter(runs, pattern):
+        return matching
+    raise RequestError(
+        f"no run {quoted(pattern)} in {store}", f"there are: {names_like(pattern, runs)}"
+    )
 
 
 def _write(target: Path, text: str) -> None:

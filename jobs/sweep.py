@@ -24,7 +24,7 @@ from jobs.options import (
 from jobs.program import resumable
 from jobs.progress import SweepProgress, show_time, with_error
 from jobs.tables import table_lines
-from pipeline.errors import RequestError, StoreUnusable
+from pipeline.errors import RequestError, StoreUnusable, quoted
 from pipeline.planning.memory import show_size
 from pipeline.planning.request import DEVICES, EXECUTORS, Resources
 from pipeline.store.folder import Folder
@@ -106,10 +106,16 @@ def sweep(**options: Any) -> int:
 
 
 def _read(config: str) -> Sweep:
-    shipped = _STUDIES.joinpath(f"{config}.toml")
-    is_study = "/" not in config and not Path(config).exists() and shipped.is_file()
+    """Return the sweep that a file states, or a study; of several mistakes all but the last are told."""
+    shipped = [file for file in _STUDIES.iterdir() if file.name.endswith(".toml")]
+    studies = {file.name.removesuffix(".toml"): file for file in shipped}
+    if config in studies and not Path(config).exists():
+        config = str(studies[config])
+    elif not config.endswith(".toml"):
+        names = ", ".join(sorted(studies))
+        raise RequestError(f"no study {quoted(config)}", f"name a TOML file, or one of {names}")
     try:
-        return read_sweep(str(shipped) if is_study else config)
+        return read_sweep(config)
     except ConfigError as error:
         for mistake in error.mistakes[:-1]:
             refuse(RequestError(mistake))
@@ -235,7 +241,10 @@ class _Swept:
         names = [*self.sweep.varied, "seeds", ACCURACY, *INDICATORS]
         rows = [
             [
-                *map(as_word, row.varied.values()),
+                *(
+                    as_word(row.varied[key]) if key in row.varied else ""
+                    for key in self.sweep.varied
+                ),
                 str(max(figure.seeds for figure in row.figures.values())),
                 *(_shown_mean(row.figures.get(name)) for name in (ACCURACY, *INDICATORS)),
             ]

@@ -31,7 +31,9 @@ others have written, an error or not, prints it through `printable`.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -234,6 +236,17 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+_NAMED = 12
+"""Names in a hint."""
+
+
+def names_like(name: str, known: Iterable[str]) -> str:
+    """Return names for a hint, those most like one first, at most _NAMED of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 3)
+    shown = list(dict.fromkeys([*near, *names]))[:_NAMED]
+    more = f", … ({len(names) - len(shown):,} more)" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 def quoted(text: object, limit: int = 120) -> str:

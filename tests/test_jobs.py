@@ -25,7 +25,7 @@ from tests.hub import Hub
 from tests.suites import trajectory, write_suite
 from tests.test_bits import everything
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 NAME = "org/submitted"

@@ -15,36 +15,49 @@ still passes gradients on.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+import click
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.studies.experiment import FULL, Experiment, Result, Trajectory, conduct
+from jobs.console import run as run_command
+from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
+from jobs.studies.variants import compared, show
+from pipeline.store.query import Store
+from pipeline.sweep.grid import Run
+from pipeline.sweep.run import Place
 from pipeline.sweep.train import Training
 
 CRITERIA = ("saturation_step", "settled_step")
 
 
-def measure(trajectory: Trajectory) -> Iterator[Result]:
-    """Yield what each variant came to."""
-    training = Training(trajectory.settings)
-    unit_of = _units(trajectory)
+def is_measured(run: Run) -> bool:
+    """Return whether a run of the sweep is of a training that is trained again."""
+    return run.settings.schedule == "cosine" and run.settings.network in ("mlp", "cnn", "vit")
+
+
+def measure(run: Run, place: Place) -> Observations:
+    """Return what each variant came to."""
+    training = Training(run.settings)
+    store = Store(place.store)
+    unit_of = _units(run.name, store)
     schedules: dict[tuple[str, str], Mapping[str, int]] = {}
     for criterion in CRITERIA:
-        steps = _steps(trajectory, criterion)
+        steps = _steps(run.name, store, criterion)
         others = list(steps.values())
-        random.Random(trajectory.settings.seed).shuffle(others)
+        random.Random(run.settings.seed).shuffle(others)
         schedules["each at its own step", criterion] = steps
         schedules["each at another's", criterion] = dict(zip(steps, others, strict=True))
     # nothing differs before the first is frozen
     training.run_to(min(step for steps in schedules.values() for step in steps.values()))
-    for (variant, criterion), steps in schedules.items():
+    variants: dict[tuple[str, str], Mapping[str, float]] = {}
+    for key, steps in schedules.items():
         branch = training.branch()
         saved = _train_while_freezing(branch, unit_of, steps)
-        yield Result(variant, criterion, branch.metrics() | {"backward_saved": saved})
+        variants[key] = branch.metrics() | {"backward_saved": saved}
     training.run_to(training.last_step)
-    yield Result(FULL, "", training.metrics() | {"backward_saved": 0.0})
+    return compared(run.settings.network, training.metrics(), variants)
 
 
 def _train_while_freezing(
@@ -69,41 +82,41 @@ def _backward_operations(training: Training) -> int:
     branch = training.branch()
     example = branch.data.train.take(slice(1))
     branch.network.eval()  # a batch of one has no statistics
-    with FlopCounterMode(display=False) as forward:
-        loss = functional.cross_entropy(branch.network(example.inputs), example.targets)
-    with FlopCounterMode(display=False) as backward:
+    loss = functional.cross_entropy(branch.network(example.inputs), example.targets)
+    with FlopCounterMode(display=False) as counter:
         loss.backward()
-    del forward
-    return backward.get_total_flops()
+    return counter.get_total_flops()
 
 
-def _units(trajectory: Trajectory) -> Mapping[str, str]:
+def _units(run: str, store: Store) -> Mapping[str, str]:
     """Return what each tensor is frozen with: its layer, or itself alone."""
-    query = "SELECT tensor, layer FROM tensors WHERE run = $run AND included"
+    query = "SELECT tensor, layer FROM tensors WHERE run = ? AND included"
     return {
         tensor: tensor if layer is None else f"layer {layer}"
-        for tensor, layer in trajectory.sql(query)
+        for tensor, layer in store.sql(query, [run]).fetchall()
     }
 
 
-def _steps(trajectory: Trajectory, criterion: str) -> dict[str, int]:
+def _steps(run: str, store: Store, criterion: str) -> dict[str, int]:
+    """Return when each layer, and each tensor outside, is frozen."""
     query = f"""
         SELECT coalesce('layer ' || layer, tensor), {criterion} FROM redundancy
-        WHERE run = $run AND (scope = 'layer' OR (scope = 'tensor' AND layer IS NULL))
+        WHERE run = ? AND (scope = 'layer' OR (scope = 'tensor' AND layer IS NULL))
         ORDER BY 1
     """
-    return {unit: int(step) for unit, step in trajectory.sql(query)}
+    return {unit: int(step) for unit, step in store.sql(query, [run]).fetchall()}
 
 
-EXPERIMENT = Experiment(
-    "freeze-layers",
-    {
-        "mlp": {"network": "mlp", "depth": 6},
-        "cnn": {"network": "cnn", "depth": 4, "epochs": 10},
-    },
-    measure,
-    "step at which layers are frozen",
-)
+@click.command()
+@experiment_options("late-training")
+def freeze_layers(config: str, store: str, max_workers: int | None, **_: object) -> int:
+    """Freeze layers once they have settled, and compare with full training."""
+    by_seed = measured(config, store, measure, max_workers, is_measured)
+    show(by_seed, results_folder(store) / "freeze_layers", ("backward_saved",))
+    return 0
+
 
 if __name__ == "__main__":
-    conduct(EXPERIMENT)
+    from jobs.studies.freeze_layers import freeze_layers as command  # its functions go to processes
+
+    run_command(command)

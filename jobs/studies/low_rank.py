@@ -10,13 +10,19 @@ stopping at E (no component), and with the span of m directions that are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
+import click
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from jobs.studies.experiment import FULL, Experiment, Result, Trajectory, conduct
+from jobs.console import run as run_command
+from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
+from jobs.studies.variants import compared, show
+from pipeline.store.query import Store
+from pipeline.sweep.grid import Run
+from pipeline.sweep.run import Place
 from pipeline.sweep.train import Training
 
 SHARES = (0.1, 0.3)
@@ -24,52 +30,67 @@ SHARES = (0.1, 0.3)
 COMPONENTS = (1, 3, 10, 30)
 
 
-def measure(trajectory: Trajectory) -> Iterator[Result]:
-    """Yield what each variant came to."""
-    training = Training(trajectory.settings)
+def is_measured(run: Run) -> bool:
+    """Return whether a run of the sweep is of a training that is trained again."""
+    return run.settings.schedule == "cosine" and run.settings.network in ("mlp", "cnn")
+
+
+def measure(run: Run, place: Place) -> Observations:
+    """Return what each variant came to."""
+    training = Training(run.settings)
     last = training.last_step
     path = [_weights(training)]
-    generator = torch.Generator().manual_seed(trajectory.settings.seed)
+    generator = torch.Generator().manual_seed(run.settings.seed)
+    variants: dict[tuple[str, str], Mapping[str, float]] = {}
     for share in SHARES:
         training.run_to(round(share * last), lambda _: path.append(_weights(training)))
         rows = torch.stack(path)
         leading = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh
-        drawn = torch.linalg.qr(
-            torch.randn(rows.shape[1], max(COMPONENTS), generator=generator)
-        ).Q.T
-        yield Result(f"components of the first {share:.0%}", "0", training.metrics())
+        shape = rows.shape[1], max(COMPONENTS)
+        drawn = torch.linalg.qr(torch.randn(shape, generator=generator)).Q.T
+        variants[f"components of the first {share:.0%}", "0"] = training.metrics()
         for count in COMPONENTS:
-            for name, span in ("components of", leading), ("drawn directions after", drawn):
+            for name, directions in ("components of", leading), ("drawn directions after", drawn):
                 branch = training.branch()
-                branch.run_to(last, _kept_in(branch, span[:count]))
-                yield Result(f"{name} the first {share:.0%}", str(count), branch.metrics())
+                branch.run_to(last, _kept_in(branch, directions[:count]))
+                variants[f"{name} the first {share:.0%}", str(count)] = branch.metrics()
     training.run_to(last)
-    rank = "SELECT rank_95 FROM redundancy WHERE run = $run AND scope = 'model'"
-    ((components,),) = trajectory.sql(rank)
-    yield Result(FULL, "", training.metrics() | {"rank_95": components})
+    rank = {"rank_95": _rank(run.name, place.store)}
+    return compared(run.settings.network, training.metrics() | rank, variants)
+
+
+def _rank(run: str, store: str) -> float:
+    """Return how many components hold 95 % of the variance of the whole trajectory's checkpoints."""
+    query = "SELECT rank_95 FROM redundancy WHERE run = ? AND scope = 'model'"
+    ((rank,),) = Store(store).sql(query, [run]).fetchall()
+    return rank
 
 
 def _weights(training: Training) -> Tensor:
     return parameters_to_vector(training.network.parameters()).detach().clone()
 
 
-def _kept_in(training: Training, span: Tensor) -> Callable[[float], None]:
-    """Return what puts the weights back into a span, (m, weights) of orthonormal rows, through where they are."""
+def _kept_in(training: Training, directions: Tensor) -> Callable[[float], None]:
+    """Return what lets weights move in some directions only: (m, weights), orthonormal."""
     origin = _weights(training)
 
     def project(_: float) -> None:
-        moved = span.T @ (span @ (_weights(training) - origin))
+        moved = directions.T @ (directions @ (_weights(training) - origin))
         vector_to_parameters(origin + moved, training.network.parameters())
 
     return project
 
 
-EXPERIMENT = Experiment(
-    "low-rank",
-    {"mlp": {"network": "mlp"}, "cnn": {"network": "cnn", "epochs": 10}},
-    measure,
-    "components",
-)
+@click.command()
+@experiment_options("late-training")
+def low_rank(config: str, store: str, max_workers: int | None, **_: object) -> int:
+    """Train in the span of leading components, and compare with full training."""
+    by_seed = measured(config, store, measure, max_workers, is_measured)
+    show(by_seed, results_folder(store) / "low_rank", ("rank_95",))
+    return 0
+
 
 if __name__ == "__main__":
-    conduct(EXPERIMENT)
+    from jobs.studies.low_rank import low_rank as command  # its functions go to processes
+
+    run_command(command)

@@ -8,41 +8,58 @@ from the whole network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
+import click
 import torch
 
-from jobs.studies.experiment import FULL, Experiment, Result, Trajectory, conduct
+from jobs.console import run as run_command
+from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
+from jobs.studies.variants import compared, show
 from pipeline.checkpoint.roles import roles
+from pipeline.store.query import Store
+from pipeline.sweep.grid import Run
+from pipeline.sweep.run import Place
 from pipeline.sweep.train import Training
 
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5)
 """Of the steps, after which only some weights are trained."""
 
 
-def measure(trajectory: Trajectory) -> Iterator[Result]:
-    """Yield what each variant came to."""
-    training = Training(trajectory.settings)
+def is_measured(run: Run) -> bool:
+    """Return whether a run of the sweep is of a training that is trained again."""
+    return run.settings.schedule == "cosine" and run.settings.network in ("cnn", "vit")
+
+
+def measure(run: Run, place: Place) -> Observations:
+    """Return what each variant came to."""
+    training = Training(run.settings)
     last = training.last_step
     named = roles({name: tuple(w.shape) for name, w in training.network.named_parameters()})
     norms = {name for name, role in named.items() if role.component == "norm"}
     sizes = {name: w.numel() for name, w in training.network.named_parameters()}
     share = sum(sizes[name] for name in norms) / sum(sizes.values())
+    variants: dict[tuple[str, str], Mapping[str, float]] = {}
     for start in SHARES:
         at = f"{start:.0%}"
         training.run_to(round(start * last))
-        yield Result("stopped", at, training.metrics())
+        variants["stopped", at] = training.metrics()
         by_norms = training.branch()
         by_norms.train_only(norms.__contains__)
         by_norms.run_to(last)
-        yield Result("norms only", at, by_norms.metrics() | {"trained_share": share})
+        variants["norms alone", at] = by_norms.metrics() | {"trained_share": share}
         drawn = training.branch()
-        drawn.run_to(last, _all_but(drawn, share, trajectory.settings.seed))
-        yield Result("as many drawn weights", at, drawn.metrics() | {"trained_share": share})
+        drawn.run_to(last, _all_but(drawn, share, run.settings.seed))
+        variants["as many drawn weights", at] = drawn.metrics() | {"trained_share": share}
     training.run_to(last)
-    saturation = "SELECT saturation_step FROM redundancy WHERE run = $run AND scope = 'model'"
-    ((step,),) = trajectory.sql(saturation)
-    yield Result(FULL, "", training.metrics() | {"saturation": step / last})
+    saturated = {"saturation_share": _saturation_step(run.name, place.store) / last}
+    return compared(run.settings.network, training.metrics() | saturated, variants)
+
+
+def _saturation_step(run: str, store: str) -> float:
+    query = "SELECT saturation_step FROM redundancy WHERE run = ? AND scope = 'model'"
+    ((step,),) = Store(store).sql(query, [run]).fetchall()
+    return step
 
 
 def _all_but(training: Training, share: float, seed: int) -> Callable[[float], None]:
@@ -61,15 +78,16 @@ def _all_but(training: Training, share: float, seed: int) -> Callable[[float], N
     return put_back
 
 
-EXPERIMENT = Experiment(
-    "norms-only",
-    {
-        "cnn": {"network": "cnn", "epochs": 10},
-        "vit": {"network": "vit", "optimizer": "adamw", "depth": 2, "epochs": 15},
-    },
-    measure,
-    "share of the training before",
-)
+@click.command()
+@experiment_options("late-training")
+def norms_only(config: str, store: str, max_workers: int | None, **_: object) -> int:
+    """Train only norms from some step on, and compare with full training."""
+    by_seed = measured(config, store, measure, max_workers, is_measured)
+    show(by_seed, results_folder(store) / "norms_only", ("trained_share", "saturation_share"))
+    return 0
+
 
 if __name__ == "__main__":
-    conduct(EXPERIMENT)
+    from jobs.studies.norms_only import norms_only as command  # its functions go to processes
+
+    run_command(command)

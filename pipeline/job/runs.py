@@ -42,7 +42,7 @@ class Leases:
         """Hold all of them.
 
         Raises:
-            StoreUnusable: another driver holds one.
+            RunInUse: another driver holds one.
         """
         with contextlib.ExitStack() as held:
             for lease in self._each:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pipeline.errors import HallmarksError, Interrupted, RequestError, quoted
+from pipeline.errors import HallmarksError, Interrupted, RequestError, names_like, quoted
 from pipeline.job.memory import assure_room_for_figures, reduction_buffers
 from pipeline.job.patience import Patience
 from pipeline.job.progress import Progress, Silent
@@ -81,7 +81,7 @@ def update(
     progress = progress or Silent()
     folder, rows, states = Folder(store), *_stored(store)
     if run is not None and run not in {*rows, *states}:
-        names = ", ".join(sorted({*rows, *states}))
+        names = names_like(run, {*rows, *states})
         raise RequestError(f"no run {quoted(run)} in {store}", f"there are: {names}")
     wanted = {*rows, *states} if run is None else {run}
     states |= {name: Updated(name, "current") for name, each in rows.items() if each.is_current}

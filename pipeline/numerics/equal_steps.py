@@ -143,9 +143,9 @@ class _Steps:
     def squared_lengths(self, sizes: FloatArray, which: IntArray) -> tuple[FloatArray, FloatArray]:
         """Those of steps of sizes m, (R,), and their slopes in m."""
         places = _places(sizes)
-        cells = np.floor(places)
-        within, table = (places - cells).astype(np.float32), _table()
-        at = cells.astype(np.int64) - self._units - (_LEAST_OCTAVE << _CELL_BITS)
+        floors = np.floor(places)
+        within, table = (places - floors).astype(np.float32), _table()
+        at = floors.astype(np.int64) - self._units - (_LEAST_OCTAVE << _CELL_BITS)
         added = table.take(at, mode="clip")
         at += 1
         rises = table.take(at, mode="clip")
@@ -155,7 +155,7 @@ class _Steps:
         added *= squares
         rises *= squares
         of_all, unrounded = self._all_squares[which], self._numbers[which] * sizes
-        width = np.exp2(np.floor(cells / 2.0**_CELL_BITS) - _CELL_BITS)
+        width = np.exp2(np.floor(floors / 2.0**_CELL_BITS) - _CELL_BITS)
         return (
             unrounded * sizes + of_all * _over_ulps(added),
             2.0 * unrounded + of_all * _over_ulps(rises) / width,
@@ -205,6 +205,6 @@ def _refined(
     whole = np.floor(moves)
     f = moves - whole
     squares, slopes = moves**2 + f * (1.0 - f), (2.0 * whole + 1.0) * _Z
-    found = _over_ulps(counts * ulps[:, None] ** 2 * squares.mean(axis=2))
+    reached = _over_ulps(counts * ulps[:, None] ** 2 * squares.mean(axis=2))
     slope = _over_ulps(counts * ulps[:, None] * slopes.mean(axis=2))
-    return sizes - (found - squared_lengths) / slope
+    return sizes - (reached - squared_lengths) / slope

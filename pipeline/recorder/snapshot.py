@@ -71,6 +71,8 @@ class Snapshot:
 
     def is_in(self, folder: Path) -> bool:
         """Return whether the file that is there is the one that would be written."""
+        if not (folder / FILE).exists():  # but parts of ranks
+            return False
         with (folder / FILE).open("rb") as file:
             head = file.read(len(self._head))
             values = np.fromfile(file, np.uint8)

@@ -123,11 +123,12 @@ def pictures(
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the name of each picture of some runs, and the picture; `compared` as of `write_figures`."""
     for name in runs:
-        rows = store.sql(
+        alone = Store(store.path, only=name)  # of many runs each query would look at all files
+        rows = alone.sql(
             "SELECT step, name, source FROM checkpoints WHERE run = ? ORDER BY k", [name]
         ).fetchall()
         steps, names, sources = map(list, zip(*rows, strict=True))
-        run = _Run(store, name, steps, drawing.labels_of(steps, names), sources)
+        run = _Run(alone, name, steps, drawing.labels_of(steps, names), sources)
         for kind, figure in _of_run(run):
             yield f"{name}-{kind}", figure
     if len(runs) > 1:
@@ -349,21 +350,18 @@ def _runs(store: Store, runs: Sequence[str]) -> Figure:
 def _against(
     runs: Comparison, figures: Mapping[tuple[Keys, str], OverSeeds]
 ) -> Iterator[tuple[str, Figure]]:
-    """Yield a picture for each setting as the axis: the next one tells its lines apart, others pictures.
-
-    Where they are the same only in combinations that have one value of the setting there is no picture.
-    """
+    """Yield a picture of each chart over each setting: lines are told apart by another one."""
     taken: set[str] = set()
     for axis in range(len(runs.names)):
-        line, *others = [at for at in range(len(runs.names)) if at != axis] or [axis]
-        parts: dict[str, list[int]] = {}
-        for number in range(len(runs.combinations)):
-            parts.setdefault(runs.said(number, others), []).append(number)
-        for part, combinations in parts.items():
-            if len({as_text(runs.combinations[number][axis]) for number in combinations}) > 1:
-                figure = new_figure(PAGE, 4.6)
-                _draw_setting(figure, runs, figures, axis, line, combinations, part)
-                yield _file_name(f"{runs.names[axis]} {part}", taken), figure
+        line = runs.lines(axis)
+        charts = runs.charts(axis, line)
+        others = [at for at in range(len(runs.names)) if at not in (axis, line)]
+        told = [at for at in others if len({runs.said(chart[0], [at]) for chart in charts}) > 1]
+        for combinations in charts:
+            part = runs.said(combinations[0], told)
+            figure = new_figure(PAGE, 4.6)
+            _draw_setting(figure, runs, figures, axis, line, combinations, part)
+            yield _file_name(f"{runs.names[axis]} {part}", taken), figure
 
 
 def _draw_setting(
@@ -375,7 +373,7 @@ def _draw_setting(
     combinations: Sequence[int],
     part: str,
 ) -> None:
-    """Draw indicators of the model over a setting; `part` says what else these combinations have in common."""
+    """Draw indicators of the model over a setting; `part` tells its combinations from other pictures' over it."""
     values = sorted((runs.combinations[number][axis] for number in combinations), key=place)
     places = list(dict.fromkeys(map(as_text, values)))
     by_line: dict[str, list[int]] = {}

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DamagedRun, QueryError, StoreUnusable, quoted
+from pipeline.errors import DamagedRun, QueryError, StoreUnusable, names_like, quoted
 from pipeline.store.confine import check, confine
 from pipeline.store.contents import Part, contents, trouble, trouble_by_listing
 from pipeline.store.folder import Folder
@@ -311,7 +311,9 @@ class Store:
             "SELECT step, name FROM checkpoints WHERE run = ? ORDER BY k", [run]
         ).fetchall()
         if not checkpoints:
-            runs = ", ".join(name for (name,) in self.sql("SELECT run FROM runs").fetchall())
+            runs = names_like(
+                run, (name for (name,) in self.sql("SELECT run FROM runs").fetchall())
+            )
             raise QueryError(f"no run {quoted(run)} in {self.path}", f"there are: {runs}")
         column = "relative_cosine" if relative else "cosine"
         rows = self.sql(

@@ -26,14 +26,14 @@ WITH chosen AS (
     WHERE t.split = 'validation' AND t.metric = 'accuracy'
     GROUP BY t.run
 )
-SELECT c.place, f.figure, count(f.value), avg(f.value),
-    stddev_samp(f.value) / sqrt(count(f.value)), avg(f.null_value)
+SELECT c.place, f.figure, count(f.value), avg(f.value ORDER BY f.run),
+    stddev_samp(f.value ORDER BY f.run) / sqrt(count(f.value)), avg(f.null_value ORDER BY f.run)
 FROM chosen c
 JOIN runs r ON r.run = c.run AND r.complete
 JOIN figures f ON f.run = c.run
 GROUP BY c.place, f.figure
 """
-"""`place`: number of the combination of settings."""
+"""`place`: number of the combination of settings. Sums are made in one order, for the same bits each time."""
 
 
 @dataclass(frozen=True, slots=True)

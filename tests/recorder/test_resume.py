@@ -95,6 +95,9 @@ def test_other_weights_than_were_recorded_are_refused(tmp_path: Path) -> None:
             recorder.step(20)
         assert "load the weights of step 20 before" in refused.value.hint
     assert_same(checkpoint(tmp_path, 20), before)
+    (tmp_path / "step-20" / "model.safetensors").rename(tmp_path / "step-20" / "__0_0.distcp")
+    with pytest.raises(RequestError, match="holds other weights"):
+        Recorder(plain(), tmp_path, "linear:10", resume=20).record(20)
 
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:

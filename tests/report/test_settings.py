@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 import pipeline
+from pipeline.errors import names_like
 from pipeline.report import comparison as module
 from pipeline.report.comparison import comparison, shown_one_by_one
 from pipeline.report.content import content
@@ -106,6 +108,19 @@ def test_other_sizes_are_other_combinations(tmp_path: Path) -> None:
     assert compared.combinations == ((4,), (5,))
 
 
+def test_what_follows_from_settings_is_none(tmp_path: Path) -> None:
+    """Steps follow from the batch size, a number of weights from width and depth, a decay from the optimizer."""
+    for at, (batch, optimizer) in enumerate([(8, "sgd"), (16, "sgd"), (8, "adamw"), (16, "muon")]):
+        decay = 0.1 if optimizer != "sgd" else 0
+        settings = {"optimizer": optimizer, "batch": batch, "decay": decay, "a_steps": 64 // batch}
+        analyzed(tmp_path / "store", f"r{at}", settings, seed=at, count=3)
+    compared = comparison(pipeline.open_store(tmp_path / "store"), [f"r{at}" for at in range(4)])
+    assert compared is not None
+    assert compared.names == ("optimizer", "batch") and compared.following == ("decay", "a_steps")
+    assert [compared.lines(at) for at in (0, 1)] == [1, 0]
+    assert compared.charts(1, 0) == [[0, 1, 2, 3]]
+
+
 def test_of_many_runs_some_are_shown(
     store: Store, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +135,23 @@ def test_of_many_runs_some_are_shown(
     assert done.returncode == 0, done.stderr
     assert "one by one: 2 of 8 runs; --run names others" in done.stdout
     assert '"not_shown":6' in out.read_text()
+    done = hallmarks("report", "--store", store.path, "--run", "run-3-?", "--out", out)
+    assert done.returncode == 0 and "one by one: 2 of 3 runs" in done.stdout
+    done = hallmarks("report", "--store", store.path, *names_of(runs[-3:]), "--out", out)
+    assert done.returncode == 0 and "one by one" not in done.stdout  # they were named
+    done = hallmarks("report", "--store", store.path, "--run", "run-4*", "--out", out)
+    assert done.returncode == 2 and "no run 'run-4*'" in done.stderr and "run-0-0" in done.stderr
+
+
+def names_of(runs: list[str]) -> list[str]:
+    return [argument for run in runs for argument in ("--run", run)]
+
+
+def test_of_many_names_those_that_are_alike_are_told() -> None:
+    known = [f"width-{width}--seed-{seed}" for width in range(10) for seed in range(10)]
+    told = names_like("width-7-seed-3", known)
+    assert told.startswith("width-7--seed-3, ") and told.endswith(", … (88 more)")
+    assert names_like("x", ["b", "a"]) == "a, b"
 
 
 @pytest.mark.slow
@@ -146,7 +178,7 @@ def test_pictures_over_settings(store: Store, drawn: dict[str, Figure]) -> None:
         containers, labels = axes.get_legend_handles_labels()
         assert labels == [r"optimizer <b>\$x", "optimizer sgd"]
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.9"]
-        walks = [line for line in axes.lines if line.get_label().startswith("_child")]
+        walks = [line for line in axes.lines if str(line.get_label()).startswith("_child")]
         for container, optimizer in zip(containers, ("<b>$x", "sgd"), strict=True):
             expected = np.array(
                 [
@@ -154,9 +186,11 @@ def test_pictures_over_settings(store: Store, drawn: dict[str, Figure]) -> None:
                     for momentum in (0, 0.9)
                 ]
             )
+            assert isinstance(container, ErrorbarContainer)
             line, _, (bars,) = container.lines
             assert line.get_ydata() == pytest.approx(expected[:, 0])
-            reach = [np.ptp(path.vertices[:, 1]) / 2 for path in bars.get_paths()]
+            ends = [np.asarray(path.vertices)[:, 1] for path in bars.get_paths()]
+            reach = [np.ptp(each) / 2 for each in ends]
             assert reach == pytest.approx(1.96 * np.nan_to_num(expected[:, 1]), abs=1e-9)
             assert any(walk.get_ydata() == pytest.approx(expected[:, 2]) for walk in walks)
     (legend,) = figure.legends
@@ -172,8 +206,8 @@ def test_three_settings_are_several_pictures(tmp_path: Path) -> None:
     figures = dict(pictures(pipeline.open_store(where), [], [f"r{at}" for at in range(5)]))
     assert all(re.fullmatch(r"runs-against-[\w.-]{1,83}", name) for name in figures)
     against = {name: figure.axes[0].get_xlabel() for name, figure in figures.items()}
-    # of each setting there are two values where the third is 0, and not where it is 1
-    assert set(against.values()) == {"../a", "…" + r"c\$" * 11 + "c", "a_"} and len(figures) == 3
+    # with a_ for lines all five are in charts over ../a, two for the values of $c, and over $c likewise
+    assert sorted(against.values()) == ["../a"] * 2 + ["a_"] + ["…" + r"c\$" * 11 + "c"] * 2
     for figure in figures.values():
         figure.draw_without_rendering()
 
@@ -280,6 +314,7 @@ def test_a_third_setting_is_other_charts(browser: Browser, store: Store, tmp_pat
     figures = [[[0.5, 0.6, 0.7], [None] * 3, [0.2] * 3, [1] * 3]] * len(made["indicators"])
     made["comparison"] |= {
         "settings": ["a", "b", "c"],
+        "lines": [1, 0, 0],
         "combinations": [[0, 0, True], [1, 0, True], [1, 1, None]],
         "groups": [{"scope": "model", "figures": figures}],
     }
@@ -287,7 +322,10 @@ def test_a_third_setting_is_other_charts(browser: Browser, store: Store, tmp_pat
     browser.open((tmp_path / "page.html").as_uri())
     browser.until("!!document.querySelector('#settings svg title')")
     charts = "[...document.querySelectorAll('#settings svg text.title')].map((e) => e.textContent)"
-    assert browser.evaluate(charts) == ["c true"] and len(titles(browser)) == 2
+    assert browser.evaluate(charts) == [
+        "relative_mds, whole model"
+    ]  # of c there is one value in it
+    assert len(titles(browser)) == 2
     note = browser.evaluate("document.querySelector('#settings .components .meaning').textContent")
     assert "One seed each" in note and "Not drawn: 1 combinations" in note
     browser.evaluate("location.hash = '#against=c'")
@@ -295,4 +333,5 @@ def test_a_third_setting_is_other_charts(browser: Browser, store: Store, tmp_pat
         "document.querySelector('#settings .components .meaning').textContent.includes('No two runs')"
     )
     browser.evaluate("location.hash = '#against=b&lines=c'")
-    assert browser.until(charts) == ["a 1"]
+    browser.until(f"{charts}.length === 1")
+    assert [text.split(":")[0] for text in titles(browser)] == ["a 1, b 0, c true", "a 1, b 1, c –"]

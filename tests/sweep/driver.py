@@ -23,14 +23,16 @@ depth = 1
 steps = {steps}
 checkpoints = 4
 [grid]
-momentum = [0, 0.9]
+{grid}
 """
 
 
-def write_config(folder: Path, name: str = "s", seeds: int = 1, steps: int = 8) -> Path:
+def write_config(
+    folder: Path, seeds: int = 1, steps: int = 8, grid: str = "momentum = [0, 0.9]"
+) -> Path:
     """Write the configuration of a sweep of two settings, which trains in no time."""
-    path = folder / f"{name}.toml"
-    path.write_text(CONFIG.format(name=name, seeds=seeds, steps=steps))
+    path = folder / "s.toml"
+    path.write_text(CONFIG.format(name="s", seeds=seeds, steps=steps, grid=grid))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ from pipeline.errors import RequestError
 from pipeline.sweep.config import MOST_RUNS, ConfigError, checked, read_sweep
 from pipeline.sweep.grid import Sweep
 from pipeline.sweep.settings import KEYS
+from tests.commands import hallmarks
 
-STUDIES = sorted((Path(__file__).parents[2] / "jobs" / "studies").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "jobs" / "studies").glob("*.toml"))
 SOUND = """
 name = "m"
 seeds = 2
@@ -193,6 +196,26 @@ def test_what_is_no_file(name: str) -> None:
         read_sweep(name)
 
 
+def test_the_command_tells_each_mistake_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('name = "n"\nseeds = 0\n[fixed]\nwidth = 0\nbatch = 3\n')
+    done = hallmarks("sweep", tmp_path / "c.toml", "--store", tmp_path / "store")
+    assert done.returncode == 2 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [line.partition("': ")[2].split(":")[0] for line in lines] == [
+        "seeds", "[fixed] width", "[fixed] 'batch'",
+    ]  # fmt: skip
+    assert all(line.startswith("error: ") for line in lines)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_study_is_known_by_its_name(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = hallmarks("sweep", "momentum-weight-decay", "--store", store, "--dry-run", "--json")
+    assert len(json.loads(done.stdout)["runs"]) == 4 * 4 * 5
+    unknown = hallmarks("sweep", "momentum", "--store", store)
+    assert unknown.returncode == 2 and "momentum-weight-decay" in unknown.stderr
+
+
 def test_an_error_crosses_processes(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as raised:
         read(tmp_path, "x = 1")
@@ -225,7 +248,6 @@ def test_the_studies(path: Path) -> None:
     assert sweep.varied
 
 
-def test_there_are_the_studies_that_are_documented() -> None:
-    assert {path.stem for path in STUDIES} == {
-        "batch-size", "learning-rate", "momentum-weight-decay", "optimizer", "schedule", "width",
-    }  # fmt: skip
+def test_all_studies_are_documented() -> None:
+    guide = (ROOT / "docs" / "sweeps.md").read_text("utf-8")
+    assert [path.stem for path in STUDIES if f"`{path.stem}`" not in guide] == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
 import signal
 import statistics
 import time
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs.progress import with_error
 from pipeline.errors import HallmarksError, RequestError, RunInUse, TileLost
 from pipeline.execute.drive.processes import processes
 from pipeline.store.query import Store
@@ -21,7 +24,7 @@ from pipeline.sweep.grid import Run
 from pipeline.sweep.pace import Pace
 from pipeline.sweep.run import Place, carry_out
 from pipeline.sweep.sweep import left_to_do
-from pipeline.sweep.table import table_of
+from pipeline.sweep.table import INDICATORS, table_of
 from pipeline.sweep.train import train
 from tests.commands import Done, hallmarks
 from tests.sweep.driver import Driver, write_config
@@ -29,12 +32,16 @@ from tests.sweep.driver import Driver, write_config
 LOCAL = ("--executor", "local", "--max-workers", "1")
 
 
+DIVERGING = "learning_rate = [0.5]\nweight_decay = [0.0, 100.0]"
+"""A step with the larger one multiplies the weights by 1 - 0.5 · 100."""
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Done]:
-    """A configuration of two settings and two seeds, its store, and what the command said."""
+    """A configuration of two settings, of which one fails, and two seeds; its store; what the command said."""
     folder = tmp_path_factory.mktemp("swept")
-    config = write_config(folder, seeds=2)
-    return config, folder / "store", hallmarks("sweep", config, "--store", folder / "store", *LOCAL)
+    config, store = write_config(folder, seeds=2, steps=60, grid=DIVERGING), folder / "store"
+    return config, store, hallmarks("sweep", config, "--store", store, *LOCAL)
 
 
 def runs_of(config: Path) -> tuple[Run, ...]:
@@ -50,11 +57,14 @@ def identity(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
+def sound(config: Path) -> list[Run]:
+    """Return the runs that do not fail."""
+    return [run for run in runs_of(config) if run.varied["weight_decay"] == 0]
+
+
 def test_what_a_sweep_leaves(swept: tuple[Path, Path, Done], tmp_path: Path) -> None:
-    config, folder, done = swept
-    assert done.returncode == 0, done.stderr
-    assert "sweep s: 4 runs trained and analyzed" in done.stdout
-    store, runs = Store(str(folder)), runs_of(config)
+    config, folder, _ = swept
+    store, runs = Store(str(folder)), sound(config)
     rows = store.sql(
         "SELECT run, complete, settings, checkpoints FROM runs ORDER BY run"
     ).fetchall()
@@ -78,51 +88,70 @@ def test_what_a_sweep_leaves(swept: tuple[Path, Path, Done], tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_a_failed_run_is_named_and_leaves_the_others(swept: tuple[Path, Path, Done]) -> None:
+    config, folder, done = swept
+    assert done.returncode == 3, done.stderr
+    assert "sweep s: 2 runs trained and analyzed" in done.stdout and "2 failed" in done.stdout
+    told = [line for line in done.stderr.splitlines() if "failed:" in line]
+    failed = [run.name for run in runs_of(config) if run not in sound(config)]
+    assert len(told) == len(failed) == 2
+    for line, name in zip(sorted(told), sorted(failed), strict=True):
+        assert re.match(rf"run {name} failed: the loss is (inf|nan) at step \d+ of 60", line)
+        assert not (folder / "_trained" / name).exists()
+
+
 def test_the_table_is_the_means_over_seeds(swept: tuple[Path, Path, Done]) -> None:
     config, folder, done = swept
     store = Store(str(folder))
-    for row in table_of(read_sweep(str(config)), store):
-        names = [run.name for run in runs_of(config) if run.varied == row.varied]
-        assert len(names) == 2
-        for indicator in ("mds", "mean_update_angle_deg"):
-            pairs = [
-                store.sql(
-                    "SELECT value, null_value FROM indicators"
-                    " WHERE run = ? AND scope = 'model' AND indicator = ?",
-                    [name, indicator],
-                ).fetchall()[0]
-                for name in names
-            ]
-            values, nulls = zip(*pairs, strict=True)
-            mean = row.figures[indicator]
-            assert mean.seeds == 2
-            assert mean.mean == pytest.approx(statistics.mean(values), rel=1e-12)
-            assert mean.stderr == pytest.approx(statistics.stdev(values) / 2**0.5, rel=1e-9)
-            assert mean.null_value == pytest.approx(statistics.mean(nulls), rel=1e-12)
-        accuracies = [
-            store.sql(
-                "SELECT value FROM training WHERE run = ? AND step = 8 AND split = 'validation'"
-                " AND metric = 'accuracy'",
-                [name],
-            ).fetchall()[0][0]
-            for name in names
-        ]
-        accuracy = row.figures["validation_accuracy"]
-        assert accuracy.mean == pytest.approx(statistics.mean(accuracies))
-        assert f"{accuracy.mean:.2f}"[:3] in done.stdout
+    (row,) = table_of(read_sweep(str(config)), store)
+    assert row.varied == {"learning_rate": 0.5, "weight_decay": 0.0}
+    over_seeds = store.sql(
+        "SELECT indicator, seeds, mean, stderr, null_value FROM over_seeds(NULL)"
+    ).fetchall()
+    expected = {name: rest for name, *rest in over_seeds if name in INDICATORS}
+    assert set(expected) == set(INDICATORS)
+    for name, (seeds, mean, stderr, null_value) in expected.items():
+        figure = row.figures[name]
+        assert (figure.seeds, seeds) == (2, 2)
+        assert figure.mean == pytest.approx(mean, rel=1e-12)
+        assert figure.stderr == pytest.approx(stderr, rel=1e-9)
+        assert figure.null_value == pytest.approx(null_value, rel=1e-12)
+    accuracies = [
+        store.sql(
+            "SELECT value FROM training WHERE run = ? AND step = 60 AND split = 'validation'"
+            " AND metric = 'accuracy'",
+            [run.name],
+        ).fetchall()[0][0]
+        for run in sound(config)
+    ]
+    accuracy = row.figures["validation_accuracy"]
+    assert accuracy.mean == pytest.approx(statistics.mean(accuracies))
+    assert accuracy.stderr == pytest.approx(statistics.stdev(accuracies) / 2**0.5)
+    heads, _, shown, *_ = done.stdout.splitlines()
+    assert heads.split()[:4] == ["learning_rate", "weight_decay", "seeds", "validation_accuracy"]
+    assert shown.split()[:4] == [
+        "0.5",
+        "0",
+        "2",
+        with_error(accuracy.mean, accuracy.stderr).split()[0],
+    ]
 
 
-def test_what_is_finished_is_left_alone(swept: tuple[Path, Path, Done]) -> None:
-    config, folder, first = swept
-    before = identity(folder)
-    again = hallmarks("sweep", config, "--store", folder, *LOCAL, "--json")
+def test_what_is_finished_is_left_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path, seeds=2)
+    for run in runs_of(config):
+        carry_out(run, place(tmp_path))
+    before = identity(tmp_path)
+    where = ("--store", tmp_path / "store", "--checkpoints", tmp_path / "trained")
+    again = hallmarks("sweep", config, *where, *LOCAL, "--json")
     assert again.returncode == 0
     result = json.loads(again.stdout)
     assert (result["runs"], result["stored"], result["done"]) == (4, 4, [])
     assert [row["momentum"] for row in result["table"]] == [0, 0.9]
-    assert identity(folder) == before
-    third = hallmarks("sweep", config, "--store", folder, *LOCAL)
-    assert third.stdout.splitlines()[:4] == first.stdout.splitlines()[:4]  # the same table
+    assert identity(tmp_path) == before
+    shutil.rmtree(tmp_path / "trained")  # the store alone counts
+    assert hallmarks("sweep", config, *where, *LOCAL).returncode == 0
+    assert not (tmp_path / "trained").exists()
 
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(
@@ -133,14 +162,14 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(
     told = json.loads(done.stdout)
     assert done.returncode == 0 and not (tmp_path / "new").exists()
     assert [run["run"] for run in told["runs"]] == [run.name for run in runs_of(config)]
+    trained = folder / "_trained" / sound(config)[0].name
+    saved = [path.stat().st_size for path in trained.glob("step-*/model.safetensors")]
     for run in told["runs"]:
-        trained = folder / "_trained" / run["run"]
-        saved = [path.stat().st_size for path in trained.glob("step-*/model.safetensors")]
-        assert (run["steps"], run["checkpoints"]) == (8, len(saved))
+        assert (run["steps"], run["checkpoints"]) == (60, len(saved))
         assert 0.5 * sum(saved) < run["disk_bytes"] <= sum(saved)  # but for the headers
         assert run["seconds"] > 0
     shown = hallmarks("sweep", config, "--store", folder, "--dry-run").stdout
-    assert shown.count(" stored\n") == 4 and "0 of 4 runs left" in shown
+    assert shown.count(" stored\n") == 2 and "2 of 4 runs left" in shown
 
 
 def test_other_settings_are_refused_and_replaced(tmp_path: Path) -> None:
@@ -184,25 +213,6 @@ def test_what_is_no_training_is_not_touched(tmp_path: Path, replace: bool) -> No
     with pytest.raises(RequestError, match="not a training"):
         carry_out(runs_of(config)[0], place(tmp_path, replace=replace))
     assert precious.read_text() == "…"
-
-
-def test_a_failed_run_is_named_and_leaves_the_others(tmp_path: Path) -> None:
-    config = write_config(tmp_path, "f", steps=60)
-    # a step with the larger one multiplies the weights by 1 - 0.5 · 100
-    grid = "learning_rate = [0.5]\nweight_decay = [0.0, 100.0]"
-    config.write_text(config.read_text().replace("momentum = [0, 0.9]", grid))
-    done = hallmarks("sweep", config, "--store", tmp_path / "store", *LOCAL)
-    assert done.returncode == 3, done.stderr
-    (told,) = [line for line in done.stderr.splitlines() if "failed:" in line]
-    assert told.startswith(
-        "run f--learning_rate-0.5--weight_decay-100--seed-0 failed: the loss is "
-    )
-    assert "1 runs trained and analyzed" in done.stdout and "1 failed" in done.stdout
-    stored = Store(str(tmp_path / "store")).sql("SELECT run FROM runs").fetchall()
-    assert stored == [("f--learning_rate-0.5--weight_decay-0--seed-0",)]
-    assert not (
-        tmp_path / "store" / "_trained" / "f--learning_rate-0.5--weight_decay-100--seed-0"
-    ).exists()
 
 
 def test_a_run_that_another_process_has_is_in_use_until_it_ends(tmp_path: Path) -> None:
@@ -251,9 +261,8 @@ def test_a_process_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
     assert "the process died (SIGKILL); started again" in errors
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     config, store = write_config(tmp_path, seeds=40, steps=300), tmp_path / "store"
     driver = Driver(config, store, "--executor", "local")
@@ -265,8 +274,11 @@ def test_a_signal(tmp_path: Path, number: signal.Signals) -> None:
         f"interrupted ({number.name}): finished runs are kept; rerun the same command to resume"
     )
     assert driver.others() == []
+    left = {path.name for path in (store / "_trained").iterdir()}
+    assert not {name for name in left if name.startswith(".")}  # nothing half-written
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_runs(tmp_path: Path) -> None:
     config, store = write_config(tmp_path, seeds=3, steps=300), tmp_path / "store"
     drivers = [Driver(config, store, *LOCAL) for _ in range(2)]

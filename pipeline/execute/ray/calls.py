@@ -39,7 +39,6 @@ class RayCalls:
             RequestError: the cluster has no GPU.
         """
         room = layout(device, at_once, "actor", False, threads_per_worker=1)
-        self.device = room.device
         self._needs = {"CPU": 1.0, "GPU": room.gpus} if room.gpus else {"CPU": 1.0}
         self._at_once = at_once
         self._pending: dict[Any, int] = {}

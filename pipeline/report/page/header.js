@@ -112,7 +112,7 @@ const notShown = () =>
     ? h(
         "p",
         { class: "note" },
-        `${CONTENT.runs.length} of ${CONTENT.runs.length + CONTENT.not_shown} runs are shown one by one, of different settings where they have such; indicators across settings are of all. “hallmarks report --run NAME” shows others.`,
+        `${CONTENT.runs.length} of ${CONTENT.runs.length + CONTENT.not_shown} runs are shown one by one, of different settings where they have such; indicators across settings are of all. “hallmarks report --run NAME” shows fewer.`,
       )
     : null;
 

@@ -10,7 +10,7 @@ const SHAPES = [
 const CHART = { height: 250, top: 30, bottom: 44, left: 58, right: 14, widest: 560, least: 300 };
 
 function acrossSettings() {
-  const { settings, combinations, groups } = CONTENT.comparison;
+  const { settings, following, combinations, groups } = CONTENT.comparison;
   const svg = s("svg", { role: "img", "aria-label": "An indicator against a setting" });
   const note = h("p", { class: "meaning" });
   const outside = h("div", { class: "components" }, svg, note);
@@ -64,7 +64,8 @@ function acrossSettings() {
     const against = Math.max(0, settings.indexOf(state.against));
     const others = [...settings.keys()].filter((at) => at !== against);
     const chosen = settings.indexOf(state.lines);
-    const lines = others.includes(chosen) ? chosen : (others[0] ?? null);
+    const usual = CONTENT.comparison.lines[against];
+    const lines = others.includes(chosen) ? chosen : usual === against ? null : usual;
     return { against, lines, charts: others.filter((at) => at !== lines) };
   }
 
@@ -89,17 +90,16 @@ function acrossSettings() {
     showControls(chosen);
     const known = points();
     refresh();
-    const chartName = ({ values }) =>
-      chosen.charts.map((at) => `${settings[at]} ${settingText(values[at])}`).join(", ");
-    const placesIn = (name) =>
+    const restOf = ({ values }) => JSON.stringify(chosen.charts.map((at) => values[at]));
+    const placesIn = (rest) =>
       new Set(
         known
-          .filter((point) => chartName(point) === name)
+          .filter((point) => restOf(point) === rest)
           .map(({ values }) => settingText(values[chosen.against])),
       );
-    const charts = [...new Set(known.map(chartName))].filter((name) => placesIn(name).size > 1);
-    const all = known.filter((point) => charts.includes(chartName(point)));
-    note.textContent = noteOf(known, all, settings[chosen.against]);
+    const charts = [...new Set(known.map(restOf))].filter((rest) => placesIn(rest).size > 1);
+    const all = known.filter((point) => charts.includes(restOf(point)));
+    note.textContent = noteOf(known, all, settings[chosen.against], following);
     svg.style.setProperty("display", all.length ? "block" : "none");
     if (!all.length) return;
     const valuesOf = (at) =>
@@ -107,6 +107,7 @@ function acrossSettings() {
         .sort(bySize)
         .map(([text]) => text);
     const places = valuesOf(chosen.against);
+    const told = chosen.charts.filter((at) => valuesOf(at).length > 1);
     const lines = chosen.lines === null ? [""] : valuesOf(chosen.lines);
     const ends = all.flatMap(({ mean, reach, walk }) => [
       mean - reach,
@@ -129,13 +130,14 @@ function acrossSettings() {
       `${state.indicator} of ${groupName(shownGroup())} against ${settings[chosen.against]}; the same as numbers below`,
     );
     svg.replaceChildren(
-      ...charts.map((name, n) => {
+      ...charts.map((rest, n) => {
         const [left, top] = [(n % across) * side, Math.floor(n / across) * CHART.height];
         const x = (place) =>
           left + CHART.left + ((side - CHART.left - CHART.right) * (place + 0.5)) / places.length;
         const y = (value) =>
           top + CHART.top + ((CHART.height - CHART.top - CHART.bottom) * (high - value)) / (high - low);
-        const inside = all.filter((point) => chartName(point) === name);
+        const inside = all.filter((point) => restOf(point) === rest);
+        const name = told.map((at) => `${settings[at]} ${settingText(inside[0].values[at])}`).join(", ");
         return s(
           "g",
           {},
@@ -247,7 +249,7 @@ function acrossSettings() {
 }
 
 /** What the points are, over how many seeds, and what is not drawn. */
-function noteOf(known, drawn, setting) {
+function noteOf(known, drawn, setting, following) {
   if (!known.length)
     return "This page does not have these weights of all runs, or none of them has this indicator; the query below asks the store.";
   if (!drawn.length) return `No two runs differ in ${setting} and at most one other setting.`;
@@ -258,6 +260,7 @@ function noteOf(known, drawn, setting) {
     most === 1
       ? "One seed each: how far seeds scatter is not known."
       : `Means over ${least === most ? most : `${least} to ${most}`} seeds; bars: 1.96 standard errors${least === 1 ? ", where there are several" : ""}.`,
+    following.length ? ` With these settings go ${following.join(", ")}.` : "",
     alone
       ? ` Not drawn: ${alone} combinations of settings that no other differs from in ${setting} and at most one more.`
       : "",
