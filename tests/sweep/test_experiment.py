@@ -30,8 +30,22 @@ def test_means_are_written_with_their_errors(tmp_path: Path) -> None:
     with (tmp_path / "new" / "means.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        dict(network="mlp", weights="last:1", figure="loss", seeds="2", mean="1.5", stderr="0.5"),
-        dict(network="mlp", weights="last:1", figure="accuracy", seeds="1", mean="0.5", stderr=""),
+        {
+            "network": "mlp",
+            "weights": "last:1",
+            "figure": "loss",
+            "seeds": "2",
+            "mean": "1.5",
+            "stderr": "0.5",
+        },
+        {
+            "network": "mlp",
+            "weights": "last:1",
+            "figure": "accuracy",
+            "seeds": "1",
+            "mean": "0.5",
+            "stderr": "",
+        },
     ]
 
 
