@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.console import run as run_command
 from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
-from jobs.studies.variants import compared, show
+from jobs.studies.variants import compared, measured_now, show
 from pipeline.store.query import Store
 from pipeline.sweep.grid import Run
 from pipeline.sweep.run import Place
@@ -55,9 +55,9 @@ def measure(run: Run, place: Place) -> Observations:
     for key, steps in schedules.items():
         branch = training.branch()
         saved = _train_while_freezing(branch, unit_of, steps)
-        variants[key] = branch.metrics() | {"backward_saved": saved}
+        variants[key] = measured_now(branch) | {"backward_saved": saved}
     training.run_to(training.last_step)
-    return compared(run.settings.network, training.metrics(), variants)
+    return compared(run.settings.network, measured_now(training), variants)
 
 
 def _train_while_freezing(

@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from jobs.console import run as run_command
 from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
-from jobs.studies.variants import compared, show
+from jobs.studies.variants import compared, measured_now, show
 from pipeline.store.query import Store
 from pipeline.sweep.grid import Run
 from pipeline.sweep.run import Place
@@ -48,15 +48,15 @@ def measure(run: Run, place: Place) -> Observations:
         leading = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh
         shape = rows.shape[1], max(COMPONENTS)
         drawn = torch.linalg.qr(torch.randn(shape, generator=generator)).Q.T
-        variants[f"components of the first {share:.0%}", "0"] = training.metrics()
+        variants[f"components of the first {share:.0%}", "0"] = measured_now(training)
         for count in COMPONENTS:
             for name, directions in ("components of", leading), ("drawn directions after", drawn):
                 branch = training.branch()
                 branch.run_to(last, _kept_in(branch, directions[:count]))
-                variants[f"{name} the first {share:.0%}", str(count)] = branch.metrics()
+                variants[f"{name} the first {share:.0%}", str(count)] = measured_now(branch)
     training.run_to(last)
     rank = {"rank_95": _rank(run.name, place.store)}
-    return compared(run.settings.network, training.metrics() | rank, variants)
+    return compared(run.settings.network, measured_now(training) | rank, variants)
 
 
 def _rank(run: str, store: str) -> float:

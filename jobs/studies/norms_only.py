@@ -15,7 +15,7 @@ import torch
 
 from jobs.console import run as run_command
 from jobs.studies.experiment import Observations, experiment_options, measured, results_folder
-from jobs.studies.variants import compared, show
+from jobs.studies.variants import compared, measured_now, show
 from pipeline.checkpoint.roles import roles
 from pipeline.store.query import Store
 from pipeline.sweep.grid import Run
@@ -43,17 +43,17 @@ def measure(run: Run, place: Place) -> Observations:
     for start in SHARES:
         at = f"{start:.0%}"
         training.run_to(round(start * last))
-        variants["stopped", at] = training.metrics()
+        variants["stopped", at] = measured_now(training)
         by_norms = training.branch()
         by_norms.train_only(norms.__contains__)
         by_norms.run_to(last)
-        variants["norms alone", at] = by_norms.metrics() | {"trained_share": share}
+        variants["norms alone", at] = measured_now(by_norms) | {"trained_share": share}
         drawn = training.branch()
         drawn.run_to(last, _all_but(drawn, share, run.settings.seed))
-        variants["as many drawn weights", at] = drawn.metrics() | {"trained_share": share}
+        variants["as many drawn weights", at] = measured_now(drawn) | {"trained_share": share}
     training.run_to(last)
     saturated = {"saturation_share": _saturation_step(run.name, place.store) / last}
-    return compared(run.settings.network, training.metrics() | saturated, variants)
+    return compared(run.settings.network, measured_now(training) | saturated, variants)
 
 
 def _saturation_step(run: str, store: str) -> float:

@@ -14,6 +14,7 @@ from jobs.studies.experiment import (
     write_means,
     write_picture,
 )
+from pipeline.sweep.train import Training, renew_statistics
 
 FULL = "full training"
 NAMES = ("network", "variant", "at")
@@ -22,6 +23,14 @@ _DRAWN = "validation_loss_change"
 
 Variants = Mapping[tuple[str, str], Mapping[str, float]]
 """What was measured at the end of each variant of one training, by what was changed and where: `at`."""
+
+
+def measured_now(training: Training) -> dict[str, float]:
+    """Return losses and accuracies, with statistics of batch norm over the training data: the running ones lag
+    behind the weights, and would make a training that stops worse than one whose weights stay."""
+    branch = training.branch()
+    renew_statistics(branch.network, branch.data.train)
+    return branch.metrics()
 
 
 def compared(network: str, full: Mapping[str, float], variants: Variants) -> Observations:
