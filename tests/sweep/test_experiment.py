@@ -77,8 +77,7 @@ def test_an_experiment_ends_in_a_table_and_a_picture(name: str, told: str, tmp_p
     (tmp_path / "tiny.toml").write_text(TINY + 'schedule = ["constant", "cosine"]\n')
     store, config = tmp_path / "store", tmp_path / "tiny.toml"
     done = subprocess.run(
-        [sys.executable, "-m", f"jobs.studies.{name}", "--store", store, "--config", config]
-        + ["--max-workers", "1"],
+        [sys.executable, "-m", f"jobs.studies.{name}", "--store", store, "--config", config, "--max-workers", "1"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
