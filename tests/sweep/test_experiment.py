@@ -75,10 +75,10 @@ def test_runs_that_could_not_be_told_apart_are_refused(tmp_path: Path) -> None:
 )
 def test_an_experiment_ends_in_a_table_and_a_picture(name: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY + 'schedule = ["constant", "cosine"]\n')
-    command = [sys.executable, "-m", f"jobs.studies.{name}", "--store", "store"]
+    store, config = tmp_path / "store", tmp_path / "tiny.toml"
     done = subprocess.run(
-        [*command, "--config", "tiny.toml", "--max-workers", "1"],
-        cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", f"jobs.studies.{name}", "--store", store, "--config", config, "--max-workers", "1"],
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert told in done.stdout and "measured 4 of 4 runs" in done.stderr
