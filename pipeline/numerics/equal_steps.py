@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +163,7 @@ class _Steps:
         )
 
 
-def _over_ulps(values: FloatArray) -> FloatArray:
+def _over_ulps(values: NDArray[np.floating[Any]]) -> NDArray[Any]:
     """(R,) sums of (U, R) in the order of U: no bit depends on which ulps other rows have besides.
 
     Of one row alone NumPy would take another order.

@@ -369,4 +369,4 @@ function redundancy() {
 
 /** How far such figures are to be believed, by experiment. */
 const BELIEF =
-  "This is geometry: it does not say what could have been frozen. Where eleven groups were frozen after two thirds of a training, what was left of their way hardly told what that cost (rank correlation 0.4).";
+  "This is geometry: it does not say which layer can be frozen. In trainings of three small networks, layers frozen at their settled steps cost 0 to 0.5 points of accuracy and saved 33 to 54 % of the backward pass; the same steps dealt out among the layers at random cost and saved as much (docs/studies/freeze_layers.md).";
