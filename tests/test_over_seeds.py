@@ -48,8 +48,8 @@ def rows(store: Store, arguments: str) -> list[dict[str, Any]]:
 
 
 def indicators(store: Store, wanted: Callable[[str], bool], name: str, scope: str) -> Any:
-    """Return values and null values of the runs that are wanted, (2, N)."""
-    query = "SELECT run, value, null_value FROM indicators WHERE indicator = ? AND scope = ?"
+    """Return values and null values of the runs that are wanted, (2, N), by name."""
+    query = "SELECT run, value, null_value FROM indicators WHERE indicator = ? AND scope = ? ORDER BY run"
     answer = store.sql(query, [name, scope]).fetchall()
     return np.array([numbers for run, *numbers in answer if wanted(run)]).T
 

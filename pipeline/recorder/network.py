@@ -90,7 +90,8 @@ def check_values(name: str, tensor: Tensor, hint: str = "") -> None:
         RequestError: it is such a one.
     """
     if tensor.is_meta or tensor.layout != torch.strided or dtype_name(tensor) is None:
-        what = "on the meta device" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        what = "on the meta device" if tensor.is_meta else f"{dtype}, {tensor.layout}"
         raise RequestError(
             f"state dict: expected tensors with values in memory, found {quoted(name)}: {what}",
             hint,
