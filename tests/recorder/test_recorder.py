@@ -310,8 +310,8 @@ def odd(value: Tensor) -> nn.Module:
     ("made", "why"),
     [
         (nn.Linear(2, 2, device="meta"), "'weight': on the meta device"),
-        (odd(torch.eye(3).to_sparse()), "'odd': torch.float32, torch.sparse_coo"),
-        (odd(torch.zeros(2, dtype=torch.complex128)), "'odd': torch.complex128"),
+        (odd(torch.eye(3).to_sparse()), "'odd': float32, torch.sparse_coo"),
+        (odd(torch.zeros(2, dtype=torch.complex128)), "'odd': complex128"),
     ],
 )
 def test_tensors_without_values_are_refused(made: nn.Module, why: str, tmp_path: Path) -> None:
