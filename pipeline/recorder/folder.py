@@ -58,7 +58,7 @@ class Folder:
             self._lock = _locked(path)
             try:
                 self._open(resume)
-            except BaseException:
+            except BaseException:  # an interrupt, too, leaves this process without the lock
                 self.close()
                 raise
         except OSError as error:
