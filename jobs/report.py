@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import click
 from jobs.console import EXIT_INCOMPLETE, console, run, say
 from jobs.options import debug_option, store_option
 from pipeline.errors import QueryError, RequestError, names_like, quoted
+from pipeline.files import write_whole
 from pipeline.report.comparison import shown_one_by_one
 from pipeline.report.content import content
 from pipeline.report.page import page
@@ -64,7 +64,7 @@ def report(
     target = Path(out) if out is not None else _default(store)
     text = page(content(opened, store, shown, sound))
     try:
-        _write(target, text)
+        write_whole(target, text.encode())  # a browser may load the page again at any time
     except OSError as error:
         raise RequestError(
             f"{quoted(target)} cannot be written: {error.strerror}", "choose another --out"
@@ -84,18 +84,6 @@ def _matching(pattern: str, runs: Sequence[str], store: str) -> list[str]:
     raise RequestError(
         f"no run {quoted(pattern)} in {store}", f"there are: {names_like(pattern, runs)}"
     )
-
-
-def _write(target: Path, text: str) -> None:
-    """Write a page as a whole: a browser may load the one before again at any time."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 def _drawn(store: Store, runs: list[str], compared: list[str], folder: Path) -> int:

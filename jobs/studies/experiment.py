@@ -6,6 +6,7 @@ The runs are trained and analyzed as `hallmarks sweep` does it, unless the store
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from jobs.progress import SweepProgress, with_error
 from jobs.tables import table_lines
 from pipeline.errors import HallmarksError, RequestError
 from pipeline.execute.drive.calls import Calls
+from pipeline.files import write_whole
 from pipeline.store.folder import Folder
 from pipeline.sweep.config import read_sweep
 from pipeline.sweep.grid import Run, Sweep
@@ -183,13 +185,14 @@ def write_means(path: Path, names: Sequence[str], means: Means) -> None:
         names: of what a key consists of.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([*names, "figure", "seeds", "mean", "stderr"])
-        for key, figures in means.items():
-            for name, each in figures.items():
-                error = "" if each.stderr is None else each.stderr
-                table.writerow([*key, name, each.seeds, each.mean, error])
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow([*names, "figure", "seeds", "mean", "stderr"])
+    for key, figures in means.items():
+        for name, each in figures.items():
+            error = "" if each.stderr is None else each.stderr
+            table.writerow([*key, name, each.seeds, each.mean, error])
+    write_whole(path, text.getvalue().encode())
 
 
 def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -232,4 +235,4 @@ def write_picture(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Mea
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=6)
         for ending, data in drawing.files(figure):
-            path.with_name(f"{path.name}.{ending}").write_bytes(data)
+            write_whole(path.with_name(f"{path.name}.{ending}"), data)

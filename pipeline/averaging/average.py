@@ -26,12 +26,12 @@ from pipeline.averaging.staging import (
     finished,
     piece_digest,
     refuse_other,
-    write_whole,
 )
 from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.errors import HallmarksError, RequestError, quoted
 from pipeline.execute.work.pull import Block, Puller
 from pipeline.execute.work.urls import UrlBroker
+from pipeline.files import write_synced
 from pipeline.planning.blocks import BlockLayout, block_layouts, piece_bytes
 from pipeline.planning.machine import total_memory
 from pipeline.planning.memory import (
@@ -224,7 +224,7 @@ class _Writer:
                     for each in plan.written
                 },
             }
-            write_whole(staging.path(plan.index), json.dumps(index, indent=2).encode())
+            write_synced(staging.path(plan.index), json.dumps(index, indent=2).encode())
         for file in plan.beside:
             self._copy(file)
         for name in (plan.index, *(file.path for file in plan.beside)):
@@ -232,7 +232,7 @@ class _Writer:
                 sizes[name] = staging.path(name).stat().st_size
         differing = sorted({*plan.unlike, *staging.all_differing()})
         record = {**plan.request, "version": VERSION, "files": sizes, "differing": differing}
-        write_whole(staging.path(RECORD), json.dumps(record, indent=2).encode())
+        write_synced(staging.path(RECORD), json.dumps(record, indent=2).encode())
         if differing and self._progress is not None:
             shown = ", ".join(quoted(name, 60) for name in differing[:_NAMES_SHOWN])
             more = (
@@ -293,7 +293,7 @@ class _Writer:
         stated = self._plan.dtype
         if stated is not None and file.path.rpartition("/")[2] == "config.json":
             data = self._source.read(file, 0, file.size)
-            write_whole(target, _with_dtype(data, DTYPES[stated].torch))
+            write_synced(target, _with_dtype(data, DTYPES[stated].torch))
             return
         with target.open("wb") as copy:
             for start, stop in bounds(0, file.size, _COPY_BYTES):

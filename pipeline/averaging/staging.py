@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from pipeline.errors import HallmarksError, RequestError, quoted
+from pipeline.files import write_synced
 from pipeline.signals import uninterrupted
 
 RECORD = "average.json"
@@ -99,7 +100,7 @@ class Staging:
                 ) from None
             if (_asked(self.folder) or {}).get("digest") != self._asked["digest"]:
                 self._empty()
-                write_whole(notes / _REQUEST, json.dumps(self._asked).encode())
+                write_synced(notes / _REQUEST, json.dumps(self._asked).encode())
             with (notes / _DIGESTS).open("ab") as self._digests:
                 yield
 
@@ -185,14 +186,6 @@ def cannot_write(target: Path, error: OSError) -> HallmarksError:
         f"{quoted(str(target))} cannot be written: {error.strerror}",
         "what was written is kept; rerun the same command to resume",
     )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file, down to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _partial(target: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import HallmarksError, RequestError, quoted
+from pipeline.files import sync, write_synced
 from pipeline.recorder.schedule import step_number
 
 LOG = "metrics.jsonl"
@@ -75,8 +76,7 @@ class Folder:
         growing = unfinished(self.path, step)
         growing.mkdir()
         if config is not None:
-            (growing / "config.json").write_bytes(config)
-            sync(growing / "config.json")
+            write_synced(growing / "config.json", config)
 
     def publish(self, step: int) -> None:
         """Give a checkpoint its name, once its files are on the disk."""
@@ -149,8 +149,7 @@ class Folder:
         if kept != lines:
             shutil.copyfile(log, aside / LOG)
             growing = log.with_name(f"{LOG}.partial")
-            growing.write_bytes(b"".join(kept))
-            sync(growing)
+            write_synced(growing, b"".join(kept))
             growing.rename(log)
         for step in reversed(later):  # so that what is left of a training is its beginning
             finished(self.path, step).rename(finished(aside, step))
@@ -168,15 +167,6 @@ class Folder:
                 f"{quoted(self.path / LOG)}: expected lines of a recorder, found {quoted(line, 60)}",
                 "record in another directory",
             ) from None
-
-
-def sync(path: Path) -> None:
-    """Have what a file or folder holds reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def cannot_write(what: str, directory: Path, error: OSError) -> HallmarksError:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 from pipeline import drawing
 from pipeline.drawing import COLUMN, PAGE, Figure, new_figure
 from pipeline.errors import RequestError, quoted
+from pipeline.files import write_whole
 from pipeline.report.comparison import Comparison, Keys, OverSeeds, as_text, comparison, place
 from pipeline.report.maps import KEYS
 from pipeline.report.packing import FloatArray
@@ -104,14 +104,10 @@ def write_figures(
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
-    part = folder / f".{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(folder / name)
+        write_whole(folder / name, data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise RequestError(
             f"{quoted(folder / name)} cannot be written: {error.strerror}",
             "choose another --figures",
