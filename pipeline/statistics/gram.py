@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.statistics.pieces import PIECE
+from pipeline.statistics.pieces import EXACT_COLUMNS, PIECE, exact_columns
 from pipeline.statistics.statistic import ArraySpec
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ down. Squared lengths were off by -6.2e-7 (bfloat16), 2.9e-7 (float16) and, in r
 straight path, -5.5e-7 (float32) of themselves, in every piece alike; cosines of bfloat16 weights with noise of
 their own by 7.9e-7. Turned, all of them by less than 2e-8 (SkylakeX kernel, docs/decisions/precision.md). Angles in
 the golden ratio: no two pairs share one. It costs 13 % of a product of 64 rows, 8 % of one of 154."""
-
-EXACT_COLUMNS = PIECE // 8
-"""Columns of one float64 product: bounds what that route allocates."""
 
 
 class Gram:
@@ -109,7 +106,7 @@ def _in_float64(pieces: Pieces) -> NDArray[np.float64]:
     import torch
 
     grams = pieces.scratch.products("sums", torch.float64, len(pieces)).numpy()
-    at_once = max(1, EXACT_COLUMNS // pieces.length)
+    at_once = max(1, exact_columns(len(pieces.facts.dtypes)) // pieces.length)
     with np.errstate(all="ignore"):  # looked for below
         for first in range(0, len(pieces), at_once):
             stop = min(first + at_once, len(pieces))
@@ -123,17 +120,18 @@ def _in_float64(pieces: Pieces) -> NDArray[np.float64]:
 
 
 def _multiply_in_float64(pieces: Pieces, first: int, stop: int, grams: NDArray[np.float64]) -> None:
-    """Fill in the products of pieces [first, stop): of one, or of as many as EXACT_COLUMNS columns hold."""
+    """Fill in the products of pieces [first, stop): of one, or of as many as `exact_columns` hold."""
     import torch
 
-    scratch = pieces.scratch
+    scratch, most = pieces.scratch, exact_columns(len(pieces.facts.dtypes))
     begin, end = first * pieces.length, stop * pieces.length
-    for start in range(begin, end, EXACT_COLUMNS):
-        columns = min(start + EXACT_COLUMNS, end) - start
-        wide = scratch.table("wide", torch.float64, columns, EXACT_COLUMNS)
+    step = EXACT_COLUMNS if stop - first == 1 else most
+    for start in range(begin, end, step):
+        columns = min(start + step, end) - start
+        wide = scratch.table("wide", torch.float64, columns, most)
         wide.copy_(pieces.values[:, start : start + columns])
         theta = wide.numpy()
-        table = scratch.table("wide increments", torch.float64, columns, EXACT_COLUMNS).numpy()
+        table = scratch.table("wide increments", torch.float64, columns, most).numpy()
         table[0] = theta[0]
         np.subtract(theta[1:], theta[:-1], out=table[1:])
         for origin in pieces.facts.firsts[1:]:

@@ -252,7 +252,7 @@ class Pieces:
 
     def apart(self, rows: Tensor) -> Tensor:
         """Return (K, B, M) of (K, B M)."""
-        return rows.unflatten(1, (len(self), self.length))
+        return rows.view(len(rows), len(self), self.length)  # unflatten takes 40 µs of Python
 
     @_Lazy
     def non_finite(self) -> NDArray[np.int64]:
@@ -294,7 +294,7 @@ class Pieces:
             return rows
         columns = torch.from_numpy(sampled_columns(self.places))
         sample = rows.flatten(1).index_select(1, columns)
-        return sample.unflatten(1, (len(self), len(columns) // len(self)))
+        return sample.view(len(rows), len(self), -1)
 
     @property
     def moved(self) -> NDArray[np.bool_]:

@@ -36,6 +36,9 @@ product's bits depended on its place among them (H200)."""
 PRODUCT_VALUES = 1 << 18
 """Of the products of pieces that are made in one call, at most, unless one has more."""
 
+EXACT_COLUMNS = PIECE // 8
+"""Columns of one float64 product: bounds what that route allocates."""
+
 SAMPLED_EVERY = 16
 MIN_SAMPLED = 1 << 18
 """Parts of fewer elements are not sampled but taken whole: a sixteenth of them would leave more
@@ -68,16 +71,26 @@ def products_at_once(num_checkpoints: int) -> int:
     return max(1, PRODUCT_VALUES // num_checkpoints**2)
 
 
+def exact_columns(num_checkpoints: int) -> int:
+    """Return the columns that are held in float64 at once, of several products: an eighth of a batch."""
+    return batch_elements(num_checkpoints) * EXACT_COLUMNS // PIECE
+
+
 def sampled_offsets(numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return the places in pieces that stand for them, (B, S), from their begins, given their numbers in tensors.
 
     Every sixteenth element would see only columns that are multiples of gcd(16, width); these see
     all: (10125 j + splitmix64(number)) mod 16,384, j < 1,024. Source: docs/method-2.md, §6.2.
     """
-    moved = np.array([[splitmix64(number) % PIECE] for number in numbers])
-    # in ascending order, with which a gather takes a third of the time: from the first that wraps around on
-    wrapped = np.searchsorted(_OFFSETS, PIECE - moved)
-    return (_OFFSETS[(np.arange(len(_OFFSETS)) + wrapped) % len(_OFFSETS)] + moved) % PIECE
+    offsets = np.empty((len(numbers), len(_OFFSETS)), np.int64)
+    for row, number in zip(offsets, numbers, strict=True):
+        moved = splitmix64(number) % PIECE
+        # in ascending order, with which a gather takes a third of the time: from the first that wraps around on
+        wrapped = int(np.searchsorted(_OFFSETS, PIECE - moved))
+        first = len(row) - wrapped
+        np.add(_OFFSETS[wrapped:], moved - PIECE, out=row[:first])
+        np.add(_OFFSETS[:wrapped], moved, out=row[first:])
+    return offsets
 
 
 def splitmix64(value: int) -> int:
