@@ -1,20 +1,16 @@
 """Following: what is new in a source is read once, and the run is written again after it.
 
-Records (store/records.py) are all that the tables are made from: whoever follows next, after whatever
+Records (records.py) are all that the tables (tables.py) are made from: whoever follows next, after whatever
 end, goes on from them, and gets the same tables.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-import numpy as np
 
 from pipeline.errors import (
     FormatError,
@@ -30,44 +26,24 @@ from pipeline.errors import (
 )
 from pipeline.findings.finding import Finding
 from pipeline.follow.alarm import Alarm
-from pipeline.follow.estimates import followed_sums
 from pipeline.follow.look import SETTLE_S, Key, New, Seen, Watch, key_of
-from pipeline.follow.read import read
-from pipeline.follow.record import Record, parsed, text_of, version_of
-from pipeline.follow.series import FOLLOW_FORMAT, STATISTICS, Series
-from pipeline.job.memory import assure_room_for_figures, give_back, reduction_buffers
-from pipeline.job.outcome import Outcome
-from pipeline.job.runs import Runs
-from pipeline.job.summary import Execution, Summary, stored_summary
-from pipeline.job.write import write_runs
-from pipeline.planning.contents import read_contents
-from pipeline.planning.make import make_plan_of_one, run_name, selection_text
+from pipeline.follow.records import Records, renew
+from pipeline.follow.series import STATISTICS
+from pipeline.follow.tables import Tables
+from pipeline.job.summary import Summary
+from pipeline.planning.make import run_name, selection_text
 from pipeline.planning.memory import show_size
 from pipeline.planning.options import seconds
-from pipeline.planning.plan import Plan
-from pipeline.planning.plan_cache import PlanCache
 from pipeline.planning.request import Request, Resources
 from pipeline.planning.select import LeftOut
-from pipeline.planning.training import known
-from pipeline.reduce.groups import grouping
-from pipeline.reduce.ties import settled
 from pipeline.sources import open_source
-from pipeline.sources.base import Candidate, Source
-from pipeline.statistics.parts import Sums
-from pipeline.statistics.sketch import Sketch
-from pipeline.statistics.statistic import specs
-from pipeline.statistics.table import chosen
-from pipeline.store.attempts import estimate, remove_superseded
+from pipeline.sources.base import Source
 from pipeline.store.folder import Folder
 from pipeline.store.lease import Lease
 from pipeline.store.names import refuse_to_follow
 from pipeline.store.progress import ProgressFile, remove_record
 from pipeline.store.query import Store
-from pipeline.store.records import RecordFolder
-from pipeline.store.tiles import TileFolder, discard
-from pipeline.store.training import keeping, stored_training
-from pipeline.training.metrics import Training
-from pipeline.training.settings import Settings
+from pipeline.store.tiles import discard
 
 THREADS = 1
 """That read and compute, unless more are asked for: the training has the machine, and calls on one checkpoint
@@ -215,29 +191,26 @@ class Following:
         command: str | None,
         listener: Listener,
     ) -> None:
-        self._request, self._run, self._selection = request, run, selection
-        self._label = source.label
-        self._poll_s = POLL_REMOTE_S if source.is_remote else POLL_S
-        self._folder, self._store, self._resources, self._lease = folder, store, resources, lease
+        self._run, self._folder, self._store, self._lease = run, folder, store, lease
         self._listener, self._settle = listener, settle
+        self._poll_s = POLL_REMOTE_S if source.is_remote else POLL_S
         self._alarm = None if command is None else Alarm(command, listener.note)
         self._watch = Watch(request, run, settle, listener.note)
-        self._kept = RecordFolder(folder, run, _series(selection, request))
-        self._record = ProgressFile(folder, run, lease.token)
-        self._attempts = self._read = self._number = 0
+        self._progress = ProgressFile(folder, run, lease.token)
+        self._records = Records(
+            request, run, selection, folder, resources, lease, self._progress, listener.note
+        )
+        self._tables = Tables(
+            request, run, source.label, selection, folder, store, resources, lease, self._progress,
+            self._records,
+        )  # fmt: skip
+        self._read = 0
         self._tidied = False
         """True once results that an earlier process left have been removed."""
-        self._started = time.monotonic()
-        self._summary: Summary | None = None
-        self._written: str | None = None
-        """Digest of what the tables are made from; None: they have not been looked at."""
         self._pending: list[LeftOut] = []
         self._said = ""
         self._failures: dict[Key, HallmarksError] = {}
         """Why checkpoints could not be read that are whole."""
-        self._records = self._stored()
-
-    # ---- the two ways
 
     def once(self) -> Followed:
         """Take what is there; what may still be being written is waited for once."""
@@ -275,15 +248,15 @@ class Following:
         """Wait, and show that this one is alive."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            _renew(self._record, "following")
+            renew(self._progress, "following")
             time.sleep(min(left, _HEARTBEAT_S))
             self._lease.assure()
 
     def _look(self) -> Seen:
         begun = time.monotonic()
-        seen = self._watch.look({key_of(r.candidate): r for r in self._records.values()})
+        seen = self._watch.look(self._records.by_checkpoint)
         self._pause = max(self._poll_s, (time.monotonic() - begun) / LOOK_SHARE)
-        if not seen.listed and not self._records:
+        if not seen.listed and not self._records.by_checkpoint:
             self._say_once(
                 "no checkpoint whose name states a step (`hallmarks plan SOURCE` shows how names are read)"
             )
@@ -304,8 +277,6 @@ class Following:
             discard(self._folder, self._run)  # of a checkpoint whose record came before the end
             self._tidied = True
 
-    # ---- one checkpoint
-
     def _take_one(self, new: New, seen: Seen) -> None:
         name = new.entry.candidate.name
         try:
@@ -325,59 +296,11 @@ class Following:
             HallmarksError: it could not be read, or not be kept.
         """
         begun = time.monotonic()
-        record = self._recorded(new, source)
-        self._records[key_of(record.candidate)] = record
+        record = self._records.read(new, source)
         self._failures.pop(key_of(record.candidate), None)
         self._read += 1
         size, seconds = show_size(record.bytes), time.monotonic() - begun
         self._listener.note(f"{record.candidate.name}: {size} read in {seconds:.1f} s")
-
-    def _recorded(self, new: New, source: Source) -> Record:
-        candidate = new.entry.candidate
-        alone = replace(new.entry, elapsed=None)  # which depends on what there is besides
-        plan = make_plan_of_one(source, alone, self._request, self._run).sketched()
-        tiles = TileFolder(self._folder, self._run, plan.digest, plan.specs)
-        tally = _Tally(plan, self._record, self._lease)
-        sums = read(plan, source, self._resources, tiles, tally.done)
-        if version_of(plan.files) != new.version or not _as_planned(plan, source, candidate):
-            tiles.remove()
-            raise SourceChanged("its files have changed while it was read")
-        self._lease.check()
-        self._number += 1
-        text = text_of(plan, candidate, new.listed, sums.keys)
-        stored = self._kept.create(self._number, new.version, sums, text)
-        record = parsed(stored)
-        assert record is not None
-        before = self._records.get(key_of(candidate))
-        if before is not None:
-            self._kept.remove([before.stored.name])
-        tiles.remove()
-        return record
-
-    def _stored(self) -> dict[Key, Record]:
-        """Return the records that there are; what cannot be read of them is removed, and said."""
-        stored, unreadable = self._kept.stored()
-        records: dict[Key, Record] = {}
-        surplus: list[str] = []
-        for each in stored:
-            self._number = max(self._number, each.number)
-            record = parsed(each)
-            if record is None:
-                unreadable.append(each.name)
-                continue
-            key = key_of(record.candidate)
-            if key in records:
-                surplus.append(records[key].stored.name)  # it has been written again
-            records[key] = record
-        if unreadable:
-            self._listener.note(
-                f"{len(unreadable)} records are damaged: their checkpoints are read again, if they"
-                " are still there"
-            )
-        self._kept.remove([*surplus, *unreadable])
-        return records
-
-    # ---- the tables
 
     @property
     def followed(self) -> Followed:
@@ -385,115 +308,20 @@ class Following:
         return Followed(
             self._run,
             self._store,
-            len(self._records),
+            len(self._records.by_checkpoint),
             self._read,
             tuple(self._pending),
-            self._summary,
+            self._tables.summary,
         )
 
     def write(self, seen: Seen) -> None:
-        """Write the tables of what was read, unless they are there."""
-        series = Series(
-            self._run, self._label, self._selection, self._request, list(self._records.values())
-        )
-        if len(series.records) < 2:
-            return
-        content = series.content(seen.lacking)
-        if content == self._written:
-            return
-        plan = series.plan(seen.lacking)
-        if self._written is None and self._is_written(plan):
-            self._written = content
-            self._tell()  # whoever wrote them may have ended before that
-            return
-        self._check(series)
-        _renew(self._record, "reducing")
-        try:
-            assure_room_for_figures(plan, self._resources)
-            self._summary = self._tables(series, plan, seen)
-        finally:
-            give_back()
-        self._written = content
-        self._tell()
-
-    def _is_written(self, plan: Plan) -> bool:
-        """Return whether the store has the tables of a plan, and take note of them."""
-        as_stored = plan.knowing([stored_training(self._folder, self._run)])
-        nothing = Execution(
-            self._store, "local", 1, self._started, reduction_buffers(plan, self._resources)
-        )
-        summary = stored_summary(self._folder, as_stored, nothing)
-        self._summary = summary
-        return summary is not None
-
-    def _check(self, series: Series) -> None:
-        """Compare records with their checksums, those that were not yet.
-
-        Raises:
-            StoreFailed: one is damaged.
-        """
-        for record in series.records:
-            columns = record.stored.arrays["sketch.buckets"].shape[2]
-            statistics = (*chosen(STATISTICS), Sketch(columns=columns))
-            try:
-                self._kept.check(record.stored, specs(statistics, 1))
-            except FormatError:
-                self._kept.remove([record.stored.name])
-                del self._records[key_of(record.candidate)]
-                raise StoreFailed(
-                    f"the record of {record.candidate.name} is damaged, and was removed",
-                    "the checkpoint is read again if it is still there",
-                ) from None
-
-    def _tables(self, series: Series, plan: Plan, seen: Seen) -> Summary:
-        plan = keeping(self._folder, plan.knowing([self._known(series, seen)]))
-        plan = settled(plan, lambda parts: _digests(series.kept(self._kept, plan, parts)))
-        grouped = grouping(plan)
-        divided = reduction_buffers(plan, self._resources)
-        self._attempts += 1
-        written = write_runs(
-            Runs.of(plan),
-            [estimate(self._lease.token, self._attempts)],
-            grouped,
-            followed_sums(
-                plan, grouped, lambda parts: series.kept(self._kept, plan, parts), divided.held
-            ),
-            self._folder,
-            Execution(self._store, "local", 1, self._started, divided),
-            Outcome(
-                devices=frozenset(record.stored.device for record in series.records),
-                bytes_read=plan.bytes_total,
-                complete=False,
-            ),
-            final=False,
-            check=self._lease.assure,
-            ready=self._lease.check,
-        )
-        written.commit()
-        remove_superseded(self._folder, self._run)
-        self._kept.remove_others()
-        return written.summaries[0]
-
-    def _known(self, series: Series, seen: Seen) -> tuple[Settings, Training]:
-        """Return what is known of the training: by the newest checkpoint that is still there."""
-        for entry in reversed(series.selected):
-            if key_of(entry.candidate) not in seen.listed:
-                continue
-            listed = replace(entry, candidate=seen.listed[key_of(entry.candidate)])
-            try:
-                with PlanCache() as cache:
-                    contents = read_contents(seen.source, listed, cache, self._request.reading)
-                logs = seen.source.logs()
-                return known(seen.source, series.selected, [contents], logs, self._request)
-            except (FormatError, SourceNotFound):
-                continue
-        return self._request.settings or {}, self._request.training or Training()
-
-    # ---- who is told
+        """Write the tables of what was read, unless they are there, and tell of errors."""
+        if self._tables.write(seen):
+            self._tell()
 
     def _tell(self) -> None:
         """Tell of errors that nobody was told of yet."""
-        told = [tuple(entry) for entry in self._kept.told() if isinstance(entry, list)]
+        told = [tuple(entry) for entry in self._records.kept.told() if isinstance(entry, list)]
         rows = Store(self._store).sql(
             "SELECT f.severity, f.kind, f.k, f.tensor, f.message, c.name, c.step FROM findings f"
             " LEFT JOIN checkpoints c USING (run, k) WHERE f.run = ? AND f.severity = 'error'"
@@ -516,63 +344,5 @@ class Following:
                     }
                 )
         if new:
-            self._kept.tell(told)
+            self._records.kept.tell(told)
         self._listener.written(self.followed, new)
-
-
-class _Tally:
-    """How much of a checkpoint has been read, for those who look at the store."""
-
-    def __init__(self, plan: Plan, record: ProgressFile, lease: Lease) -> None:
-        self._plan, self._record, self._lease = plan, record, lease
-        self._tiles = self._bytes = 0
-        self._renew()
-
-    def done(self, tile: int) -> None:
-        """Take note of a tile that has a result.
-
-        Raises:
-            LeaseLost: another driver writes the run.
-        """
-        self._tiles += 1
-        self._bytes += self._plan.tiles[tile].bytes
-        if self._record.due:
-            self._renew()
-        self._lease.assure()
-
-    def _renew(self) -> None:
-        tiles, total = len(self._plan.tiles), self._plan.bytes_to_read
-        _renew(self._record, "reading", tiles, self._tiles, total, self._bytes)
-
-
-def _renew(
-    record: ProgressFile,
-    state: str,
-    tiles: int = 0,
-    tiles_done: int = 0,
-    total: int = 0,
-    done: int = 0,
-) -> None:
-    """Write what is being done; of a checkpoint how much of it."""
-    of_tiles = {"tiles": tiles, "tiles_done": tiles_done, "tiles_lost": 0, "workers": 1}
-    record.renew(state=state, bytes=total, bytes_done=done, **of_tiles)
-
-
-def _series(selection: str, request: Request) -> str:
-    """Return the digest of all that decides what a record is of a checkpoint."""
-    told = [FOLLOW_FORMAT, selection, request.roles.text if request.roles else ""]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-
-
-def _as_planned(plan: Plan, source: Source, candidate: Candidate) -> bool:
-    """Return whether files are still those that were planned."""
-    if candidate.commit is not None:
-        return True
-    now = {file.path: file.identity for file in source.files(candidate)}
-    return all(now.get(file.path) == file.identity for file in plan.files)
-
-
-def _digests(kept: list[Sums]) -> Sums:
-    """Return the digests of parts over all checkpoints."""
-    words = np.concatenate([sums.arrays["digest.words"] for sums in kept], axis=1)
-    return Sums(kept[0].keys, {"digest.words": words}, "")
