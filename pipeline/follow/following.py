@@ -166,10 +166,12 @@ def following(
         )  # fmt: skip
     except LeaseLost:
         raise  # the record is another's, too
-    except BaseException:  # an interrupt, too: nobody follows any more, and the record would say so
+    except BaseException:
         with contextlib.suppress(StoreUnusable):
             remove_record(folder, run)
         raise
+    else:
+        remove_record(folder, run)  # it would say that somebody still follows
     finally:
         lease.release()
 
@@ -223,7 +225,6 @@ class Following:
             self._alarm.wait()
         for failure in self._failures.values():
             raise failure
-        remove_record(self._folder, self._run)
         return self.followed
 
     def on(self) -> Followed:
@@ -248,9 +249,13 @@ class Following:
         """Wait, and show that this one is alive."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            renew(self._progress, "following")
+            self.show_idle()
             time.sleep(min(left, _HEARTBEAT_S))
             self._lease.assure()
+
+    def show_idle(self) -> None:
+        """Say in the record that there is nothing to do now."""
+        renew(self._progress, "following")
 
     def _look(self) -> Seen:
         begun = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.checkpoint.safetensors import head_of
 from pipeline.errors import RequestError, quoted
 from pipeline.recorder.network import check_values, dtype_name
-from pipeline.sources.base import Candidate, File
+from pipeline.sources.base import IN_MEMORY, Candidate, File
 from pipeline.sources.beside import Beside
 from pipeline.transport.access import InMemory
 
@@ -38,7 +38,7 @@ class StateDict:
         Raises:
             RequestError: a tensor's values are not all here, or not values.
         """
-        self.label, self.run_name, self.uri = label, run, f"model:{run}"
+        self.label, self.run_name, self.uri = label, run, f"{IN_MEMORY}{run}"
         self._tensors = {
             each: tensor for each, tensor in tensors.items() if _is_whole(each, tensor)
         }

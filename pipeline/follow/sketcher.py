@@ -21,6 +21,7 @@ from pipeline.planning.options import path as path_text
 from pipeline.planning.request import RESOURCES, SELECTION, Request, Resources, check_run_name
 from pipeline.planning.select import Selected
 from pipeline.recorder.network import bare, config_of, rank
+from pipeline.sources.base import IN_MEMORY
 
 
 class Sketcher:
@@ -74,7 +75,7 @@ class Sketcher:
         self._due = 0.0
         self._seen: Seen | None = None
         self._request = Request(
-            f"model:{run}", **{name: options[name] for name in SELECTION if name in options}
+            f"{IN_MEMORY}{run}", **{name: options[name] for name in SELECTION if name in options}
         )
         if rank() == 0:
             source = StateDict(self._label, self._run, "", {}, None)
@@ -122,6 +123,7 @@ class Sketcher:
         self._seen = Seen(source, {key_of(candidate): candidate})
         if time.monotonic() >= self._due:
             self._write()
+        self._following.show_idle()
         return self._following.followed
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from pipeline.report.packing import FloatArray, pack
 from pipeline.report.parts import changes, widths, windows
 from pipeline.report.paths import straight_values, walk
 from pipeline.report.training import training
+from pipeline.sources.base import IN_MEMORY
 from pipeline.store.query import Store
 from pipeline.version import VERSION
 
@@ -193,13 +194,15 @@ def command(
     *,
     followed: bool = False,
 ) -> str:
-    """Return the command that makes a run, as a shell takes it.
+    """Return the command that makes a run, as a shell takes it, or the call, in Python.
 
     Args:
         sources: several of a joint run.
         selection: as the store has it, JSON of what is not the default.
     """
     chosen: Json = json.loads(selection or "{}")
+    if str(chosen.get("source")).startswith(IN_MEMORY):
+        return f"pipeline.follow.Sketcher(model, {address!r}, run={run!r})"
     verb = "follow" if followed else "analyze"
     words = ["hallmarks", verb, *sources, "--store", address, "--run", run]
     if len(sources) > 1:

@@ -14,6 +14,8 @@ from pipeline.sources.beside import Beside
 from pipeline.sources.plain import is_hash
 from pipeline.transport.access import Access
 
+IN_MEMORY = "model:"
+"""What the URI of weights begins with that no file holds: those of a network that is being trained."""
 ROOT = "main"
 """What a source's own weights are called, beside its folders of steps: as on the Hub."""
 _TELLS_NOTHING = re.compile(

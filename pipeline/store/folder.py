@@ -177,7 +177,7 @@ class Folder:
 
     @cached_property
     def _directory(self) -> LocalStore:
-        return LocalStore(self.root, mkdir=True)
+        return LocalStore(self.root, automatic_cleanup=True, mkdir=True)
 
     def _opened(self) -> LocalStore:
         """Return the directory, which is made once: in place of one that has gone, none is."""

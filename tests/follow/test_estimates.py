@@ -158,7 +158,11 @@ def test_norms_of_a_path_whose_steps_are_longer_than_its_weights() -> None:
     np.testing.assert_allclose(norms, squares[~absent], rtol=1e-9, atol=1e-9)
     assert np.linalg.eigvalsh(made)[0] > -1e-9
     exact = with_norms(gram(theta)[None], (theta**2).sum(axis=1), absent)[0]
-    np.testing.assert_allclose(exact, gram(theta), rtol=1e-9, atol=1e-9)
+    # What is left of the longest step by the one back is rounded as that is, differently by processor: products
+    # with such rests were off by 8e-8.
+    lengths = np.sqrt(np.diagonal(gram(theta)))
+    allowed = 1e-9 * lengths.max() * np.maximum(lengths, lengths[:, np.newaxis])
+    assert (np.abs(exact - gram(theta)) <= allowed).all()
 
 
 def test_how_many_parts_are_taken_at_once_decides_no_bit(trained: dict[str, Path]) -> None:

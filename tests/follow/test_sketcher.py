@@ -20,6 +20,9 @@ from torch import nn
 import pipeline
 from pipeline.errors import HallmarksError, RequestError
 from pipeline.follow import Sketcher, follow_once
+from pipeline.report.content import content
+from pipeline.store import progress
+from pipeline.store.folder import Folder
 
 COUNT = 4
 
@@ -88,8 +91,12 @@ def test_the_same_as_of_checkpoints_that_were_saved(tmp_path: Path) -> None:
             followed = sketcher.update(10 * k)
             assert followed is not None and followed.checkpoints == k + 1
             move(made, k)
+            assert [each.state for each in progress.records(Folder(str(store)))] == ["following"]
     follow_once(tmp_path / "run", store, run="saved")
     assert_same(store, "live", "saved")
+    assert not (store / "_tiles").exists()  # nobody follows, and no empty folders are left
+    shown = content(pipeline.open_store(store), str(store), ["live"])["runs"][0]["command"]
+    assert shown == f"pipeline.follow.Sketcher(model, '{store}', run='live')"
     row = pipeline.open_store(store).sql(
         "SELECT checkpoints, complete, followed, source FROM runs WHERE run = 'live'"
     )
