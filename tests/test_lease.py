@@ -95,6 +95,10 @@ def test_a_lease_is_renewed_and_a_lost_one_noticed(
         assert time.monotonic() < deadline
         time.sleep(0.02)
     lease.check()
+    lease._released.set()
+    for thread in threading.enumerate():
+        if thread.name == "lease":
+            thread.join()  # a renewal under way would write the lease again
     folder.delete([path])
     other = Lease(folder, "r")
     other.acquire()
