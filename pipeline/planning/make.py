@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +39,21 @@ RESULT_FORMAT = 8
 """Raised when the arithmetic or the result files change: results of before are not taken up."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is to be planned: checkpoints of a source, of which no header has been read."""
+
+    run: str
+    source: Source
+    selection: Selection
+    account: Account
+    labels: Sequence[str]
+    """Of the source that each checkpoint is of."""
+    paths: tuple[PlannedPath, ...]
+    """Several, of a joint run."""
+    request: Request
+
+
 def make_plan(
     request: Request, source: Source | None = None, least_tile_bytes: int | None = None
 ) -> tuple[Plan, Source]:
@@ -55,7 +70,8 @@ def make_plan(
     selection = choose(source, request)
     labels = [source.label] * len(selection.checkpoints)
     name, account = run_name(request, source), account_of(source, selection)
-    return _made(name, source, selection, account, labels, (), request, least_tile_bytes), source
+    chosen = _Chosen(name, source, selection, account, labels, (), request)
+    return _made(chosen, least_tile_bytes), source
 
 
 def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan, Source]:
@@ -115,7 +131,7 @@ def make_joint_plan(requests: Sequence[Request], run: str | None) -> tuple[Plan,
     name = check_run_name(run) if run else run_name_from(joint.run_name)
     check_distinct([*(path.run for path in paths), name])
     account = of_several([path.account for path in paths])
-    return _made(name, joint, together, account, labels, tuple(paths), requests[0]), joint
+    return _made(_Chosen(name, joint, together, account, labels, tuple(paths), requests[0])), joint
 
 
 def make_plan_of_one(source: Source, selected: Selected, request: Request, run: str) -> Plan:
@@ -126,50 +142,32 @@ def make_plan_of_one(source: Source, selected: Selected, request: Request, run: 
         NothingMatches: no tensor of it is asked for.
     """
     alone = Selection((selected,), ())
-    return _planned(run, source, alone, Account(), [source.label], (), request)[0]
+    return _planned(_Chosen(run, source, alone, Account(), [source.label], (), request))[0]
 
 
-def _made(
-    run: str,
-    source: Source,
-    selection: Selection,
-    account: Account,
-    labels: Sequence[str],
-    paths: tuple[PlannedPath, ...],
-    request: Request,
-    least_tile_bytes: int | None = None,
-) -> Plan:
-    """Return the plan of a selection; `labels` name the source of each checkpoint."""
-    plan, checkpoints, contents = _planned(
-        run, source, selection, account, labels, paths, request, least_tile_bytes
-    )
+def _made(chosen: _Chosen, least_tile_bytes: int | None = None) -> Plan:
+    plan, checkpoints, contents = _planned(chosen, least_tile_bytes)
     bounds = pairwise((*plan.firsts, len(checkpoints)))
     accounts = [path.account for path in plan.paths] or [plan.account]
     return plan.knowing(
         [
-            known(source, checkpoints[a:b], contents[a:b], each.logs, request)
+            known(chosen.source, checkpoints[a:b], contents[a:b], each.logs, chosen.request)
             for (a, b), each in zip(bounds, accounts, strict=True)
         ]
     )
 
 
 def _planned(
-    run: str,
-    source: Source,
-    selection: Selection,
-    account: Account,
-    labels: Sequence[str],
-    paths: tuple[PlannedPath, ...],
-    request: Request,
-    least_tile_bytes: int | None = None,
+    chosen: _Chosen, least_tile_bytes: int | None = None
 ) -> tuple[Plan, tuple[Selected, ...], list[Contents]]:
     """Return the plan, without what is known of the training, its checkpoints and what they store."""
+    source, selection, request = chosen.source, chosen.selection, chosen.request
     contents, lacking = _contents(
-        source, selection.checkpoints, [path.first for path in paths] or [0], request
+        source, selection.checkpoints, [path.first for path in chosen.paths] or [0], request
     )
     kept = [k for k in range(len(selection.checkpoints)) if k not in lacking]
-    labels = [labels[k] for k in kept]
-    account, paths = _lacking(selection.checkpoints, lacking, account, paths)
+    labels = [chosen.labels[k] for k in kept]
+    account, paths = _lacking(selection.checkpoints, lacking, chosen.account, chosen.paths)
     checkpoints = tuple(selection.checkpoints[k] for k in kept)
     firsts = tuple(path.first for path in paths) or (0,)
     names = [checkpoint.candidate.name for checkpoint in checkpoints]
@@ -183,7 +181,7 @@ def _planned(
     tiles = divide(ranges, alignment.tensors, least)
     draws = sample.draws if sample else ()
     plan = Plan(
-        run=run,
+        run=chosen.run,
         source=source.label,
         checkpoints=_checkpoints(checkpoints, alignment, labels),
         left_out_checkpoints=selection.left_out,
