@@ -95,9 +95,8 @@ def _analyze(
     progress: Progress | None,
 ) -> list[Summary]:
     resources, progress = resources or Resources(), progress or Silent()
-    if (
-        resources.executor == "local"
-    ):  # torch takes two seconds to import, which are none of the job's
+    if resources.executor == "local":
+        # now: torch takes two seconds to import, which are none of the job's
         import_module("pipeline.execute.work.worker")
     started = time.monotonic()
     folder = Folder(store)
