@@ -73,16 +73,17 @@ class Life:
             self._begun.set_result(None)
             self._over.wait()
         with contextlib.suppress(Exception):  # it is over: nothing is left to be done about it
-            _shut_down()
+            _end_autoscaler()
+        with contextlib.suppress(Exception):
+            ray.shutdown()
         self._ended.set_result(None)
 
 
-def _shut_down() -> None:
-    """End Ray, its autoscaler by force: it does not hear SIGTERM, and Ray waits a second for it."""
+def _end_autoscaler() -> None:
+    """End it by force: it does not hear SIGTERM, and Ray would wait a second for it."""
     node: Any = ray_worker._global_node  # pyright: ignore[reportPrivateUsage]
     if node is not None:
         node.kill_monitor(check_alive=False)
-    ray.shutdown()
 
 
 def _wait(call: Future[None], seconds: float) -> None:
