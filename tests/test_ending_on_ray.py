@@ -97,6 +97,12 @@ class Job:
         return self.process.returncode, [line for line in lines if "B/s, " not in line]
 
 
+def children(process: int) -> list[int]:
+    """Return what a process has started, and is still there."""
+    by_threads = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for of_thread in by_threads for child in of_thread.read_text().split()]
+
+
 @contextlib.contextmanager
 def job(folder: Path) -> Iterator[Job]:
     found = Job(folder)
@@ -121,10 +127,14 @@ def test_a_signal_while_ray_starts(hub: Hub, tmp_path: Path, number: signal.Sign
 def test_two_signals_at_work(hub: Hub, tmp_path: Path) -> None:
     """The second comes while Ray is being shut down, which takes its handlers of signals away.
 
-    And none of Ray's processes has had the user's token.
+    And none of Ray's processes has had the user's token, or is put behind other programs.
     """
     with job(tmp_path) as started:
         started.wait_for_tiles(hub)
+        workers = children(started.wait_for("raylet"))
+        assert {os.getpriority(os.PRIO_PROCESS, worker) for worker in workers} == {
+            os.getpriority(os.PRIO_PROCESS, 0)
+        }
         holders = in_processes([TOKEN + started.mark], but=[])
         assert holders == [f"/proc/{started.process.pid}/environ"]
         started.process.send_signal(signal.SIGTERM)

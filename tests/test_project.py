@@ -128,6 +128,11 @@ def test_driving_needs_no_engine() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_driver_on_ray_does_without_torch() -> None:
+    code = "import sys, jobs.analyze, pipeline.execute.ray.pool; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_outside_text_stays_on_one_line() -> None:
     assert quoted("a\nb\x1b[31m").isprintable()
     assert len(quoted("x" * 10_000)) <= 120

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 
 from pipeline.errors import LeaseLost, RequestError, StoreUnusable
 from pipeline.execute.work.verify import published
@@ -93,8 +94,11 @@ def _analyze(
     may_replace: bool,
     progress: Progress | None,
 ) -> list[Summary]:
-    started = time.monotonic()
     resources, progress = resources or Resources(), progress or Silent()
+    if resources.executor == "local":
+        # now: torch takes two seconds to import, which are none of the job's
+        import_module("pipeline.execute.work.worker")
+    started = time.monotonic()
     folder = Folder(store)
     # what the store has of this run already is not lost by asking for something else besides
     plan = plan.having(stored_statistics(folder, plan))

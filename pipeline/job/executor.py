@@ -10,11 +10,9 @@ from functools import partial
 from pipeline.errors import StoreUnusable
 from pipeline.execute.drive.local import run_local
 from pipeline.execute.drive.schedule import Lost
-from pipeline.execute.work.device import THREADS_OF_A_GPU, choose_device
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import UrlBroker
 from pipeline.execute.work.verify import published
-from pipeline.execute.work.worker import Worker
 from pipeline.job.memory import worker_memory
 from pipeline.planning.machine import available_cores
 from pipeline.planning.plan import Plan
@@ -54,6 +52,10 @@ def executor(plan: Plan, source: Source, resources: Resources) -> Iterator[Execu
     urls = UrlBroker(plan, source, resources.cache)
     verified = published(plan) if resources.verify else []
     if resources.executor == "local":
+        # these need torch: not for those whose tiles are worked through elsewhere
+        from pipeline.execute.work.device import THREADS_OF_A_GPU, choose_device
+        from pipeline.execute.work.worker import Worker
+
         device = choose_device(resources.device)
         most = THREADS_OF_A_GPU if device == "cuda" else available_cores()
         threads = resources.threads or min(most, available_cores())

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from threadpoolctl import threadpool_limits
+
 from pipeline.findings.finding import Finding
 from pipeline.findings.judge import findings
 from pipeline.findings.observe import Observations
@@ -21,7 +23,6 @@ from pipeline.reduce.reduce import reduce
 from pipeline.reduce.rows import table_rows
 from pipeline.reduce.tables import rows
 from pipeline.signals import uninterrupted
-from pipeline.statistics.piece import one_thread_products
 from pipeline.statistics.rows import RowSums
 from pipeline.statistics.table import on_request
 from pipeline.store.folder import Folder
@@ -115,7 +116,7 @@ def _write_figures(
 ) -> list[Observations]:
     """Write the figures of every group of every run; return what findings are judged from."""
     observed = [Observations(plan) for plan in runs]
-    with one_thread_products():
+    with threadpool_limits(1, user_api="blas"):  # as tiles are: more threads, other bits
         tapped = _with_statistics(runs, sums, writers)
         for batch in reduce(runs.whole, grouped, tapped, buffers):
             for writer, seen, of_run in zip(writers, observed, (*batch.paths, batch), strict=True):

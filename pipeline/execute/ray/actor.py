@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -13,10 +13,12 @@ from pipeline.execute.ray.metrics import Metrics
 from pipeline.execute.ray.tasks import TaskBlocks
 from pipeline.execute.work.receipt import Receipt
 from pipeline.execute.work.urls import DriverUrls, Notice, Request, TileBegun
-from pipeline.execute.work.worker import Sink, Worker
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.transport.access import Access
+
+if TYPE_CHECKING:
+    from pipeline.execute.work.worker import Sink
 
 FOR_TASKS = 8
 """Threads of a worker that answer those who pull for it."""
@@ -53,6 +55,8 @@ class WorkerActor:
         sharers: int,
     ) -> None:
         """`for_tasks`: a reference to the plan, if tasks pull."""
+        from pipeline.execute.work.worker import Worker  # needs torch, which a driver does without
+
         self._urls = DriverUrls()
         self._blocks = None
         if for_tasks:

@@ -18,11 +18,15 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker  # no public name tells its processes
 
 END_S = 15.0
 """For Ray to shut down: it ends its processes one after the other, by force after a second or so."""
 _LOOK_S = 0.01  # so long a handler of Ray's may stay
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")  # a URL may hold a password
+_NICENESS = "RAY_worker_niceness"
+"""How far Ray puts its workers behind other programs: by 15 unless this is set, and then each program that computes
+beside them gets 28 times the processor (docs/decisions/ray-lifetime.md)."""
 
 
 class Life:
@@ -61,7 +65,7 @@ class Life:
 
     def _live(self) -> None:
         try:
-            with _without_secrets():
+            with _environment():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **self._options)
         except BaseException as error:  # whoever waits is told
             self._begun.set_exception(error)
@@ -69,8 +73,17 @@ class Life:
             self._begun.set_result(None)
             self._over.wait()
         with contextlib.suppress(Exception):  # it is over: nothing is left to be done about it
+            _end_autoscaler()
+        with contextlib.suppress(Exception):
             ray.shutdown()
         self._ended.set_result(None)
+
+
+def _end_autoscaler() -> None:
+    """End it by force: it does not hear SIGTERM, and Ray would wait a second for it."""
+    node: Any = ray_worker._global_node  # pyright: ignore[reportPrivateUsage]
+    if node is not None:
+        node.kill_monitor(check_alive=False)
 
 
 def _wait(call: Future[None], seconds: float) -> None:
@@ -91,10 +104,17 @@ def _wait(call: Future[None], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _without_secrets() -> Iterator[None]:
-    """Every process of a local Ray inherits this one's environment."""
-    hidden = {name: os.environ.pop(name) for name in _SECRETS if name in os.environ}
+def _environment() -> Iterator[None]:
+    """Every process of a local Ray inherits this one's environment: without secrets, and with its priority."""
+    before = {name: os.environ.get(name) for name in (*_SECRETS, _NICENESS)}
+    for name in _SECRETS:
+        os.environ.pop(name, None)
+    os.environ.setdefault(_NICENESS, "0")
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

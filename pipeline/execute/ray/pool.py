@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
@@ -44,11 +44,13 @@ from pipeline.execute.work.urls import (
     TileBegun,
     UrlBroker,
 )
-from pipeline.execute.work.worker import Sink
 from pipeline.planning.memory import Memory
 from pipeline.planning.plan import Plan
 from pipeline.signals import uninterrupted
 from pipeline.transport.waiting import announce
+
+if TYPE_CHECKING:
+    from pipeline.execute.work.worker import Sink
 
 _log = logging.getLogger("pipeline")
 _TICK_S = 1.0  # at least so often the loop looks at joining nodes and silent workers
