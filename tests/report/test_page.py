@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers.trainer_callback import TrainerState
 
 import pipeline
 from pipeline.follow import follow_once
@@ -58,6 +57,8 @@ LOGGED = [
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs: of a transformer's layers with a hostile name among its tensors, and a short one."""
+    from transformers.trainer_callback import TrainerState
+
     folder = tmp_path_factory.mktemp("report")
     kinds = ("smooth", "walk", "decaying", "folding")
     tensors = {

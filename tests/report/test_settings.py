@@ -6,12 +6,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
 
 import pipeline
 from pipeline.errors import names_like
@@ -26,6 +24,9 @@ from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.test_page import query_of, violations
 from tests.suites import trajectory, write_suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEEDS = {(0, "sgd"): 2, (0, "<b>$x"): 2, (0.9, "sgd"): 1, (0.9, "<b>$x"): 3}
 """Of momentum and optimizer: how many there are."""
@@ -160,6 +161,8 @@ def drawn(store: Store, runs: list[str]) -> dict[str, Figure]:
 
 
 def test_pictures_over_settings(store: Store, drawn: dict[str, Figure]) -> None:
+    from matplotlib.container import ErrorbarContainer
+
     assert set(drawn) == {"runs-against-momentum", "runs-against-optimizer"}
     figure = drawn["runs-against-momentum"]
     titles = [axes.get_title() for axes in figure.axes]
