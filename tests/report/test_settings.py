@@ -125,6 +125,7 @@ def test_what_follows_from_settings_is_none(tmp_path: Path) -> None:
 def test_of_many_runs_some_are_shown(
     store: Store, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.report.content.SCOPES", {"model": (True, 160)})  # the quicker
     assert shown_one_by_one(store, runs) == runs
     monkeypatch.setattr(module, "MOST_RUNS", 3)
     assert shown_one_by_one(store, runs) == ["run-0-0", "run-2-0", "run-3-0"]  # of other settings
