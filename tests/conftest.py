@@ -30,6 +30,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # fifty times as long on a machine that has something else to do.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+# Nor do those of NumPy's OpenBLAS turn in circles for 2**26 cycles after each product: a quarter of the
+# time of decompositions of small matrices. 4 is its least; there are as many threads as ever.
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
+
 # Ray's workers are as good as the tests beside them, which else take the cores from them: of two cores
 # that others want they get a thirtieth, and cases of a minute took six.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
