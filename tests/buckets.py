@@ -11,7 +11,6 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.transport import object_client
 
@@ -21,6 +20,8 @@ SECRETS = ("canarySecretKey", "canarySessionToken")
 @contextmanager
 def served() -> Iterator[str]:
     """Yield the endpoint of an empty storage."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -30,6 +30,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # fifty times as long on a machine that has something else to do.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+# Nor do those of NumPy's OpenBLAS turn in circles for 2**26 cycles after each product: a quarter of the
+# time of decompositions of small matrices. 4 is its least; there are as many threads as ever.
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
+
 # Ray's workers are as good as the tests beside them, which else take the cores from them: of two cores
 # that others want they get a thirtieth, and cases of a minute took six.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
@@ -86,21 +90,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_all(tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen checkpoints of 12 million float32 weights: twelve tiles of 64 MiB."""
-    import torch
-    from safetensors.torch import save_file
+TILE_BYTES = 4 << 20
 
-    directory = tmp_path_factory.mktemp("large") / "suite"
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(12_000_000, generator=generator)
-    for k in range(16):
-        folder = directory / f"step{k}"
-        folder.mkdir(parents=True)
-        save_file({"layers.0.w.weight": weights.view(3000, 4000)}, folder / "model.safetensors")
-        weights += 0.1 * torch.randn(1_000_000, generator=generator).repeat(12)
-    return directory
+
+@pytest.fixture(scope="module")
+def twelve_tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Four checkpoints of 3 million float32 weights, and tiles that are a sixteenth as large as else.
+
+    What is stopped half-way need not take seconds to read.
+    """
+    from tests.suites import trajectory, write_suite
+
+    suite = {"layers.0.w.weight": trajectory("walk", 4, 3_000_000, 0.1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.planning.tiles.MIN_TILE_BYTES", TILE_BYTES)
+        yield write_suite(tmp_path_factory.mktemp("twelve") / "suite", suite)
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from pipeline.store.query import Store
 from pipeline.store.tiles import encode
 from tests.canary import in_processes
 from tests.commands import hallmarks
+from tests.conftest import TILE_BYTES
 from tests.suites import trajectory, write_suite
 
 VIEWS = ("similarity", "path", "indicators", "spectrum", "projection")
@@ -95,15 +94,19 @@ def test_a_read_that_fails_is_tried_again_and_then_given_up(tmp_path: Path) -> N
     assert not isinstance(outcome, Receipt)
 
 
+SMALL_TILES = f"from pipeline.planning import tiles\ntiles.MIN_TILE_BYTES = {TILE_BYTES}\n"
+
+
 @pytest.fixture(scope="module")
-def undisturbed(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+def undisturbed(twelve_tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     store = tmp_path_factory.mktemp("undisturbed")
-    run_command(large, store, "--executor", "local")
+    run_command(twelve_tiles, store, "--executor", "local")
     return everything(store)
 
 
 def command(directory: Path, store: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.analyze", *arguments(directory, store), *options]
+    program = f"{SMALL_TILES}from jobs.cli import main\nmain()"
+    return [sys.executable, "-c", program, "analyze", *arguments(directory, store), *options]
 
 
 def arguments(directory: Path, store: Path) -> list[str]:
@@ -127,7 +130,7 @@ def everything(path: Path | str) -> dict[str, list]:
     }
 
 
-STOPS_ITSELF = """
+STOPS_ITSELF = f"""{SMALL_TILES}
 import os, signal
 from jobs import cli, progress
 def tile_done(self, num_bytes):
@@ -156,9 +159,11 @@ def stopped(directory: Path, store: Path, *options: str) -> subprocess.Popen[str
 @pytest.fixture(
     params=[signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> Iterator[Path]:
+def interrupted(
+    request: pytest.FixtureRequest, twelve_tiles: Path, tmp_path: Path
+) -> Iterator[Path]:
     """A store in which a job was stopped half-way."""
-    process = stopped(large, tmp_path, "--executor", "local")
+    process = stopped(twelve_tiles, tmp_path, "--executor", "local")
     process.send_signal(request.param)
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=30)
@@ -173,9 +178,9 @@ def interrupted(request: pytest.FixtureRequest, large: Path, tmp_path: Path) -> 
 
 
 def test_a_killed_job_goes_on_where_it_stopped(
-    interrupted: Path, large: Path, undisturbed: dict[str, list]
+    interrupted: Path, twelve_tiles: Path, undisturbed: dict[str, list]
 ) -> None:
-    summary = run_command(large, interrupted, "--executor", "local", "--memory", "150MB")
+    summary = run_command(twelve_tiles, interrupted, "--executor", "local", "--memory", "150MB")
     assert summary["resumed_tiles"] >= 2
     assert summary["bytes_read"] < summary["bytes_total"]
     assert everything(interrupted) == undisturbed
@@ -183,31 +188,31 @@ def test_a_killed_job_goes_on_where_it_stopped(
 
 
 def test_a_damaged_result_is_done_again(
-    large: Path, tmp_path: Path, undisturbed: dict[str, list]
+    twelve_tiles: Path, tmp_path: Path, undisturbed: dict[str, list]
 ) -> None:
-    process = stopped(large, tmp_path, "--executor", "local")
+    process = stopped(twelve_tiles, tmp_path, "--executor", "local")
     process.kill()
     process.communicate()
     damaged = next(tmp_path.glob("_tiles/run=r/*/*.safetensors"))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    run_command(large, tmp_path, "--executor", "local")
+    run_command(twelve_tiles, tmp_path, "--executor", "local")
     assert everything(tmp_path) == undisturbed
 
 
-def test_fresh_discards_what_was_left(large: Path, tmp_path: Path) -> None:
-    process = stopped(large, tmp_path, "--executor", "local")
+def test_fresh_discards_what_was_left(twelve_tiles: Path, tmp_path: Path) -> None:
+    process = stopped(twelve_tiles, tmp_path, "--executor", "local")
     process.kill()
     process.communicate()
-    summary = run_command(large, tmp_path, "--executor", "local", "--fresh")
+    summary = run_command(twelve_tiles, tmp_path, "--executor", "local", "--fresh")
     assert summary["resumed_tiles"] == 0
     assert summary["bytes_read"] == summary["bytes_total"]
 
 
-def test_a_complete_run_is_not_read_again(large: Path, tmp_path: Path) -> None:
-    first = run_command(large, tmp_path, "--executor", "local")
-    again = run_command(large, tmp_path, "--executor", "local")
+def test_a_complete_run_is_not_read_again(twelve_tiles: Path, tmp_path: Path) -> None:
+    first = run_command(twelve_tiles, tmp_path, "--executor", "local")
+    again = run_command(twelve_tiles, tmp_path, "--executor", "local")
     assert again["already_complete"]
     assert again["bytes_read"] == 0
     assert again["mds"] == first["mds"]
@@ -216,14 +221,14 @@ def test_a_complete_run_is_not_read_again(large: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("first", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ray_gives_the_same_bits_and_one_line(
-    first: str, large: Path, tmp_path: Path, undisturbed: dict[str, list]
+    first: str, twelve_tiles: Path, tmp_path: Path, undisturbed: dict[str, list]
 ) -> None:
     """Killed, with its Ray if it has one, then resumed on Ray; nothing but the result on standard output."""
-    process = stopped(large, tmp_path, "--executor", first)
+    process = stopped(twelve_tiles, tmp_path, "--executor", first)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     done = subprocess.run(
-        command(large, tmp_path, "--json"), capture_output=True, text=True, timeout=120
+        command(twelve_tiles, tmp_path, "--json"), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
@@ -236,11 +241,11 @@ def test_ray_gives_the_same_bits_and_one_line(
 @pytest.mark.ray
 @pytest.mark.slow  # tests/test_ending_on_ray.py does it with a smaller suite
 def test_ray_is_interrupted_in_time(
-    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twelve_tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none of its processes, which it starts from this one, has the user's token."""
     monkeypatch.setenv("HF_TOKEN", "hf_canaryToken")
-    process = stopped(large, tmp_path)
+    process = stopped(twelve_tiles, tmp_path)
     assert in_processes(["ray::WorkerActor"], but=[])
     assert in_processes(["hf_canaryToken"], but=[]) == [f"/proc/{process.pid}/environ"]
     process.send_signal(signal.SIGTERM)
@@ -249,33 +254,3 @@ def test_ray_is_interrupted_in_time(
     assert process.returncode == 130, errors
     assert "rerun the same command to resume" in errors
     assert "Traceback" not in errors
-
-
-def peak_bytes(process: subprocess.Popen[str]) -> int:
-    """Return the largest RssAnon + RssShmem seen until the process ends."""
-    peak = 0
-    while process.poll() is None:
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            held = [line.split() for line in lines if line.startswith(("RssAnon", "RssShmem"))]
-            peak = max(peak, sum(1024 * int(fields[1]) for fields in held))
-        time.sleep(0.005)
-    return peak
-
-
-def test_memory_stays_within_the_projection(large: Path, tmp_path: Path) -> None:
-    """And follows --memory: the budget is not only a number that is printed."""
-    projections, rows = [], []
-    for number, budget in enumerate(("64MiB", "400MiB")):
-        options = ["--executor", "local", "--memory", budget]
-        planned = hallmarks("plan", large, "--json", "--memory", budget)
-        memory = json.loads(planned.stdout)["memory"]
-        store = tmp_path / str(number)
-        process = subprocess.Popen(command(large, store, *options), stderr=subprocess.DEVNULL)
-        peak = peak_bytes(process)
-        assert process.returncode == 0
-        assert memory["projected"] <= memory["budget"]
-        assert peak <= memory["projected"] + memory["idle"]
-        projections.append(memory["projected"])
-        rows.append(memory["row_bytes"])
-    assert projections[0] < projections[1] and rows[0] < rows[1]

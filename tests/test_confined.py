@@ -13,6 +13,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import QueryError
+from pipeline.store.query import Store
 from tests.commands import hallmarks
 from tests.suites import trajectory, write_suite
 from tests.terminals import on_terminal
@@ -25,6 +26,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suite = write_suite(folder / "suite", {"layers.0.w.weight": trajectory("walk", 6, 3000, 0.1)})
     pipeline.analyze(str(suite), str(folder / "store"), executor="local", run="r")
     return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def opened(store: Path) -> Store:
+    return pipeline.open_store(store)
 
 
 @pytest.fixture
@@ -125,12 +131,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("query", REFUSED)
-def test_refused(query: str, store: Path, work: Path) -> None:
-    """Nothing has happened to any file, and the store still answers."""
+def test_refused(query: str, opened: Store, store: Path, work: Path) -> None:
+    """Nothing has happened to any file, and the store, opened once for all of them, still answers."""
     (file,) = store.glob("findings/run=r/*.parquet")
     before = contents(work), contents(store)
     secret_frame = pa.table({"secret": [1]})
-    opened = pipeline.open_store(str(store))
     with pytest.raises(QueryError):
         list(opened.rows(query.format(file=file, store=store))[1])
     assert (contents(work), contents(store)) == before and len(secret_frame) == 1

@@ -118,7 +118,10 @@ def row_appears(store: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL],
+    [  # the two that can be put off are sent in the commit itself, below
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT)),
+        signal.SIGKILL,
+    ],
 )
 def test_a_signal_when_the_row_appears(
     suite: Path, tmp_path: Path, undisturbed: dict[str, list], number: int
@@ -221,8 +224,8 @@ STOPS_BEFORE_THE_ROW = (
 @pytest.mark.parametrize(
     ("where", "stops"),
     [
-        ("directory", STOPS_ITSELF),
         ("bucket", STOPS_BEFORE_THE_ROW),
+        pytest.param("directory", STOPS_ITSELF, marks=pytest.mark.slow),
         pytest.param("directory", STOPS_BEFORE_THE_ROW, marks=pytest.mark.slow),
         pytest.param("bucket", STOPS_ITSELF, marks=pytest.mark.slow),
     ],

@@ -21,7 +21,7 @@ def test_it_needs_torch_and_what_workers_import(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError(__name__)\n")
     done = subprocess.run(
         ["make", "gpu-check", f"GPU_PYTHON={sys.executable}",
-         "GPU_OPTIONS=--checkpoints 6 --elements 65536 --threads 1 --workers 2"],
+         "GPU_OPTIONS=--checkpoints 6 --elements 65536 --threads 1 --workers 1"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

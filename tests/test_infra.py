@@ -27,10 +27,6 @@ import click
 import pytest
 import yaml
 from jsonschema import Draft7Validator, ValidationError
-from ray._private.ray_constants import get_runtime_env_default_excludes
-from ray._private.runtime_env.packaging import create_package
-from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start
 
 from pipeline.store.query import Store
 from pipeline.version import VERSION
@@ -116,6 +112,8 @@ def test_options_of_ray_start_exist() -> None:
 
 def options_of(command: str) -> dict[str, Any]:
     """Parse what stands after `ray start`, up to the next command."""
+    from ray.scripts.scripts import start  # a second that only collecting would take, too
+
     words = re.split(r"[;&>]", command.split("ray start", 1)[1])[0]
     return start.make_context("start", shlex.split(words)).params
 
@@ -310,10 +308,14 @@ def test_compose() -> None:
 
 
 def accepted(config: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
     validate_config(prepare_config(copy.deepcopy(config)))
 
 
 def test_the_launcher_takes_its_file() -> None:
+    from ray.autoscaler._private.util import prepare_config
+
     config = loaded(INFRA / "ray-cluster.yaml")
     accepted(config)
     # what is not said is filled in, and would install another Ray
@@ -347,6 +349,9 @@ def test_the_launcher_refuses_a_misspelt_key(path: tuple[str, ...]) -> None:
 
 def packed(directory: Path, target: Path) -> set[str]:
     """Return the files that `ray job submit --working-dir` uploads."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
     package = target / "package.zip"
     package.unlink(missing_ok=True)  # it would be taken for the one to be made
     create_package(

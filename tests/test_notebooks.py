@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib import pyplot
 from safetensors.numpy import save
 
 import pipeline
@@ -40,6 +39,8 @@ def cells(name: str, kind: str) -> list[dict[str, Any]]:
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Execute the cells with code one after the other, in a folder, and return the names they make."""
+    from matplotlib import pyplot
+
     monkeypatch.chdir(folder)
     made: dict[str, Any] = {}
     try:

@@ -23,8 +23,8 @@ def told(store: Path | str) -> dict[str, Any]:
     return {entry["run"]: entry for entry in json.loads(done.stdout)["runs"]}
 
 
-def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:
-    process = stopped(large, tmp_path, "--executor", "local")
+def test_while_it_is_read_and_after(twelve_tiles: Path, tmp_path: Path) -> None:
+    process = stopped(twelve_tiles, tmp_path, "--executor", "local")
     running = told(tmp_path)["r"]
     process.terminate()
     process.send_signal(signal.SIGCONT)
@@ -36,7 +36,7 @@ def test_while_it_is_read_and_after(large: Path, tmp_path: Path) -> None:
     assert 0 < left["bytes_done"] < left["bytes"]
     shown = hallmarks("status", "--store", tmp_path).stdout
     assert shown.startswith("r: interrupted, ") and f"process {process.pid} on" in shown
-    run_command(large, tmp_path, "--executor", "local")
+    run_command(twelve_tiles, tmp_path, "--executor", "local")
     assert told(tmp_path) == {"r": {"run": "r", "state": "complete"}}
 
 

@@ -26,6 +26,7 @@ from tests import buckets
 from tests.buckets import SECRETS, Proxy
 from tests.commands import Done, hallmarks
 from tests.suites import trajectory, write_suite
+from tests.test_bits import SMALL_TILES
 
 VIEWS = {view: f"FROM {view}" for view in SCHEMAS} | {
     "runs": "SELECT * EXCLUDE (created_at, seconds, bytes_read) FROM runs",
@@ -259,18 +260,11 @@ def test_storage_that_stays_away_is_an_error(
         assert not any(secret in repr(error.value) for secret in SECRETS)
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Several tiles."""
-    steps = trajectory("walk", 4, 9_000_000, 0.1)
-    return write_suite(tmp_path_factory.mktemp("objects") / "large", {"layers.0.w.weight": steps})
-
-
 def test_a_killed_job_goes_on_where_it_stopped(
-    store: str, large: Path, proxy: Proxy, tmp_path: Path
+    store: str, twelve_tiles: Path, proxy: Proxy, tmp_path: Path
 ) -> None:
     expected = str(tmp_path / "local")
-    pipeline.analyze(str(large), expected, executor="local", run="r")
+    pipeline.analyze(str(twelve_tiles), expected, executor="local", run="r")
     put, second = set(), threading.Event()
 
     def refuse_the_second_tile(request: str) -> str | None:
@@ -282,8 +276,11 @@ def test_a_killed_job_goes_on_where_it_stopped(
         return None
 
     proxy.fault = refuse_the_second_tile
-    analyze = ("analyze", large, "--store", store, "--executor", "local", "--run", "r")
-    job = subprocess.Popen(command(*analyze), stderr=subprocess.PIPE, text=True)
+    analyze = ("analyze", twelve_tiles, "--store", store, "--executor", "local", "--run", "r")
+    program = f"{SMALL_TILES}from jobs.cli import main\nmain()"
+    job = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, analyze)], stderr=subprocess.PIPE, text=True
+    )
     assert second.wait(60)
     assert "is being written by process" in refused(hallmarks(*analyze))
     job.kill()
@@ -292,7 +289,7 @@ def test_a_killed_job_goes_on_where_it_stopped(
     proxy.fault = lambda request: None
     (record,) = records(Folder(store))
     assert record.state == "reading" and record.tiles > 1
-    summary = pipeline.analyze(str(large), store, executor="local", run="r")
+    summary = pipeline.analyze(str(twelve_tiles), store, executor="local", run="r")
     assert summary.resumed_tiles == 1
     assert summary.bytes_read < summary.bytes_total
     assert Folder(store).list("_tiles") == []

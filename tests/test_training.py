@@ -12,7 +12,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-from transformers.trainer_callback import TrainerState
 
 import pipeline
 from pipeline.errors import HallmarksError, PackageMissing, RequestError
@@ -67,6 +66,8 @@ def values(training: Training) -> dict[str, dict[int, float]]:
 
 def trainer_state(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write one as transformers does."""
+    from transformers.trainer_callback import TrainerState
+
     TrainerState(log_history=history).save_to_json(str(folder / "trainer_state.json"))
 
 

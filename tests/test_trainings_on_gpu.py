@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 
 pytest.importorskip("obstore", reason="writes stores: `make gpu-check` installs nothing")
 pytest.importorskip("duckdb", reason="reads stores: `make gpu-check` installs nothing")
-pytest.importorskip("sklearn", reason="has the images")
 
 import pipeline
 from pipeline.follow.sketcher import Sketcher
@@ -20,6 +20,7 @@ from pipeline.sweep.train import train
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.skipif(find_spec("sklearn") is None, reason="it has the images"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 

@@ -41,7 +41,7 @@ for rank in range(4):
 """
 
 
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_parts_make_the_whole(copies: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WRITER, str(tmp_path), str(copies)], capture_output=True, text=True

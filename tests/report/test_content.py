@@ -31,6 +31,12 @@ def analyzed(folder: Path, count: int, **options: Any) -> tuple[Store, FloatArra
     return Store(str(folder / "store")), rows.astype(np.float32).astype(float)
 
 
+@pytest.fixture
+def of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what a page shows of parts left out, five sixths of the time."""
+    monkeypatch.setattr(module, "SCOPES", {"model": module.SCOPES["model"]})
+
+
 def cosines(rows: FloatArray) -> FloatArray:
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return (unit @ unit.T)[np.triu_indices(len(rows))]
@@ -58,6 +64,7 @@ def test_an_increment_that_is_zero_or_undefined_has_no_cosine() -> None:
     )
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_maps_are_the_weights_own(tmp_path: Path) -> None:
     store, rows = analyzed(tmp_path, 12)
     shown = content(store, "store", ["suite"])["runs"][0]
@@ -75,8 +82,7 @@ def test_long_runs_show_every_second_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, rows = analyzed(tmp_path, 11)
-    scopes = {scope: (fine, 6) for scope, (fine, _) in module.SCOPES.items()}
-    monkeypatch.setattr(module, "SCOPES", scopes)
+    monkeypatch.setattr(module, "SCOPES", {"model": (True, 6)})
     maps = content(store, "store", ["suite"])["runs"][0]["groups"][0]["maps"]
     assert maps["every"] == 2
     half = np.array(unpacked(maps["weights"]))
@@ -85,6 +91,7 @@ def test_long_runs_show_every_second_checkpoint(
     assert 1 - 2 * half**2 == pytest.approx(cosines(np.diff(rows[::2], axis=0)), abs=2e-5)
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_long_logs_are_means(tmp_path: Path) -> None:
     """Of more values than a curve has points: means of as many consecutive ones, at the last one's step."""
     log = tmp_path / "m.csv"
@@ -114,6 +121,7 @@ def test_scopes_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert kept | left_out == {scope for (scope,) in scopes}
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_a_sample_s_errors_are_shown(tmp_path: Path) -> None:
     rows = trajectory("smooth", 5, 300_000, 0.05)
     suite = write_suite(tmp_path / "suite", {"layers.0.self_attn.q_proj.weight": rows})
@@ -174,6 +182,7 @@ def test_windows_are_the_store_s(
             assert null == pytest.approx(expected[1], rel=1e-2, abs=1e-2, nan_ok=True)
 
 
+@pytest.mark.usefixtures("of_the_model")
 @pytest.mark.parametrize("widths", ["5", "12,16"])
 def test_of_other_windows_the_narrowest_are_shown(tmp_path: Path, widths: str) -> None:
     store, _ = analyzed(tmp_path, 20, windows=widths)
@@ -183,6 +192,7 @@ def test_of_other_windows_the_narrowest_are_shown(tmp_path: Path, widths: str) -
     assert np.isnan(straightness).sum() == shown["widths"][0] - 1
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_changes_are_the_model_s(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite", {"layers.0.w.weight": changing(30, 2000)})
     pipeline.analyze(suite, tmp_path / "store", executor="local")
@@ -190,6 +200,7 @@ def test_changes_are_the_model_s(tmp_path: Path) -> None:
     assert change["k"] == 15 and change["jump"] == pytest.approx(-np.log(4), abs=0.1)
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_the_start_of_a_decay_is_its_checkpoint(tmp_path: Path) -> None:
     lengths = np.append(np.full(30, 1.0), np.linspace(1, 0.02, 16))
     steps = np.random.default_rng(0).standard_normal((47, 2000))
@@ -209,6 +220,7 @@ def test_the_start_of_a_decay_is_its_checkpoint(tmp_path: Path) -> None:
     assert abs(changes[0]["k"] - 31) <= 3
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_runs_without_parts_have_none(tmp_path: Path) -> None:
     store, _ = analyzed(tmp_path, 4)
     shown = content(store, "store", ["suite"])["runs"][0]
@@ -236,6 +248,7 @@ def test_turns_of_straight_paths_are_means_of_the_path_s(tmp_path: Path) -> None
             assert ours == (None if truth is None else pytest.approx(truth, rel=1e-4))
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_joint_runs_are_shown(tmp_path: Path) -> None:
     sources = [
         write_suite(
@@ -252,6 +265,7 @@ def test_joint_runs_are_shown(tmp_path: Path) -> None:
     assert len(unpacked(shown["groups"][0]["maps"]["weights"])) == 55
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_an_absent_checkpoint_is_undefined(tmp_path: Path) -> None:
     rows = trajectory("walk", 6, 500, 0.1)
     rows[3, 7] = np.nan
@@ -289,6 +303,7 @@ def test_the_walk_s_components_are_those_of_explicit_steps() -> None:
     assert (coordinates[-1] >= 0).all()
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_the_command_makes_the_run_again(tmp_path: Path) -> None:
     rows = trajectory("walk", 8, 300, 0.1)
     suite = write_suite(
@@ -318,6 +333,7 @@ def test_what_is_in_the_script_stays_in_it() -> None:
     assert json.loads(text) == hostile
 
 
+@pytest.mark.usefixtures("of_the_model")
 def test_a_page_is_one_file(tmp_path: Path) -> None:
     store, _ = analyzed(tmp_path, 3)
     text = page(content(store, "store", ["suite"]))

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers.trainer_callback import TrainerState
 
 import pipeline
 from pipeline.follow import follow_once
@@ -58,6 +57,8 @@ LOGGED = [
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs: of a transformer's layers with a hostile name among its tensors, and a short one."""
+    from transformers.trainer_callback import TrainerState
+
     folder = tmp_path_factory.mktemp("report")
     kinds = ("smooth", "walk", "decaying", "folding")
     tensors = {
@@ -95,6 +96,7 @@ def page(store: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_goes_wrong(browser: Browser) -> Iterator[None]:
+    browser.call("Page.navigate", url="about:blank")  # the page of a growing run loads itself again
     browser.troubles.clear()
     browser.requests.clear()
     yield
@@ -120,7 +122,7 @@ def shown_value(text: str) -> tuple[float, float]:
 def test_keys_read_the_store_s_values(
     browser: Browser, page: str, store: Path, kind: str, group: str
 ) -> None:
-    """A hundred random cells of each map, against the query that the page itself shows."""
+    """Forty random cells of each map, against the query that the page itself shows."""
     browser.open(page + f"#kind={kind}")
     choose_group(browser, group)
     if kind == "increments" and group != "whole model":
@@ -139,7 +141,7 @@ def test_keys_read_the_store_s_values(
     browser.evaluate("document.querySelector('#map .surface').focus()")
     browser.press("ArrowRight")  # shows the cursor, at the first checkpoint
     picks, i, j = random.Random(5), 0, 0
-    for _ in range(100):
+    for _ in range(40):
         key = picks.choice(list(MOVES))
         browser.press(key)
         i, j = (
@@ -234,37 +236,33 @@ def test_keys_choose_a_window(browser: Browser, page: str) -> None:
     assert "window" not in readout(browser)
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        "map",
-        "curves",
-        "turns",
-        "windows",
-        "training",
-        "figures",
-        "layers",
-        "redundancy",
-        "path",
-        "spectrum",
-        "settling",
-    ],
+PICTURES = (
+    *("map", "curves", "turns", "windows", "training", "layers", "redundancy"),
+    *("path", "spectrum", "settling"),
 )
-def test_the_query_under_a_figure_gives_its_numbers(
-    browser: Browser, page: str, store: Path, figure: str
+
+
+def test_the_queries_under_figures_give_their_numbers(
+    browser: Browser, page: str, store: Path
 ) -> None:
     """The CSV of a figure against its query: the same rows, but for their order."""
     browser.open(page)
+    opened = Store(str(store))
+    for figure in ("figures", *PICTURES):
+        assert_query_gives_numbers(browser, opened, figure)
+
+
+def assert_query_gives_numbers(browser: Browser, store: Store, figure: str) -> None:
     csv = browser.evaluate(
         "new Promise((done) => { const make = URL.createObjectURL;"
         " URL.createObjectURL = (blob) => (blob.text().then(done), URL.createObjectURL = make, make(blob));"
         f" [...document.querySelectorAll('#{figure} .under > button')].find((b) => b.textContent === 'CSV').click() }})"
     )
     lines = csv.splitlines()
-    answer = Store(str(store)).table(query_of(browser, figure))
-    assert len(lines) > 1
+    answer = store.table(query_of(browser, figure))
+    assert len(lines) > 1, figure
     if figure != "settling":  # a row for each indicator there
-        assert len(lines) - 1 == answer.num_rows
+        assert len(lines) - 1 == answer.num_rows, figure
     else:
         assert 2 * (len(lines) - 1) == answer.num_rows
     if figure == "windows":  # its rows have names in them, too
@@ -285,19 +283,19 @@ def test_the_query_under_a_figure_gives_its_numbers(
             assert ours[: len(theirs)] == pytest.approx(theirs, rel=1e-3, abs=1e-4, nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        *("map", "curves", "turns", "windows", "training", "layers", "redundancy"),
-        *("path", "spectrum", "settling"),
-    ],
-)
 @pytest.mark.parametrize("form", ["SVG", "PNG"])
-def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: str) -> None:
+def test_pictures_can_be_saved(browser: Browser, page: str, form: str) -> None:
     """They stand alone: an image that the browser draws, of which not all is of one colour."""
     browser.open(page + "#i=4&j=9")
     browser.until("!!document.querySelector('#layers [data-drawn]')")
-    saved = browser.evaluate(
+    for figure in PICTURES:
+        width, height, colours = saved(browser, figure, form)
+        assert width > 200 and height > 60 and colours > 10, figure
+
+
+def saved(browser: Browser, figure: str, form: str) -> list[int]:
+    """Return width, height and colours of the picture that a button saves."""
+    return browser.evaluate(
         "new Promise((done) => { const make = URL.createObjectURL;"
         " URL.createObjectURL = (blob) => (done(blob), URL.createObjectURL = make, make(blob));"
         f" [...document.querySelectorAll('#{figure} .under > button')].find((b) => b.textContent === '{form}').click() }})"
@@ -308,7 +306,6 @@ def test_pictures_can_be_saved(browser: Browser, page: str, figure: str, form: s
         " const pixels = new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer);"
         " return [image.width, image.height, new Set(pixels).size] })"
     )
-    assert saved[0] > 200 and saved[1] > 60 and saved[2] > 10
 
 
 def test_what_the_training_logged(browser: Browser, page: str) -> None:
@@ -646,7 +643,9 @@ def test_everything_that_acts_has_a_name(browser: Browser, page: str) -> None:
     assert seen >= {"button", "radio", "combobox", "application", "image", "table"}
 
 
-@pytest.mark.parametrize(("dark", "width"), [(False, 400), (True, 1600)])
+@pytest.mark.parametrize(
+    ("dark", "width"), [(False, 400), pytest.param(True, 1600, marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing_in_a_growing_run(
     browser: Browser, growing: Path, dark: bool, width: int
 ) -> None:
@@ -662,11 +661,14 @@ CLICKED, IN_NUMBERS = "#i=3&j=9&a=2&b=6", "#show=numbers&minus=1&kind=increments
 
 @pytest.mark.parametrize(
     ("fragment", "dark", "width"),
-    [  # every pair of what may differ
+    [  # all that may differ, and with the slow ones every pair of it: each takes seconds
         (CLICKED, False, 400),
-        (CLICKED, True, 1600),
-        (IN_NUMBERS, False, 1600),
-        (IN_NUMBERS, True, 400),
+        (IN_NUMBERS, True, 1600),
+        *(
+            pytest.param(fragment, dark, width, marks=pytest.mark.slow)
+            for fragment, dark in ((CLICKED, True), (IN_NUMBERS, False))
+            for width in (400, 1600)
+        ),
     ],
 )
 def test_axe_finds_nothing(

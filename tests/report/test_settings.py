@@ -6,12 +6,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
 
 import pipeline
 from pipeline.errors import names_like
@@ -26,6 +24,9 @@ from tests.commands import hallmarks
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.test_page import query_of, violations
 from tests.suites import trajectory, write_suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEEDS = {(0, "sgd"): 2, (0, "<b>$x"): 2, (0.9, "sgd"): 1, (0.9, "<b>$x"): 3}
 """Of momentum and optimizer: how many there are."""
@@ -124,6 +125,7 @@ def test_what_follows_from_settings_is_none(tmp_path: Path) -> None:
 def test_of_many_runs_some_are_shown(
     store: Store, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.report.content.SCOPES", {"model": (True, 160)})  # the quicker
     assert shown_one_by_one(store, runs) == runs
     monkeypatch.setattr(module, "MOST_RUNS", 3)
     assert shown_one_by_one(store, runs) == ["run-0-0", "run-2-0", "run-3-0"]  # of other settings
@@ -160,6 +162,8 @@ def drawn(store: Store, runs: list[str]) -> dict[str, Figure]:
 
 
 def test_pictures_over_settings(store: Store, drawn: dict[str, Figure]) -> None:
+    from matplotlib.container import ErrorbarContainer
+
     assert set(drawn) == {"runs-against-momentum", "runs-against-optimizer"}
     figure = drawn["runs-against-momentum"]
     titles = [axes.get_title() for axes in figure.axes]
@@ -287,13 +291,12 @@ def test_the_setting_and_the_weights_can_be_chosen(browser: Browser, page: str) 
 
 
 @needs_a_browser
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_nothing(browser: Browser, page: str, dark: bool) -> None:
-    for width in (400, 1600):
-        browser.open(page, width=width, dark=dark)
-        browser.until("!!document.querySelector('#settings svg title')")
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        assert violations(browser) == []
+@pytest.mark.parametrize(("dark", "width"), [(False, 400), (True, 1600)])
+def test_axe_finds_nothing(browser: Browser, page: str, dark: bool, width: int) -> None:
+    browser.open(page, width=width, dark=dark)
+    browser.until("!!document.querySelector('#settings svg title')")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(browser) == []
     assert browser.troubles == []
 
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -100,6 +99,8 @@ def test_of_a_loss_that_goes_up_and_down_the_first_time_counts() -> None:
 
 
 def test_rank_correlations_are_those_of_scipy() -> None:
+    from scipy.stats import spearmanr
+
     x, y = [1.0, 2.0, 2.0, 5.0, 0.0, 3.0], [0.5, 0.1, 3.0, 3.0, 0.1, 3.0]
     assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
     assert math.isnan(rank_correlation([1.0, 1.0], [1.0, 2.0]))

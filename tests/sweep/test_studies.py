@@ -45,7 +45,8 @@ def test_grids_of_different_settings_are_one_table(tmp_path: Path) -> None:
         'name = "two"\nseeds = 1\n[fixed]\nnetwork = "mlp"\nwidth = 4\ndepth = 1\nsteps = 4\n'
         "checkpoints = 2\n[[grid]]\nmomentum = [0.5]\n[[grid]]\nwarmup = [0.5]\n"
     )
-    done = hallmarks("sweep", config, "--store", tmp_path / "store", "--executor", "local")
+    one_process = ("--executor", "local", "--max-workers", "1")
+    done = hallmarks("sweep", config, "--store", tmp_path / "store", *one_process)
     assert done.returncode == 0, done.stderr
     head, _, *rows = done.stdout.splitlines()[:4]
     assert head.split()[:3] == ["momentum", "warmup", "seeds"]
