@@ -211,7 +211,7 @@ def test_the_command_writes_three_forms(tmp_path: Path) -> None:
     done = hallmarks("report", "--store", tmp_path / "store", "--figures", out)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "each as PDF, SVG and PNG" in " ".join(done.stdout.split())
-    names = {file.stem for file in out.iterdir()}
+    names = dict(pictures(pipeline.open_store(tmp_path / "store"), ["still"]))
     assert {file.name for file in out.iterdir()} == {f"{n}.{form}" for n in names for form in MAGIC}
     for file in out.iterdir():
         assert file.read_bytes().startswith(MAGIC[file.suffix[1:]])
