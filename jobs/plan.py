@@ -268,7 +268,7 @@ def _tables(made: Plan) -> tuple[int, int, int]:
     return (
         sum(map(sum, sizes)),
         sum(kept_increments(grouped, len(run.checkpoints)) for run in runs),
-        sum(windows for *_, windows, _ in sizes),
+        sum(windows for *_, windows, _, _ in sizes),
     )
 
 

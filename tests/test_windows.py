@@ -336,10 +336,12 @@ def test_tables_of_parts_are_no_larger_than_a_plan_says(tmp_path: Path) -> None:
     request = Request(str(source), windows=range(5, 17))
     analyze(request, str(tmp_path / "store"), Resources(executor="local"))
     plan, _ = make_plan(request)
-    *_, windows, stages = encoded_tables(grouping(plan), plan)
+    *_, windows, stages, phases = encoded_tables(grouping(plan), plan)
     for table, projected in (("windows", windows), ("stages", stages)):
         (file,) = (tmp_path / "store" / table).rglob("*.parquet")
         assert projected / 2 < file.stat().st_size <= 1.2 * projected, table  # and a footer
+    (file,) = (tmp_path / "store" / "phases").rglob("*.parquet")
+    assert file.stat().st_size <= phases  # a third of the checkpoints may begin one, few do
 
 
 def test_a_plan_says_what_windows_take(source: Path, tmp_path: Path) -> None:

@@ -172,20 +172,21 @@ def largest_estimate(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     return projected_estimate(plan, grouped, divided, matrices, max(folds.values()))
 
 
-def encoded_tables(grouped: Grouping, plan: Plan) -> tuple[int, int, int, int, int]:
+def encoded_tables(grouped: Grouping, plan: Plan) -> tuple[int, int, int, int, int, int]:
     """Return the bytes of the tables of a plan's run, at most.
 
-    Of similarities, of all that there is of each checkpoint, of indicators, of windows, of stages.
-    Statistics on request are not among them.
+    Of similarities, of all that there is of each checkpoint, of indicators, of windows, of stages, of
+    phases. Statistics on request are not among them.
     """
     groups, count = len(grouped.keys), len(plan.checkpoints)
-    windows, stages = (_OF_PART[1] * rows for rows in _rows_of_parts(grouped, plan))
+    windows, stages, phases = (_OF_PART[1] * rows for rows in _rows_of_parts(grouped, plan))
     return (
         groups * _PAIR[1] * _pairs(count) + kept_increments(grouped, count),
         groups * _CHECKPOINT[1] * count,
         groups * _INDICATOR[1] * len(INDICATORS),
         windows,
         stages,
+        phases,
     )
 
 
@@ -198,11 +199,12 @@ def _pairs(count: int) -> int:
     return count * (count + 1) // 2
 
 
-def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int]:
-    """Return how many rows the windows and the stages of all groups have."""
+def _rows_of_parts(grouped: Grouping, plan: Plan) -> tuple[int, int, int]:
+    """Return how many rows the windows, the stages and at most the phases of all groups have."""
     windows, stages = Parts.asked(plan).rows
+    phases = len(plan.checkpoints) // LEAST_IN_PHASE * len(INDICATORS)
     kept = sum(grouped.increments_kept)
-    return kept * windows, kept * stages
+    return kept * windows, kept * stages, kept * phases
 
 
 def group_bytes(plan: Plan) -> int:
@@ -233,9 +235,8 @@ def _of_tables(plan: Plan, grouped: Grouping, divided: Buffers) -> int:
     rows_of_tables = (
         *(groups * rows for rows in (_pairs(count), count, len(INDICATORS))),
         *_rows_of_parts(grouped, plan),
-        phases := sum(grouped.increments_kept) * count // LEAST_IN_PHASE * len(INDICATORS),
     )
-    tables = *encoded_tables(grouped, plan), _OF_PART[1] * phases
+    tables = encoded_tables(grouped, plan)
     waiting = _PAIR[0], _CHECKPOINT[0], _INDICATOR[0], *3 * _OF_PART[:1]
     for rows, of_row, encoded in zip(rows_of_tables, waiting, tables, strict=True):
         total += _WAITING * of_row * min(rows, ROW_GROUP)
