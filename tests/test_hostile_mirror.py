@@ -108,6 +108,18 @@ def test_the_command_says_so(mirror: Hub, home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "victim").exists() and not (home / "store").exists()
 
 
+def test_the_id_of_a_commit_is_looked_at_before_it_is_asked_for(mirror: Hub, home: Path) -> None:
+    """One of 70,000 letters is too long for an address, and would fill the message."""
+    repository = mirror.repository(NAME)
+    endless = "a" * 70_000
+    files = repository.commits[repository.branches["step2"]].files
+    repository.commits[endless] = Commit(endless, "", files, None)
+    repository.branches["main"] = endless
+    with serving(mirror), pytest.raises(RequestError, match="expected the id of a commit") as error:
+        pipeline.plan(NAME, layout="folders")
+    assert len(error.value.message) < 500
+
+
 class Changing(StoredFile):
     """A file with the right hash when it is listed, and a path for one when it is fetched."""
 

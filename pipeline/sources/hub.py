@@ -133,15 +133,21 @@ class HubRepository:
         return [self._candidate(title, commit) for title, commit in commits]
 
     def _commit(self) -> str:
-        return self._listing.commit(self._revision)
+        return self._id(self._listing.commit(self._revision))
+
+    def _id(self, commit: str) -> str:
+        """Return the id of a commit as a server says it: it becomes part of addresses, and of messages."""
+        if not is_hash(commit):
+            raise self._malformed("the id of a commit", commit)
+        return commit
 
     def _candidate(
         self, name: str, commit: str, path: str = "", is_file: bool = False
     ) -> Candidate:
-        if not is_hash(commit):
-            raise self._malformed("the id of a commit", commit)
         stated = self._reading.stated(name)
-        return Candidate(name, commit, path, is_file, stated=stated, repository=self._repository)
+        return Candidate(
+            name, self._id(commit), path, is_file, stated=stated, repository=self._repository
+        )
 
     def _tree(self, commit: str) -> ListFolder[Entry]:
         if commit not in self._trees:
