@@ -279,6 +279,8 @@ def test_in_python_it_is_refused_at_once(store: Store) -> None:
         store.along("a", 0, 8)
     with pytest.raises(QueryError, match="add up to 1, found 2"):
         store.average("a", [2, 0, 0, 0, 0, 0, 0, 0])
+    with pytest.raises(QueryError, match="expected weights, found"):
+        store.average("a", [10**400, "x"])
     rows = store.average("a", np.full(8, 1 / 8), scope="layer").to_arrow_table().to_pylist()
     assert [(row["layer"], row["k"]) for row in rows] == [
         (n, k) for n in range(3) for k in range(8)

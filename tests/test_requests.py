@@ -46,6 +46,7 @@ def refused(suite: Path, store: Path, **options: Any) -> RequestError:
         ({"seed": 1.5}, "--seed: expected a whole number, found '1.5'"),
         ({"seed": "x"}, "--seed: expected a whole number, found 'x'"),
         ({"fraction": math.nan}, "--fraction: expected more than 0 and at most 1, found 'nan'"),
+        ({"fraction": 10**400}, "--fraction: expected more than 0 and at most 1, found '1000"),
         ({"fraction": "much"}, "--fraction: expected more than 0 and at most 1, found 'much'"),
         ({"budget": "20 gigs"}, "--budget: '20 gigs' is not a size, such as 2GiB or 500MB"),
         ({"budget": 0}, "--budget: '0' is not a size"),

@@ -519,6 +519,16 @@ def test_columns_of_a_manifest(suffix: str, suite: Path, tmp_path: Path) -> None
     assert "remark" in shown and "holds no numbers" in shown
 
 
+def test_integers_of_a_manifest_may_be_larger_than_any_double(suite: Path, tmp_path: Path) -> None:
+    rows = [
+        {"uri": str(suite / f"step{step}"), "n": (-(10**400), 3)[k % 2]}
+        for k, step in enumerate(STEPS)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = rows_of(analyzed(tmp_path / "m.jsonl", tmp_path / "store"))
+    assert {(k, value) for k, *_, value in found} == {(0, None), (1, 3.0), (2, None), (3, 3.0)}
+
+
 def test_a_joint_run_has_what_is_at_its_checkpoints(suite: Path, tmp_path: Path) -> None:
     other = suite.parent / "other"
     shutil.copytree(suite, other)

@@ -61,7 +61,7 @@ def weights_of(stated: Any, checkpoints: Sequence[Selected]) -> NDArray[np.float
 def _numbers(stated: Any, count: int) -> NDArray[np.float64]:
     try:
         numbers = np.array([float(each) for each in stated])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RequestError(f"--weights: expected {_FORMS}, found {quoted(stated)}") from None
     if len(numbers) != count:
         raise RequestError(

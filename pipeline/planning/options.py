@@ -275,7 +275,7 @@ def share(option: str, value: Any) -> float:
         number = float(value)
         if not 0 < number <= 1:  # NaN is neither
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise RequestError(
             f"{option}: expected more than 0 and at most 1, found {quoted(value)}",
             f"for example {option} 0.01",
@@ -291,7 +291,7 @@ def seconds(option: str, value: Any) -> float:
         number = float(value)
         if not 0 <= number < math.inf:
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise RequestError(
             f"{option}: expected seconds, found {quoted(value)}", f"for example {option} 60"
         ) from None

@@ -231,6 +231,6 @@ def _snapshot_of(model: nn.Module) -> Snapshot | ShardedSnapshot | None:
 
 def _number(name: str, value: Any) -> float:
     if name not in _RESERVED:
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
             return float(value.item() if isinstance(value, Tensor) else value)
     raise RequestError(f"metrics: expected numbers by name, found {quoted(name)}: {quoted(value)}")

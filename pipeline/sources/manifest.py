@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -127,7 +128,7 @@ class Manifest:
         if not isinstance(state, str):
             raise SourceNotFound(f"{where}: expected keys as state, found {quoted(state)}")
         metrics = tuple(
-            (column, float(value))
+            (column, _measured(value))
             for column, value in row.items()
             if column not in _COLUMNS and value is not None
         )
@@ -223,6 +224,14 @@ def _name(value: Any, where: str) -> str:
         if len(text) <= _MOST_CHARACTERS:
             return text
     raise SourceNotFound(f"{where}: expected a name, found {quoted(value)}")
+
+
+def _measured(value: float) -> float:
+    """Return a number as a double: an integer of JSON may have any size, and is infinite beyond it."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _number(row: dict[str, Any], column: str, where: str) -> float | None:

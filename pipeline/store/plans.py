@@ -54,7 +54,7 @@ def decode_plan(data: bytes) -> Plan:
         return _reader(Plan)(plain)
     except FormatError:
         raise
-    except (zlib.error, ValueError, TypeError, LookupError, RecursionError):
+    except (zlib.error, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         raise FormatError("a plan of another form, as another version keeps it") from None
 
 

@@ -377,7 +377,10 @@ class Store:
         Raises:
             QueryError: there is no such run, or the weights are none.
         """
-        words = weights if isinstance(weights, str) else [float(weight) for weight in weights]
+        try:
+            words = weights if isinstance(weights, str) else [float(each) for each in weights]
+        except (TypeError, ValueError, OverflowError):
+            raise QueryError(f"average: expected weights, found {quoted(weights)}") from None
         return self._called("average", run, (words,), scope, layer, component, tensor)
 
     def _called(

@@ -266,6 +266,7 @@ def test_wrong_steps_and_metrics(tmp_path: Path) -> None:
             (4, {"loss": "low"}, "expected numbers by name, found 'loss': 'low'"),
             (4, {"loss": torch.ones(2)}, "expected numbers by name, found 'loss'"),
             (4, {"loss": None}, "expected numbers by name"),
+            (4, {"loss": 10**400}, "expected numbers by name, found 'loss'"),
             (4, {"step": 5}, "expected numbers by name, found 'step': '5'"),
             (4, {"metric": 5}, "found 'metric'"),
         ):
