@@ -374,7 +374,7 @@ class Soak:
             if where == "bucket"
             else str(self._folder / f"store{number}")
         )
-        options = ("--memory", rng.choice(("100MiB", "400MiB")), *executor.split())
+        options = ("--memory", rng.choice(("120MiB", "400MiB")), *executor.split())
         trial = Trial(job, store, name, options, rng, self._environment)
         try:
             faults[name](trial)
