@@ -166,12 +166,12 @@ def following(
         )  # fmt: skip
     except LeaseLost:
         raise  # the record is another's, too
-    except BaseException:
+    except BaseException:  # an interrupt, too: the record would say that somebody still follows
         with contextlib.suppress(StoreUnusable):
             remove_record(folder, run)
         raise
     else:
-        remove_record(folder, run)  # it would say that somebody still follows
+        remove_record(folder, run)
     finally:
         lease.release()
 

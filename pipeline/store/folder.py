@@ -42,6 +42,8 @@ class Folder:
     `create` one name the first wins. On object storage every process takes its credentials from its
     own environment, and what fails is tried again a few times.
 
+    Directories below it that become empty are removed, as on object storage there are none.
+
     A directory holds no links: whoever put one there would have files elsewhere read, written or
     removed. They are not listed, and a path through one is refused.
 
