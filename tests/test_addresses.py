@@ -146,6 +146,7 @@ def test_a_host_that_pauses_one_worker_pauses_all(hub: Hub, clock: Clock) -> Non
         other.access(0)
         hub.faults.add(Fault("status", status=429, headers={"Retry_After": "1"}, occurrences={0}))
         reader.read(0, [(0, memoryview(bytearray(10)))])
+        other.access(1)  # is answered, after what was told before: nobody waits for that
         (told,) = [request for request in asked if isinstance(request, HostPaused)]
         other.pause(*told)
         before = clock.slept
